@@ -1,0 +1,650 @@
+"""A case: what the author wrote, in either dialect, as one value.
+
+Enters: a YAML file. Leaves: a :class:`Case`, or a :class:`CaseError` with all
+its problems. Touches: reads that one file.
+
+Both dialects become the same nouns: nodes with an environment and words of a
+command. A deployment node has one server; a routing node has one server a rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steps.core import gates, schema, words
+from steps.core.errors import CaseError, Place, Problem, errors_of, sort_problems
+from steps.core.words import Word
+from steps.core.yamlsource import Source, load_yaml
+
+_DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A routing node's external data-parallel ranks (``config[i]``)."""
+
+    port_start: int
+    dp_rpc_port: int
+    dp_size: int
+    dp_size_local: int
+    dp_rank_start: int
+    tp_size: int
+    cp_size: int = 1
+    sp_size: int = 1
+    pp_size: int = 1
+    dp_address: str = ""
+
+    @property
+    def devices_per_rank(self) -> int:
+        """Devices one rank occupies."""
+        return self.tp_size * self.cp_size * self.sp_size * self.pp_size
+
+
+@dataclass(frozen=True)
+class CaseNode:
+    """One node as the author wrote it.
+
+    Attributes:
+        command: words of ``server_cmd``; in the routing dialect the words of
+            ``vllm serve <model>`` and the template.
+        paths: YAML path of the node's entry, environment and command.
+        master_index: the old form's explicit master, else None.
+    """
+
+    index: int
+    envs: Mapping[str, str]
+    command: tuple[Word, ...]
+    paths: Mapping[str, tuple[Any, ...]]
+    ranks: Ranks | None = None
+    headless: bool = False
+    master_index: int | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Prefill/decode split: indices as listed, headless nodes perhaps among them."""
+
+    prefillers: tuple[int, ...]
+    decoders: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KvPool:
+    """A KV cache pool that runs on node 0 before any rank."""
+
+    type: str
+    ports: Mapping[str, int]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ProxySpec:
+    """What stands in front of a split fleet; ``kind`` is script, vllm-router, command or auto."""
+
+    kind: str = "auto"
+    script: str = ""
+    args: tuple[str, ...] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark with its gates.
+
+    ``sampling`` goes into each request; ``num_prompts`` None means the whole
+    data set; ``request_rate`` is in requests/s, 0 without limit.
+    """
+
+    name: str
+    case_type: str
+    dataset_path: str = ""
+    dataset_path_local: str = ""
+    request_conf: str = ""
+    dataset_conf: str = ""
+    num_prompts: int | None = None
+    max_out_len: int = 512
+    batch_size: int = 1
+    request_rate: float = 0.0
+    baseline: float | None = None
+    threshold: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    thinking: bool | None = None
+    no_pred: bool = False
+    trust_remote_code: bool = False
+    gates: tuple[gates.Gate, ...] = ()
+    no_gate_reason: str = ""
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole case. Given the same file it is the same value."""
+
+    file: str
+    sha256: str
+    dialect: str
+    name: str
+    model: str
+    num_nodes: int
+    npu_per_node: int
+    nodes: tuple[CaseNode, ...]
+    split: Split | None
+    kv_pool: KvPool | None
+    proxy: ProxySpec
+    benchmarks: tuple[Benchmark, ...]
+    cluster_hosts: tuple[str, ...]
+    special_dependencies: Mapping[str, str]
+    timeouts: Mapping[str, float]
+    engine: str
+    proof: bool
+    lint_ignore: Mapping[str, str]
+    source: Source = field(repr=False, compare=False)
+
+    def place(self, *path: Any) -> Place:
+        """Where the value at a YAML path stands in the file."""
+        return self.source.place(*path)
+
+
+def load_case(path: Path) -> Case:
+    """Read, check and normalise a case.
+
+    Raises:
+        CaseError: with every problem found.
+    """
+    return build_case(load_yaml(path))
+
+
+def build_case(source: Source) -> Case:
+    """Check and normalise a parsed case.
+
+    Raises:
+        CaseError: with every problem found.
+    """
+    problems = schema.check(source)
+    if errors_of(problems):
+        raise CaseError(sort_problems(problems + _counts(source)))
+    builder = _Builder(source)
+    case = builder.build()
+    if builder.problems:
+        raise CaseError(sort_problems(builder.problems))
+    return case
+
+
+def as_text(value: Any) -> str:
+    """A YAML scalar as upstream puts it into an environment: Python's ``str``."""
+    return str(value)
+
+
+def seconds(value: float | str) -> float:
+    """``600``, ``"600s"``, ``"10m"`` or ``"1h"`` in seconds.
+
+    Raises:
+        ValueError: another form, or not more than zero.
+    """
+    match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|)\s*$", str(value))
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"found {value!r}, expected seconds or text such as '45m'")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def _counts(source: Source) -> list[Problem]:
+    """``num_nodes`` against the lists, reported even when the form has errors."""
+    data = source.data
+    if not isinstance(data, dict):
+        return []
+    wanted = data.get("num_nodes")
+    if not isinstance(wanted, int) or isinstance(wanted, bool):
+        return []
+    found = []
+    for key in ("deployment", "config", "templates"):
+        value = data.get(key)
+        if isinstance(value, list) and len(value) != wanted:
+            found.append(
+                Problem(
+                    "MN010",
+                    f"{key}: has {len(value)} entries, expected {wanted} as num_nodes says",
+                    source.place(key),
+                    "Give one entry a node, or correct num_nodes.",
+                    field=key,
+                    related=(source.place("num_nodes"),),
+                )
+            )
+    return found
+
+
+class _Builder:
+    """Turns checked data into a Case, collecting what only whole values show."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.data: dict[str, Any] = source.data
+        self.problems: list[Problem] = _counts(source)
+
+    def build(self) -> Case:
+        data = self.data
+        dialect = schema.dialect_of(data) or "deployment"
+        size = data["num_nodes"]
+        nodes = self._deployment() if dialect == "deployment" else self._routing()
+        return Case(
+            file=self.source.file,
+            sha256=self.source.sha256,
+            dialect=dialect,
+            name=data.get("test_name") or Path(self.source.file).stem,
+            model=data["model"],
+            num_nodes=size,
+            npu_per_node=data["npu_per_node"],
+            nodes=nodes,
+            split=self._split(dialect),
+            kv_pool=self._kv_pool(),
+            proxy=self._proxy(),
+            benchmarks=tuple(
+                self._benchmark(name, entry)
+                for name, entry in (data.get("benchmarks") or {}).items()
+            ),
+            cluster_hosts=self._hosts(),
+            special_dependencies={
+                name: as_text(version)
+                for name, version in (data.get("special_dependencies") or {}).items()
+            },
+            timeouts=self._timeouts(),
+            engine=data.get("engine", ""),
+            proof=data.get("proof", True),
+            lint_ignore=dict((data.get("lint") or {}).get("ignore") or {}),
+            source=self.source,
+        )
+
+    def _problem(self, rule: str, message: str, hint: str, *path: Any, field: str = "") -> None:
+        name = field or ".".join(str(part) for part in path)
+        self.problems.append(
+            Problem(rule, f"{name}: {message}", self.source.place(*path), hint, field=name)
+        )
+
+    def _hosts(self) -> tuple[str, ...]:
+        hosts = tuple(self.data.get("cluster_hosts") or ())
+        if hosts and len(hosts) != self.data["num_nodes"]:
+            self._problem(
+                "MN010",
+                f"has {len(hosts)} entries, expected {self.data['num_nodes']} as num_nodes says",
+                "Give one address a node, in the order of the nodes.",
+                "cluster_hosts",
+            )
+        for at, host in enumerate(hosts):
+            if host in hosts[:at]:
+                self._problem(
+                    "MN011",
+                    f"'{host}' is listed twice",
+                    "Each node has an address of its own.",
+                    "cluster_hosts",
+                    at,
+                )
+        return hosts
+
+    def _environment(self, *layers: Any) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for layer in layers:
+            merged.update({key: as_text(value) for key, value in (layer or {}).items()})
+        return merged
+
+    def _deployment(self) -> tuple[CaseNode, ...]:
+        nodes = []
+        for at, entry in enumerate(self.data["deployment"]):
+            path = ("deployment", at)
+            command = self._command(entry["server_cmd"], (*path, "server_cmd"))
+            nodes.append(
+                CaseNode(
+                    index=at,
+                    envs=self._environment(
+                        self.data.get("env_common"), entry.get("envs"), entry.get("env_extend")
+                    ),
+                    command=command,
+                    paths={
+                        "node": path,
+                        "envs": (*path, "envs"),
+                        "command": (*path, "server_cmd"),
+                    },
+                    headless=any(word.text == "--headless" for word in command)
+                    or bool(entry.get("headless")),
+                    master_index=self._node_index(entry.get("master_index"), *path, "master_index"),
+                )
+            )
+            if entry.get("local_index") not in (None, at):
+                self._problem(
+                    "MN012",
+                    f"found {entry['local_index']}, expected {at}, its position in the list",
+                    "List the nodes in order.",
+                    *path,
+                    "local_index",
+                )
+        return tuple(nodes)
+
+    def _command(self, text: str, path: tuple[Any, ...]) -> tuple[Word, ...]:
+        span = self.source.spans.get(path)
+        try:
+            pieces = words.split(text)
+        except words.UnbalancedQuote as error:
+            place = self.source.place(*path)
+            if span:
+                locator = words.Locator(self.source.file, self.source.lines, span)
+                for raw in text[: error.offset + 1].split():
+                    place = locator.place(raw)
+            self.problems.append(
+                Problem(
+                    "MN013",
+                    f"{'.'.join(map(str, path))}: {error}",
+                    place,
+                    "Close the quote; JSON values stand in single quotes.",
+                    field=".".join(map(str, path)),
+                )
+            )
+            return ()
+        if not pieces:
+            self._problem("MN014", "is empty, expected a vllm serve command", "", *path)
+            return ()
+        if span is None:
+            place = self.source.place(*path)
+            return tuple(Word(word, place) for word, _, _ in pieces)
+        locator = words.Locator(self.source.file, self.source.lines, span)
+        found = tuple(Word(word, locator.place(text[a:b])) for word, a, b in pieces)
+        self._is_vllm(found, path)
+        return found
+
+    def _is_vllm(self, command: tuple[Word, ...], path: tuple[Any, ...]) -> None:
+        texts = [word.text for word in command]
+        serves = "serve" in texts[:6] and any(Path(t).name == "vllm" for t in texts[:5])
+        module = any(t.startswith("vllm.entrypoints") for t in texts[:5])
+        if not (serves or module):
+            self.problems.append(
+                Problem(
+                    "MN015",
+                    f"{'.'.join(map(str, path))}: found {' '.join(texts[:2])!r}, "
+                    "expected 'vllm serve MODEL ...'",
+                    command[0].place,
+                    "A server command starts with 'vllm serve'; no shell runs it.",
+                    field=".".join(map(str, path)),
+                )
+            )
+
+    def _node_index(self, value: int | None, *path: Any) -> int | None:
+        if value is not None and value >= self.data["num_nodes"]:
+            self._problem(
+                "MN012",
+                f"found {value}, expected a node index below {self.data['num_nodes']}",
+                "Nodes count from 0.",
+                *path,
+            )
+            return None
+        return value
+
+    def _routing(self) -> tuple[CaseNode, ...]:
+        configs = self._by_node("config")
+        templates = self._by_node("templates")
+        nodes = []
+        for index in range(self.data["num_nodes"]):
+            if index not in configs or index not in templates:
+                continue
+            at_config, config = configs[index]
+            at, template = templates[index]
+            path = ("templates", at)
+            ranks = Ranks(
+                **{
+                    key: value
+                    for key, value in config.items()
+                    if key != "node_index" and key in Ranks.__dataclass_fields__
+                }
+            )
+            if ranks.dp_rank_start + ranks.dp_size_local > ranks.dp_size:
+                self._problem(
+                    "MN016",
+                    f"ranks {ranks.dp_rank_start} to "
+                    f"{ranks.dp_rank_start + ranks.dp_size_local - 1} do not fit dp_size "
+                    f"{ranks.dp_size}",
+                    "dp_rank_start + dp_size_local is at most dp_size.",
+                    "config",
+                    at_config,
+                    "dp_rank_start",
+                )
+            if ranks.port_start + ranks.dp_size_local - 1 > 65535:
+                self._problem(
+                    "MN016",
+                    f"found {ranks.port_start}, its last rank would listen on port "
+                    f"{ranks.port_start + ranks.dp_size_local - 1}, expected at most 65535",
+                    "Choose a lower port_start.",
+                    "config",
+                    at_config,
+                    "port_start",
+                )
+            nodes.append(
+                CaseNode(
+                    index=index,
+                    envs=self._environment(self.data.get("env_common"), template.get("envs")),
+                    command=self._template(template["server_cmd_template"], path),
+                    paths={
+                        "node": path,
+                        "envs": (*path, "envs"),
+                        "command": (*path, "server_cmd_template"),
+                        "config": ("config", at_config),
+                    },
+                    ranks=ranks,
+                )
+            )
+        return tuple(nodes)
+
+    def _template(self, items: list[Any], path: tuple[Any, ...]) -> tuple[Word, ...]:
+        at = self.source.place(*path)
+        model = self.source.place("model")
+        head = (Word("vllm", at), Word("serve", at), Word(self.data["model"], model))
+        rest = tuple(
+            Word(as_text(item), self.source.place(*path, "server_cmd_template", n))
+            for n, item in enumerate(items)
+        )
+        return head + rest
+
+    def _by_node(self, key: str) -> dict[int, tuple[int, Any]]:
+        found: dict[int, tuple[int, Any]] = {}
+        for at, entry in enumerate(self.data[key]):
+            index = entry["node_index"]
+            if index in found:
+                self._problem(
+                    "MN012",
+                    f"node {index} has two entries",
+                    "Give one entry a node.",
+                    key,
+                    at,
+                    "node_index",
+                )
+            elif self._node_index(index, key, at, "node_index") is not None:
+                found[index] = (at, entry)
+        if not self.problems:
+            for index in range(self.data["num_nodes"]):
+                if index not in found:
+                    self._problem("MN012", f"node {index} has no entry", "", key)
+        return found
+
+    def _split(self, dialect: str) -> Split | None:
+        if dialect == "routing":
+            entry = self.data["routing"]["groups"]
+            paths: tuple[tuple[str, ...], ...]
+            paths = (("routing", "groups", "prefiller"), ("routing", "groups", "decoder"))
+        else:
+            entry = self.data.get("disaggregated_prefill") or {}
+            if not entry.get("enabled"):
+                return None
+            paths = (
+                ("disaggregated_prefill", "prefiller_host_index"),
+                ("disaggregated_prefill", "decoder_host_index"),
+            )
+        for path in paths:
+            if path[-1] not in entry:
+                self.problems.append(
+                    Problem(
+                        "MN004",
+                        f"{'.'.join(path[:-1])}: required key '{path[-1]}' is missing",
+                        self.source.place(*path[:-1]),
+                        "List the nodes of that role.",
+                        field=".".join(path),
+                    )
+                )
+        lists = [entry.get(path[-1], []) for path in paths]
+        taken: dict[int, str] = {}
+        for role, indices in zip(paths, lists, strict=True):
+            for at, index in enumerate(indices):
+                self._node_index(index, *role, at)
+                if index in taken:
+                    self._problem(
+                        "MN017",
+                        f"node {index} is already in {taken[index]}",
+                        "A node has one role.",
+                        *role,
+                        at,
+                    )
+                taken.setdefault(index, role[-1])
+        return Split(tuple(lists[0]), tuple(lists[1]))
+
+    def _kv_pool(self) -> KvPool | None:
+        entry = self.data.get("kv_pool")
+        if not entry:
+            return None
+        kind = entry["type"]
+        mine = {
+            "mooncake": ("master_port", "metrics_port"),
+            "memcache": ("meta_service_port", "config_store_port"),
+        }
+        for owner, keys in mine.items():
+            for key in keys:
+                if owner != kind and key in entry:
+                    self._problem(
+                        "MN018", f"belongs to {owner}, found type {kind}", "", "kv_pool", key
+                    )
+        defaults = {
+            "master_port": 50051,
+            "metrics_port": 9003,
+            "meta_service_port": 5000,
+            "config_store_port": 6000,
+        }
+        ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
+        return KvPool(kind, ports, entry.get("config") or {})
+
+    def _proxy(self) -> ProxySpec:
+        entry = self.data.get("proxy")
+        if entry is None:
+            return ProxySpec()
+        if isinstance(entry, str):
+            if entry in ("vllm-router", "script"):
+                return ProxySpec(entry)
+            return ProxySpec("script", script=entry) if entry.endswith(".py") else self._no_proxy()
+        known = {"kind", "script", "args", "command"}
+        for key in entry:
+            if key not in known:
+                self._problem(
+                    "MN005", "unknown key", f"Known here: {', '.join(sorted(known))}.", "proxy", key
+                )
+        args = entry.get("args", [])
+        if not isinstance(args, list):
+            self._problem("MN006", "expected a list", "", "proxy", "args")
+            args = []
+        for key in ("kind", "script", "command"):
+            if key in entry and not (isinstance(entry[key], str) and entry[key]):
+                self._problem("MN006", f"found {entry[key]!r}, expected text", "", "proxy", key)
+                return ProxySpec()
+        if entry.get("command"):
+            return ProxySpec("command", command=entry["command"])
+        kind = entry.get("kind", "script" if entry.get("script") else "auto")
+        if kind not in ("auto", "script", "vllm-router"):
+            return self._no_proxy()
+        return ProxySpec(kind, entry.get("script", ""), tuple(as_text(arg) for arg in args))
+
+    def _no_proxy(self) -> ProxySpec:
+        self._problem(
+            "MN007",
+            f"found {self.data['proxy']!r}, expected vllm-router, script, a path that ends in .py, "
+            "or a mapping with kind, script, args or command",
+            "",
+            "proxy",
+        )
+        return ProxySpec()
+
+    def _timeouts(self) -> dict[str, float]:
+        found = {}
+        for phase, value in (self.data.get("timeouts") or {}).items():
+            try:
+                found[phase] = seconds(value)
+            except ValueError as error:
+                self._problem("MN007", str(error), "", "timeouts", phase)
+        return found
+
+    def _benchmark(self, name: str, entry: dict[str, Any]) -> Benchmark:
+        path = ("benchmarks", name)
+        own_gates = []
+        for at, text in enumerate(entry.get("gates") or ()):
+            try:
+                gate = gates.parse(text)
+            except ValueError as error:
+                self._problem("MN019", f"found {text!r}, {error}", "", *path, "gates", at)
+                continue
+            if gate.of_baseline and entry.get("baseline") is None:
+                self._problem(
+                    "MN019", "uses the baseline, but there is none", "", *path, "gates", at
+                )
+            own_gates.append(gate)
+        if entry.get("gate") and not entry.get("reason"):
+            self._problem(
+                "MN019", "needs a reason", "Add 'reason: why nothing is gated'.", *path, "gate"
+            )
+        if entry.get("gate") and own_gates:
+            self._problem("MN019", "is none, but 'gates' has entries", "Keep one.", *path, "gate")
+        if not (entry.get("dataset_path") or entry.get("dataset_path_local")):
+            self._problem(
+                "MN004",
+                "neither 'dataset_path' nor 'dataset_path_local' is there",
+                "Name the data set: a hub id, or a path on the leader.",
+                *path,
+            )
+        numbers = {
+            key: _number(entry.get(key))
+            for key in ("request_rate", "baseline", "threshold", *SAMPLED)
+        }
+        sampling = {key: numbers[key] for key in SAMPLED if numbers[key] is not None}
+        if "ignore_eos" in entry:
+            sampling["ignore_eos"] = _switch(entry["ignore_eos"])
+        return Benchmark(
+            name=name,
+            case_type=entry["case_type"],
+            dataset_path=entry.get("dataset_path", ""),
+            dataset_path_local=entry.get("dataset_path_local", ""),
+            request_conf=entry.get("request_conf", ""),
+            dataset_conf=entry.get("dataset_conf", ""),
+            num_prompts=_whole(entry.get("num_prompts")),
+            max_out_len=_whole(entry.get("max_out_len")) or 512,
+            batch_size=_whole(entry.get("batch_size")) or 1,
+            request_rate=float(numbers["request_rate"] or 0),
+            baseline=numbers["baseline"],
+            threshold=numbers["threshold"],
+            sampling=sampling,
+            thinking=_switch(entry["thinking"]) if "thinking" in entry else None,
+            no_pred=_switch(entry.get("no_pred", False)),
+            trust_remote_code=_switch(entry.get("trust_remote_code", False)),
+            gates=tuple(own_gates),
+            no_gate_reason=entry.get("reason", "") if entry.get("gate") else "",
+            repeat=entry.get("repeat", 1),
+        )
+
+
+SAMPLED = tuple(key for key in schema.SAMPLING if key != "ignore_eos")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        return float(value) if "." in value else int(value)
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _switch(value: Any) -> bool:
+    return value is True or str(value).lower() == "true"

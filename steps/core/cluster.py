@@ -1,0 +1,120 @@
+"""Where a case runs: the ordered nodes and what is the same on all of them.
+
+Enters: addresses, a profile. Leaves: a :class:`Cluster`. Touches nothing,
+but for :func:`own_interface` and :func:`own_addresses`, which look at this
+machine's network interfaces.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """One node: the address others reach it under, and the interface that has it."""
+
+    index: int
+    address: str
+    interface: str = ""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How stand-ins behave: seconds to load, and injected faults."""
+
+    load_seconds: float = 1.0
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A fleet's machines.
+
+    Attributes:
+        backend: ``local``, ``hosts`` or ``k8s``.
+        env: what the profile sets in every process; a case's commands may refer to it.
+        known: further variables of the image that a case's commands may refer to.
+        paths: directories put in front of path variables, such as PATH.
+        scripts: environment scripts each node sources before it starts anything.
+        workdir: working directory of the servers; empty: the node's own.
+        proxy_script: where upstream's proxy script really is on the leader.
+        router: the vllm-router program, if there is one.
+        python: the interpreter that runs scripts and pip on the nodes.
+    """
+
+    name: str
+    backend: str
+    nodes: tuple[ClusterNode, ...]
+    control_port: int = 28999
+    env: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scripts: tuple[str, ...] = ()
+    workdir: str = ""
+    proxy_script: str = ""
+    router: str = ""
+    python: str = "python3"
+    rehearsal: Rehearsal | None = None
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Cluster:
+        """The cluster that :meth:`to_dict` wrote."""
+        fields = dict(data)
+        fields["nodes"] = tuple(ClusterNode(**node) for node in data["nodes"])
+        fields["paths"] = {key: tuple(value) for key, value in data["paths"].items()}
+        fields["scripts"] = tuple(data["scripts"])
+        if data.get("rehearsal"):
+            rehearsal = data["rehearsal"]
+            fields["rehearsal"] = Rehearsal(rehearsal["load_seconds"], tuple(rehearsal["faults"]))
+        return Cluster(**fields)
+
+
+def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:
+    """``count`` nodes on loopback addresses of their own.
+
+    Args:
+        network: two numbers, such as ``71.9``, for 127.71.9.1, 127.71.9.2 and so on.
+    """
+    first, second = (int(part) for part in network.split("."))
+    base = int(ipaddress.IPv4Address(f"127.{first}.{second}.0"))
+    return tuple(
+        ClusterNode(i, str(ipaddress.IPv4Address(base + i + 1)), "lo") for i in range(count)
+    )
+
+
+def own_addresses() -> dict[str, list[str]]:
+    """Interface -> its IP addresses, without scope suffixes."""
+    import psutil
+
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: [entry.address.split("%")[0] for entry in entries if entry.family in families]
+        for name, entries in psutil.net_if_addrs().items()
+    }
+
+
+def own_interface(address: str, interfaces: Mapping[str, Iterable[str]] | None = None) -> str:
+    """The interface of this machine that has ``address``; empty when none has it."""
+    wanted = ipaddress.ip_address(address)
+    table = own_addresses() if interfaces is None else interfaces
+    for name, addresses in table.items():
+        if any(ipaddress.ip_address(entry) == wanted for entry in addresses):
+            return name
+    if wanted.is_loopback and wanted.version == 4:
+        return "lo"
+    return ""
+
+
+def url_host(address: str) -> str:
+    """An address as it stands in a URL: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address

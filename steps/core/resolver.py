@@ -1,0 +1,805 @@
+"""Case + Cluster -> Plan, a pure function.
+
+Enters: a case, a cluster, options. Leaves: a plan with no variable left in
+it, or a :class:`CaseError` with everything that stands in the way. Touches
+nothing; the same inputs give the same plan but for the run id.
+
+What is injected, which master an address means, how the proxy is started and
+where benchmarks go follow the upstream harness (vllm-ascend, multi_node).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from steps.core import VERSION, gates, vllmargs
+from steps.core.case import Benchmark, Case, CaseNode, Ranks, seconds
+from steps.core.cluster import Cluster, url_host
+from steps.core.errors import CaseError, Problem, sort_problems
+from steps.core.plan import (
+    LEADER,
+    BenchmarkPlan,
+    Budget,
+    Endpoint,
+    NodePlan,
+    Plan,
+    Port,
+    Probe,
+    Process,
+)
+from steps.core.variables import fill, fill_environment
+from steps.core.words import split
+
+DEFAULT_PROXY_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
+DEFAULT_SERVER_PORT = "8080"
+ROUTING_PROXY_PORT = 1999
+DEPLOYMENT_PROXY_PORT = 6000
+DEFAULT_ENV = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
+    "SERVER_PORT": DEFAULT_SERVER_PORT,
+}
+
+#: Seconds for each phase, and seconds it may pass without progress.
+BUDGETS = {
+    "join": Budget(600, 600),
+    "preflight": Budget(120, 120),
+    "install": Budget(900, 900),
+    "pool": Budget(120, 120),
+    "load": Budget(3600, 900),
+    "probe": Budget(300, 300),
+    "bench": Budget(7200, 1800),
+    "proof": Budget(60, 60),
+    "stop": Budget(120, 120),
+    "collect": Budget(300, 300),
+}
+REHEARSAL_BUDGETS = {
+    "join": Budget(30, 30),
+    "preflight": Budget(30, 30),
+    "install": Budget(30, 30),
+    "pool": Budget(15, 15),
+    "load": Budget(60, 30),
+    "probe": Budget(30, 30),
+    "bench": Budget(120, 30),
+    "proof": Budget(15, 15),
+    "stop": Budget(60, 60),
+    "collect": Budget(60, 60),
+}
+
+#: A rehearsed or smoke-tested benchmark is made no larger than this.
+SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to case and cluster.
+
+    Attributes:
+        driver: ``smoke``, ``aisbench`` or ``none``; empty: smoke in rehearsals, else aisbench.
+        timeouts: seconds by phase, over the case's.
+    """
+
+    run: str = ""
+    driver: str = ""
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+
+
+def resolve(case: Case, cluster: Cluster, options: Options | None = None) -> Plan:
+    """The plan of ``case`` on ``cluster``.
+
+    Raises:
+        CaseError: variables nobody defines, no API server where one is
+            needed, or more nodes than the cluster has.
+    """
+    resolver = _Resolver(case, cluster, options or Options())
+    plan = resolver.plan()
+    if resolver.problems:
+        raise CaseError(sort_problems(resolver.problems))
+    return plan
+
+
+def side_of(case: Case, index: int) -> str:
+    """``prefiller``, ``decoder`` or ``plain``.
+
+    A node that no list names belongs to the group of the node before it.
+    """
+    if case.split is None:
+        return "plain"
+    for at in range(index, -1, -1):
+        if at in case.split.prefillers:
+            return "prefiller"
+        if at in case.split.decoders:
+            return "decoder"
+    return "prefiller"
+
+
+def master_index(case: Case, index: int) -> int:
+    """Which node's address ``MASTER_IP`` is on node ``index``.
+
+    Node 0's; under disaggregated prefill the first decoder's for every node
+    that is no prefiller.
+    """
+    node = next((n for n in case.nodes if n.index == index), None)
+    if node is not None and node.master_index is not None:
+        return node.master_index
+    if case.split is not None and case.split.decoders and side_of(case, index) != "prefiller":
+        return case.split.decoders[0]
+    return LEADER
+
+
+class _Resolver:
+    def __init__(self, case: Case, cluster: Cluster, options: Options) -> None:
+        self.case = case
+        self.cluster = cluster
+        self.options = options
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.ports: list[Port] = []
+        self._groups: dict[Any, str] = {}
+
+    def plan(self) -> Plan:
+        case, cluster = self.case, self.cluster
+        if len(cluster.nodes) != case.num_nodes:
+            raise CaseError(
+                [
+                    Problem(
+                        "MN022",
+                        f"the case wants {case.num_nodes} nodes, the cluster {cluster.name} "
+                        f"has {len(cluster.nodes)}",
+                        case.place("num_nodes"),
+                        "Name as many hosts as num_nodes says.",
+                    )
+                ]
+            )
+        self._take(LEADER, cluster.control_port, "control", "node")
+        nodes = [self._node(node) for node in case.nodes]
+        if nodes and not self.problems:
+            nodes[LEADER] = self._add_proxy(nodes)
+        endpoint = self._endpoint(nodes)
+        if cluster.rehearsal is not None:
+            self.notes.append("rehearsal: stand-ins play the engines; baselines are not judged")
+            if case.special_dependencies:
+                self.notes.append("special_dependencies are not installed in a rehearsal: skipped")
+        return Plan(
+            run=self.options.run,
+            case_name=case.name,
+            case_file=case.file,
+            case_sha256=case.sha256,
+            engine=case.engine,
+            model=self._value(case.model, cluster.env, ("model",)),
+            cluster=cluster,
+            nodes=tuple(nodes),
+            endpoint=endpoint,
+            benchmarks=tuple(self._benchmark(entry) for entry in case.benchmarks),
+            budgets=self._budgets(),
+            ports=tuple(sorted(self.ports, key=lambda p: (p.node, p.port, p.purpose))),
+            notes=tuple(self.notes),
+            proof=case.proof,
+            harness=VERSION,
+        )
+
+    # Nodes
+
+    def _node(self, node: CaseNode) -> NodePlan:
+        at = self.cluster.nodes[node.index]
+        side = side_of(self.case, node.index)
+        master = self.cluster.nodes[master_index(self.case, node.index)].address
+        processes: list[Process] = []
+        files: dict[str, str] = {}
+        pool_env: dict[str, str] = {}
+        pool_files: dict[str, str] = {}
+        if self.case.kv_pool:
+            files, pool_env, pool_files = self._pool_files(node.index)
+            if node.index == LEADER:
+                processes.append(self._pool())
+        if node.ranks is None:
+            servers = [self._server(node, side, master)]
+        else:
+            servers = [
+                self._rank(node, node.ranks, rank, side, master)
+                for rank in range(node.ranks.dp_size_local)
+            ]
+        processes += [
+            replace(server, env={**server.env, **pool_env}, files=pool_files) for server in servers
+        ]
+        return NodePlan(
+            index=node.index,
+            address=at.address,
+            interface=at.interface,
+            role="leader" if node.index == LEADER else "worker",
+            side=side,
+            headless=all(server.headless for server in servers),
+            master=master,
+            devices=self.case.npu_per_node,
+            processes=tuple(processes),
+            files=files,
+            packages=tuple(_requirement(*item) for item in self.case.special_dependencies.items()),
+        )
+
+    def _injected(self, index: int, master: str) -> dict[str, str]:
+        at = self.cluster.nodes[index]
+        env = {"HCCL_IF_IP": at.address, "LOCAL_IP": at.address, "MASTER_IP": master}
+        if at.interface:
+            for name in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
+                env[name] = at.interface
+            env["NIC_NAME"] = at.interface
+        return env
+
+    def _environment(
+        self,
+        node: CaseNode,
+        master: str,
+        process: str,
+        braced: Mapping[str, str] | None = None,
+    ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        injected = self._injected(node.index, master)
+        given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
+
+        def unknown(name: str, missing: str) -> None:
+            self._unresolved(missing, name, (*node.paths["envs"], name), given)
+
+        own, paths = fill_environment(node.envs, given, unknown, braced)
+        env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
+        merged = {key: tuple(value) for key, value in self.cluster.paths.items()}
+        for key, value in paths.items():
+            merged[key] = (*merged.get(key, ()), *value)
+        if self.cluster.rehearsal:
+            env.update(self._rehearsal_env(node.index, process))
+        return env, merged
+
+    def _rehearsal_env(self, index: int, process: str) -> dict[str, str]:
+        rehearsal = self.cluster.rehearsal
+        assert rehearsal is not None
+        return {
+            "REHEARSAL_ADDRESS": self.cluster.nodes[index].address,
+            "REHEARSAL_NODE_INDEX": str(index),
+            "REHEARSAL_PROCESS": process,
+            "REHEARSAL_DEVICES": str(self.case.npu_per_node),
+            "REHEARSAL_LOAD_SECONDS": f"{rehearsal.load_seconds:g}",
+            "REHEARSAL_FAULTS": ";".join(rehearsal.faults),
+        }
+
+    def _server(self, node: CaseNode, side: str, master: str) -> Process:
+        env, paths = self._environment(node, master, "server")
+        table = {**self.cluster.known, **env}
+        argv = []
+        for word in node.command:
+            place = word.place
+
+            def unknown(name: str, place: Any = place) -> None:
+                self._unresolved(name, "server_cmd", node.paths["command"], table, place)
+
+            argv.append(fill(word.text, table, unknown))
+        if node.headless and not vllmargs.has(argv, "--headless"):
+            argv.append("--headless")
+        size = vllmargs.number(argv, "--data-parallel-size", 1)
+        local = vllmargs.number(argv, "--data-parallel-size-local", size)
+        start = vllmargs.number(argv, "--data-parallel-start-rank", 0)
+        if vllmargs.has(argv, "--data-parallel-rank"):
+            start, local = vllmargs.number(argv, "--data-parallel-rank", 0), 1
+        return self._finish(
+            Process(
+                name="server",
+                kind="server",
+                argv=tuple(argv),
+                env=env,
+                paths=paths,
+                headless=node.headless,
+                rank=start if size > 1 else None,
+                ranks=max(local, 1),
+            ),
+            node.index,
+            side,
+            master,
+        )
+
+    def _rank(
+        self, node: CaseNode, ranks: Ranks, local_rank: int, side: str, master: str
+    ) -> Process:
+        name = f"server-{local_rank}"
+        braced = self._rank_variables(node, ranks, local_rank, master)
+        env, paths = self._environment(node, master, name, braced)
+        table = {**self.cluster.known, **env}
+        argv = []
+        for word in node.command:
+            place = word.place
+
+            def unknown(missing: str, place: Any = place) -> None:
+                self._unresolved(
+                    missing, "server_cmd_template", node.paths["command"], table, place
+                )
+
+            argv.append(fill(word.text, table, unknown, braced))
+        process = Process(
+            name=name,
+            kind="server",
+            argv=tuple(argv),
+            env=env,
+            paths=paths,
+            headless=vllmargs.has(argv, "--headless"),
+            rank=ranks.dp_rank_start + local_rank,
+        )
+        return self._finish(process, node.index, side, master)
+
+    def _rank_variables(
+        self, node: CaseNode, ranks: Ranks, local_rank: int, master: str
+    ) -> dict[str, str]:
+        addresses = {f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes}
+        own = self.cluster.nodes[node.index].address
+        width = ranks.devices_per_rank
+        devices = range(local_rank * width, (local_rank + 1) * width)
+        table = {
+            **addresses,
+            "LOCAL_IP": own,
+            "MASTER_IP": master,
+            "MODEL": self.case.model,
+            "PORT_START": str(ranks.port_start),
+            "PORT": str(ranks.port_start + local_rank),
+            "DP_SIZE": str(ranks.dp_size),
+            "DP_SIZE_LOCAL": str(ranks.dp_size_local),
+            "DP_RANK_START": str(ranks.dp_rank_start),
+            "DP_RANK": str(ranks.dp_rank_start + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "TP_SIZE": str(ranks.tp_size),
+            "CP_SIZE": str(ranks.cp_size),
+            "SP_SIZE": str(ranks.sp_size),
+            "PP_SIZE": str(ranks.pp_size),
+            "DP_RPC_PORT": str(ranks.dp_rpc_port),
+            "VISIBLE_DEVICES": ",".join(map(str, devices)),
+            "NODE_INDEX": str(node.index),
+            "CONFIG_INDEX": str(node.paths["config"][1]),
+            "LWS_WORKER_INDEX": str(node.index),
+        }
+        path = (*node.paths["config"], "dp_address")
+        table["DP_ADDRESS"] = (
+            fill(
+                ranks.dp_address,
+                {**self.cluster.env, **table},
+                lambda name: self._unresolved(name, "dp_address", path, table),
+            )
+            if ranks.dp_address
+            else master
+        )
+        return table
+
+    def _finish(self, process: Process, index: int, side: str, master: str) -> Process:
+        """Adds what the finished command says: API, probe, ports, group."""
+        argv = process.argv
+        address = self.cluster.nodes[index].address
+        size = vllmargs.number(argv, "--data-parallel-size", 1)
+        rpc = vllmargs.number(argv, "--data-parallel-rpc-port", vllmargs.DEFAULT_RPC_PORT)
+        meets = vllmargs.value(argv, "--data-parallel-address") or address
+        group = self._group(process, index, side, (meets, rpc), size)
+        api, probe = "", None
+        if not process.headless:
+            port = vllmargs.number(argv, "--port", vllmargs.DEFAULT_PORT)
+            host = vllmargs.value(argv, "--host") or "0.0.0.0"
+            reached = address if host in ("0.0.0.0", "::", "[::]", "localhost") else host
+            scheme = "https" if vllmargs.has(argv, "--ssl-certfile") else "http"
+            api = f"{scheme}://{url_host(reached)}:{port}"
+            probe = Probe("http", f"{api}/health")
+            self._take(index, port, "api", process.name)
+        if size > 1 and meets == address and process.rank == 0:
+            self._take(index, rpc, "data-parallel-rpc", process.name)
+        self._kv_ports(process, index)
+        return replace(process, api=api, probe=probe, group=group)
+
+    def _group(
+        self, process: Process, index: int, side: str, meets: tuple[str, int], size: int
+    ) -> str:
+        if process.rank is not None and process.ranks < size:
+            key: Any = (side, meets)
+        else:
+            key = (side, index, process.name)
+        if key not in self._groups:
+            same = sum(1 for name in self._groups.values() if name.startswith(f"{side}-"))
+            self._groups[key] = f"{side}-{same}"
+        return self._groups[key]
+
+    def _kv_ports(self, process: Process, index: int) -> None:
+        text = vllmargs.value(process.argv, "--kv-transfer-config")
+        try:
+            config = json.loads(text) if text else {}
+            port = int(config.get("kv_port") or 0)
+        except (ValueError, TypeError, AttributeError):
+            return
+        if 0 < port <= 65535:
+            width = process.ranks * vllmargs.number(process.argv, "--tensor-parallel-size", 1)
+            self.ports.append(
+                Port(index, port, "kv-transfer", process.name, max(width, 1), listens=False)
+            )
+
+    # KV pool and proxy
+
+    def _pool(self) -> Process:
+        pool = self.case.kv_pool
+        assert pool is not None
+        address = self.cluster.nodes[LEADER].address
+        env = {**DEFAULT_ENV, **self.cluster.env, **self._injected(LEADER, address)}
+        if self.cluster.rehearsal:
+            env.update(self._rehearsal_env(LEADER, "pool"))
+        for key, port in pool.ports.items():
+            self._take(LEADER, port, f"kv-pool {key}", "pool")
+        if pool.type == "mooncake":
+            argv: tuple[str, ...] = (
+                "mooncake_master",
+                "--port",
+                str(pool.ports["master_port"]),
+                "--metrics_port",
+                str(pool.ports["metrics_port"]),
+                "--eviction_high_watermark_ratio",
+                "0.9",
+                "--eviction_ratio",
+                "0.1",
+                "--default_kv_lease_ttl",
+                "11000",
+            )
+            port, files = pool.ports["master_port"], {}
+        else:
+            script = "from memcache_hybrid import MetaService; MetaService.main()"
+            argv = (self.cluster.python, "-c", script)
+            port, files = pool.ports["meta_service_port"], {"MMC_META_CONFIG_PATH": "mmc-meta.conf"}
+        return Process(
+            name="pool",
+            kind="pool",
+            argv=argv,
+            env=env,
+            paths=self.cluster.paths,
+            files=files,
+            probe=Probe("tcp", f"tcp://{url_host(address)}:{port}"),
+            grace=10.0,
+        )
+
+    def _pool_files(self, index: int) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Files of a node, environment and path variables of its servers, for the pool."""
+        pool = self.case.kv_pool
+        assert pool is not None
+        leader = url_host(self.cluster.nodes[LEADER].address)
+
+        def text(value: Any) -> Any:
+            if isinstance(value, str):
+                table = {
+                    **{f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes},
+                    "LOCAL_IP": self.cluster.nodes[index].address,
+                    "MASTER_IP": self.cluster.nodes[LEADER].address,
+                }
+                return self._value(value, table, ("kv_pool", "config"))
+            if isinstance(value, Mapping):
+                return {key: text(inner) for key, inner in value.items()}
+            return [text(inner) for inner in value] if isinstance(value, list) else value
+
+        config = text(pool.config)
+        if pool.type == "mooncake":
+            master = f"{leader}:{pool.ports['master_port']}"
+            content = {
+                "metadata_server": "P2PHANDSHAKE",
+                "protocol": "ascend",
+                "device_name": "",
+                **config,
+                "master_server_address": master,
+            }
+            files = {"mooncake.json": json.dumps(content, indent=2, sort_keys=True) + "\n"}
+            return files, {"MOONCAKE_MASTER": master}, {"MOONCAKE_CONFIG_PATH": "mooncake.json"}
+        meta_url = f"tcp://{leader}:{pool.ports['meta_service_port']}"
+        store_url = f"tcp://{leader}:{pool.ports['config_store_port']}"
+        meta = {
+            **_mapping(config.get("meta")),
+            "ock.mmc.meta_service_url": meta_url,
+            "ock.mmc.meta_service.config_store_url": store_url,
+        }
+        local = {
+            **_mapping(config.get("local")),
+            "ock.mmc.meta_service_url": meta_url,
+            "ock.mmc.local_service.config_store_url": store_url,
+        }
+        files = {"mmc-local.conf": _properties(local)}
+        if index == LEADER:
+            files["mmc-meta.conf"] = _properties(meta)
+        return files, {}, {"MMC_LOCAL_CONFIG_PATH": "mmc-local.conf"}
+
+    def _add_proxy(self, nodes: list[NodePlan]) -> NodePlan:
+        leader = nodes[LEADER]
+        if self.case.split is None:
+            return leader
+        backends = {
+            side: [
+                process
+                for node in nodes
+                if node.side == side
+                for process in node.processes
+                if process.kind == "server" and process.api
+            ]
+            for side in ("prefiller", "decoder")
+        }
+        for side, processes in backends.items():
+            if not processes:
+                where = "routing" if self.case.dialect == "routing" else "disaggregated_prefill"
+                self._problem(
+                    "MN021",
+                    f"no {side} has an API server: all are headless or none is listed",
+                    "The proxy needs at least one server of each role.",
+                    where,
+                )
+        if self.problems:
+            return leader
+        return replace(leader, processes=(*leader.processes, self._proxy(leader, backends)))
+
+    def _proxy(self, leader: NodePlan, backends: Mapping[str, Sequence[Process]]) -> Process:
+        spec = self.case.proxy
+        routing = self.case.dialect == "routing"
+        port = self._free(ROUTING_PROXY_PORT if routing else DEPLOYMENT_PROXY_PORT)
+        self._take(LEADER, port, "proxy", "proxy")
+        address = url_host(leader.address)
+        node = self.case.nodes[LEADER]
+        plain_node = replace(
+            node, envs={k: v for k, v in node.envs.items() if "${" not in v or not routing}
+        )
+        env, paths = self._environment(plain_node, leader.master, "proxy")
+        script = spec.script or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
+        kind = spec.kind
+        wanted = script or DEFAULT_PROXY_SCRIPT
+        found = self.cluster.proxy_script
+        if kind == "auto":
+            kind = "script" if found or not self.cluster.rehearsal else "vllm-router"
+            if kind == "vllm-router":
+                self.notes.append(
+                    f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
+                )
+        elif kind == "script" and self.cluster.rehearsal and not found:
+            kind = "vllm-router"
+            self.notes.append(
+                f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
+            )
+        if kind == "command":
+            argv = self._proxy_command(env, leader.address, port, backends)
+            health = "health"
+        elif kind == "script":
+            argv = self._proxy_script(found or wanted, leader.address, port, backends)
+            health = "healthcheck"
+        else:
+            argv = self._router(leader.address, port, backends)
+            health = "health"
+        url = f"http://{address}:{port}"
+        return Process(
+            name="proxy",
+            kind="proxy",
+            argv=(*argv, *spec.args),
+            env=env,
+            paths=paths,
+            probe=Probe("http", f"{url}/{health}"),
+            api=url,
+            grace=10.0,
+        )
+
+    def _proxy_script(
+        self, script: str, host: str, port: int, backends: Mapping[str, Sequence[Process]]
+    ) -> tuple[str, ...]:
+        argv = [self.cluster.python, script, "--host", host, "--port", str(port)]
+        for side, processes in backends.items():
+            hosts, ports = zip(*(_host_port(process.api) for process in processes), strict=True)
+            argv += [f"--{side}-hosts", *hosts, f"--{side}-ports", *ports]
+        return tuple(argv)
+
+    def _router(
+        self, host: str, port: int, backends: Mapping[str, Sequence[Process]]
+    ) -> tuple[str, ...]:
+        metrics = self._free(29000)
+        self._take(LEADER, metrics, "proxy metrics", "proxy")
+        argv = [self.cluster.router or "vllm-router", "--vllm-pd-disaggregation"]
+        for flag, side in (("--prefill", "prefiller"), ("--decode", "decoder")):
+            for process in backends[side]:
+                argv += [flag, process.api]
+        load = self._budgets()["load"].seconds
+        argv += ["--policy", "round_robin", "--host", host, "--port", str(port)]
+        argv += ["--prometheus-host", host, "--prometheus-port", str(metrics)]
+        argv += ["--worker-startup-check-interval", "1"]
+        argv += ["--worker-startup-timeout-secs", str(int(load) + 60)]
+        argv += ["--kv-connector", "nixl"]
+        return tuple(argv)
+
+    def _proxy_command(
+        self,
+        env: Mapping[str, str],
+        host: str,
+        port: int,
+        backends: Mapping[str, Sequence[Process]],
+    ) -> tuple[str, ...]:
+        lists: dict[str, list[str]] = {}
+        for side, processes in backends.items():
+            pairs = [_host_port(process.api) for process in processes]
+            lists[f"{side.upper()}_HOSTS"] = [pair[0] for pair in pairs]
+            lists[f"{side.upper()}_PORTS"] = [pair[1] for pair in pairs]
+            lists[f"{side.upper()}_URLS"] = [process.api for process in processes]
+        table = {
+            **self.cluster.known,
+            **env,
+            "HOST": host,
+            "PORT": str(port),
+            **{name: ",".join(items) for name, items in lists.items()},
+        }
+        try:
+            pieces = split(self.case.proxy.command)
+        except ValueError as error:
+            self._problem("MN013", str(error), "", "proxy", "command")
+            return ()
+        argv: list[str] = []
+        for word, _, _ in pieces:
+            name = word.strip("${}")
+            if word in (f"${name}", f"${{{name}}}") and name in lists:
+                argv += lists[name]
+            else:
+                argv.append(self._value(word, table, ("proxy", "command")))
+        return tuple(argv)
+
+    # Benchmarks, endpoint, budgets
+
+    def _endpoint(self, nodes: Sequence[NodePlan]) -> Endpoint:
+        if not nodes or self.problems:
+            return Endpoint("", "", "server")
+        leader = nodes[LEADER]
+        servers = [p for p in leader.processes if p.kind == "server"]
+        model = vllmargs.served_name(servers[0].argv) or self.case.model
+        proxies = [p for p in leader.processes if p.kind == "proxy"]
+        if proxies:
+            return Endpoint(proxies[0].api, model, "proxy")
+        if not servers[0].api:
+            self._problem(
+                "MN021",
+                "node 0 is headless, but benchmarks go to node 0",
+                "Let node 0 have the API server; the other nodes join it with --headless.",
+                *self.case.nodes[LEADER].paths["command"],
+            )
+            return Endpoint("", model, "server")
+        return Endpoint(servers[0].api, model, "server")
+
+    def _benchmark(self, entry: Benchmark) -> BenchmarkPlan:
+        rehearsed = self.cluster.rehearsal is not None
+        driver = self.options.driver or ("smoke" if rehearsed else "aisbench")
+        conditions = (
+            *(
+                ()
+                if entry.no_gate_reason
+                else gates.upstream(entry.case_type, entry.baseline, entry.threshold)
+            ),
+            *entry.gates,
+        )
+        skip, scaled = "", ""
+        if driver == "none":
+            skip = "benchmarks were switched off (--bench none)"
+        elif rehearsed:
+            skip = "rehearsed"
+        elif driver == "smoke":
+            skip = "the smoke driver does not run the case's load"
+        elif entry.no_gate_reason:
+            skip = entry.no_gate_reason
+        if driver == "smoke" or (rehearsed and driver == "aisbench"):
+            entry, scaled = _scaled(entry)
+        return BenchmarkPlan(entry, driver, conditions, skip, scaled)
+
+    def _budgets(self) -> dict[str, Budget]:
+        base = REHEARSAL_BUDGETS if self.cluster.rehearsal else BUDGETS
+        given: dict[str, float] = {**self.cluster.timeouts}
+        if not self.cluster.rehearsal:
+            given.update(self.case.timeouts)
+        given.update(self.options.timeouts)
+        return {
+            phase: Budget(given[phase], min(budget.stall, given[phase]))
+            if phase in given
+            else budget
+            for phase, budget in base.items()
+        }
+
+    # Helpers
+
+    def _take(self, node: int, port: int, purpose: str, process: str) -> None:
+        self.ports.append(Port(node, port, purpose, process))
+
+    def _free(self, first: int) -> int:
+        taken = set(self._taken_on_leader())
+        port = first
+        while port in taken and port < 65535:
+            port += 1
+        return port
+
+    def _taken_on_leader(self) -> Iterator[int]:
+        for port in self.ports:
+            if port.node == LEADER:
+                yield from range(port.port, port.port + port.count)
+
+    def _value(self, text: str, table: Mapping[str, str], path: tuple[Any, ...]) -> str:
+        known = {**self.cluster.known, **table}
+        return fill(text, known, lambda name: self._unresolved(name, path[-1], path, known))
+
+    def _problem(self, rule: str, message: str, hint: str, *path: Any) -> None:
+        self.problems.append(
+            Problem(rule, message, self.case.place(*path), hint, field=".".join(map(str, path)))
+        )
+
+    def _unresolved(
+        self,
+        name: str,
+        where: str,
+        path: tuple[Any, ...],
+        known: Mapping[str, str],
+        place: Any = None,
+    ) -> None:
+        import difflib
+
+        close = difflib.get_close_matches(name, list(known), 1, 0.75)
+        hint = (
+            f"Did you mean '${close[0]}'?"
+            if close
+            else "Define it under env_common or the node's envs, or in the cluster's profile."
+        )
+        self.problems.append(
+            Problem(
+                "MN020",
+                f"{where}: nobody defines the variable '{name}'",
+                place or self.case.place(*path),
+                hint,
+                field=".".join(map(str, path)),
+            )
+        )
+
+
+def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
+    """The benchmark made small enough for a smoke run, and what was changed."""
+    prompts = min(entry.num_prompts or SMALL_PROMPTS, SMALL_PROMPTS)
+    tokens = min(entry.max_out_len, SMALL_TOKENS)
+    width = min(entry.batch_size, SMALL_CONCURRENCY)
+    rate = entry.request_rate
+    if rate and prompts / rate > SMALL_SECONDS:
+        rate = prompts / SMALL_SECONDS
+    small = replace(
+        entry, num_prompts=prompts, max_out_len=tokens, batch_size=width, request_rate=rate
+    )
+    changes = [
+        f"{name} {after:g} for {'all' if before is None else format(before, 'g')}"
+        for name, before, after in (
+            ("num_prompts", entry.num_prompts, prompts),
+            ("max_out_len", entry.max_out_len, tokens),
+            ("batch_size", entry.batch_size, width),
+            ("request_rate", entry.request_rate, rate),
+        )
+        if before != after
+    ]
+    return small, ", ".join(changes)
+
+
+def _requirement(name: str, version: str) -> str:
+    return f"{name}{version}" if version[:1] in "<>=!~" else f"{name}=={version}"
+
+
+def _host_port(url: str) -> tuple[str, str]:
+    host, _, port = url.split("://", 1)[1].rpartition(":")
+    return host.strip("[]"), port
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _properties(values: Mapping[str, Any]) -> str:
+    return "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
+
+
+def parse_timeouts(items: Sequence[str]) -> dict[str, float]:
+    """``--timeout load=600`` options as seconds by phase.
+
+    Raises:
+        ValueError: not ``phase=seconds``, or a phase that does not exist.
+    """
+    found = {}
+    for item in items:
+        phase, equals, value = item.partition("=")
+        if not equals or phase not in BUDGETS:
+            raise ValueError(
+                f"--timeout: found {item!r}, expected PHASE=SECONDS with PHASE one of "
+                f"{', '.join(BUDGETS)}"
+            )
+        found[phase] = seconds(value)
+    return found

@@ -1,0 +1,571 @@
+"""The form of a case, in both dialects, and the check of a case against it.
+
+Enters: a parsed :class:`Source`. Leaves: every problem its form has, with
+file, line, found, expected. Touches nothing.
+
+``FIELDS`` below is the single source: cerberus checks with it, the reference
+page and the editors' JSON Schema are made from it. The dialects are those of
+the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
+``ours`` are multinode's additions, all optional.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+from cerberus import TypeDefinition, Validator
+from cerberus.errors import ValidationError
+
+from steps.core.errors import Problem
+from steps.core.yamlsource import DataPath, Source
+
+#: The phases of a run that have a budget, in their order.
+PHASES = (
+    "join",
+    "preflight",
+    "install",
+    "pool",
+    "load",
+    "probe",
+    "bench",
+    "proof",
+    "stop",
+    "collect",
+)
+DURATION = r"^\d+(\.\d+)?\s*(s|m|h)?$"
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+)
+
+Field = dict[str, Any]
+
+
+def _field(kind: Any, doc: str, *, ours: bool = False, **rules: Any) -> Field:
+    """One cerberus rule set with the sentence that documents it."""
+    return {"type": kind, "meta": {"doc": doc, "ours": ours}, **rules}
+
+
+def _environment(doc: str) -> Field:
+    return _field(
+        "dict",
+        doc,
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[A-Za-z_][A-Za-z0-9_]*$"},
+        valuesrules={"type": ["string", "number", "boolean"], "nullable": True},
+    )
+
+
+def _index(doc: str) -> Field:
+    return _field("strict_integer", doc, min=0)
+
+
+def _count(doc: str, **rules: Any) -> Field:
+    return _field("strict_integer", doc, min=1, **rules)
+
+
+def _port(doc: str, **rules: Any) -> Field:
+    return _field("strict_integer", doc, min=1, max=65535, **rules)
+
+
+def _indices(doc: str) -> Field:
+    return _field("list", doc, empty=False, schema=_index("A node index."))
+
+
+_NUMBER = ["number", "numeric_string"]
+_WHOLE = ["strict_integer", "whole_string"]
+_SWITCH = ["boolean", "switch_string"]
+
+BENCHMARK: Field = {
+    "case_type": _field(
+        "string",
+        "What is measured.",
+        required=True,
+        allowed=["performance", "accuracy"],
+    ),
+    "dataset_path": _field("string", "Hub id of the data set, resolved in ModelScope's cache."),
+    "dataset_path_local": _field("string", "Directory or file of the data set on the leader."),
+    "request_conf": _field(
+        "string", "AISBench request configuration, such as `vllm_api_stream_chat`."
+    ),
+    "dataset_conf": _field(
+        "string", "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`."
+    ),
+    "num_prompts": _field(_WHOLE, "Requests to send; absent: the whole data set.", min_value=1),
+    "max_out_len": _field(_WHOLE, "Output tokens asked of each request.", min_value=1),
+    "batch_size": _field(_WHOLE, "Most requests in flight at once.", min_value=1),
+    "request_rate": _field(_NUMBER, "Requests/s (Poisson); 0: no limit.", min_value=0),
+    "baseline": _field(
+        _NUMBER,
+        "Expected output token throughput (tokens/s), or score. "
+        "0 and 1 gate nothing on a performance benchmark.",
+    ),
+    "threshold": _field(
+        _NUMBER,
+        "performance: least share of the baseline (default 0.97); "
+        "accuracy: widest distance from the baseline.",
+        min_value=0,
+    ),
+    "temperature": _field(_NUMBER, "Sampling temperature; 0 for performance, 0.6 for accuracy."),
+    "top_p": _field(_NUMBER, "Nucleus sampling."),
+    "top_k": _field(_NUMBER, "Top-k sampling."),
+    "min_p": _field(_NUMBER, "Min-p sampling."),
+    "seed": _field(_NUMBER, "Seed of the sampling.", nullable=True),
+    "presence_penalty": _field(_NUMBER, "Presence penalty."),
+    "repetition_penalty": _field(_NUMBER, "Repetition penalty."),
+    "thinking": _field(_SWITCH, "Ask the chat template for thinking."),
+    "ignore_eos": _field(_SWITCH, "Generate exactly `max_out_len` tokens."),
+    "no_pred": _field(_SWITCH, "Do not keep predictions."),
+    "trust_remote_code": _field(_SWITCH, "Let the tokenizer run code of its own."),
+    "gates": _field(
+        "list",
+        "Further conditions, `metric op value`, such as `ttft_p99_ms <= 2000` or "
+        "`output_throughput >= 0.97 * baseline`.",
+        ours=True,
+        schema={"type": "string", "empty": False},
+    ),
+    "gate": _field(
+        "string", "`none`: gates nothing, with a `reason`.", ours=True, allowed=["none"]
+    ),
+    "reason": _field("string", "Why `gate: none`.", ours=True, empty=False),
+    "repeat": _count("How often to measure; the median counts.", ours=True, max=20),
+}
+
+_COMMON: Field = {
+    "test_name": _field("string", "Free name, used in reports."),
+    "model": _field("string", "Hub id or path of the weights.", required=True, empty=False),
+    "num_nodes": _count("Nodes of the fleet.", required=True, max=4096),
+    "npu_per_node": _field(
+        "strict_integer", "Devices of each node.", required=True, min=0, max=1024
+    ),
+    "env_common": _environment("Environment of every node's processes."),
+    "cluster_hosts": _field(
+        "list",
+        "Addresses of the nodes in order, for plain hosts.",
+        nullable=True,
+        schema={"type": "string", "empty": False},
+    ),
+    "special_dependencies": _field(
+        "dict",
+        "Python packages installed on each node before start: `{package: version}`.",
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[A-Za-z0-9][A-Za-z0-9._\-\[\]]*$"},
+        valuesrules={"type": ["string", "number"]},
+    ),
+    "benchmarks": _field(
+        "dict",
+        "What to measure, by name, in order; may be empty.",
+        required=True,
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[^/\\\x00-\x1f]{1,100}$"},
+        valuesrules={"type": "dict", "schema": BENCHMARK},
+    ),
+    "timeouts": _field(
+        "dict",
+        "Budget of each phase: seconds, or text such as `45m`.",
+        ours=True,
+        keysrules={"type": "string", "allowed": list(PHASES)},
+        valuesrules={"type": ["number", "string"], "regex": DURATION, "min_value": 0.001},
+    ),
+    "proxy": _field(
+        ["string", "dict"],
+        "What stands in front of a prefill/decode fleet: `vllm-router`, `script`, or a mapping "
+        "with `script`, `args` or `command`.",
+        ours=True,
+    ),
+    "engine": _field("string", "Label of the engine, for reports.", ours=True),
+    "proof": _field(
+        "boolean",
+        "Check after the benchmarks that every side and rank served requests (default true).",
+        ours=True,
+    ),
+    "lint": _field(
+        "dict",
+        "Settings of the linter.",
+        ours=True,
+        schema={
+            "ignore": {
+                "type": "dict",
+                "keysrules": {"type": "string", "regex": r"^MN\d{3}$"},
+                "valuesrules": {"type": "string", "empty": False},
+            }
+        },
+    ),
+}
+
+DEPLOYMENT: Field = {
+    **_COMMON,
+    "disaggregated_prefill": _field(
+        "dict",
+        "Prefill/decode split.",
+        nullable=True,
+        schema={
+            "enabled": _field("boolean", "Whether the fleet is split.", required=True),
+            "prefiller_host_index": _indices("Nodes that prefill."),
+            "decoder_host_index": _indices("Nodes that decode."),
+        },
+    ),
+    "deployment": _field(
+        "list",
+        "One entry a node, in order.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "name": _field(["string", "number"], "Free text."),
+                "envs": _environment("Environment of this node's processes, over `env_common`."),
+                "server_cmd": _field(
+                    "string",
+                    "The node's whole `vllm serve` command; `$NAME` comes from its environment.",
+                    required=True,
+                ),
+                "local_index": _index("Old form: the node's index."),
+                "master_index": _index("Old form: index of the node whose address is MASTER_IP."),
+                "headless": _field("boolean", "Old form: the node has no API server."),
+                "env_extend": _environment("Old form: environment over `envs`."),
+            },
+        },
+    ),
+}
+
+ROUTING: Field = {
+    **_COMMON,
+    "routing": _field(
+        "dict",
+        "Roles of the nodes.",
+        required=True,
+        schema={
+            "type": _field(
+                "string", "The kind of fleet.", required=True, allowed=["disaggregated_prefill"]
+            ),
+            "groups": _field(
+                "dict",
+                "Node indices of each role.",
+                required=True,
+                schema={
+                    "prefiller": _indices("Nodes that prefill."),
+                    "decoder": _indices("Nodes that decode."),
+                },
+            ),
+        },
+    ),
+    "config": _field(
+        "list",
+        "Ports, sizes and ranks of each node.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "node_index": _field("strict_integer", "The node.", required=True, min=0),
+                "port_start": _port("API port of the node's first rank.", required=True),
+                "dp_rpc_port": _port("Port where the ranks of a group meet.", required=True),
+                "dp_size": _count("Ranks of the group.", required=True),
+                "dp_size_local": _count("Ranks on this node.", required=True),
+                "dp_rank_start": _field(
+                    "strict_integer", "First global rank on this node.", required=True, min=0
+                ),
+                "tp_size": _count("Tensor parallel size.", required=True),
+                "cp_size": _count("Context parallel size (default 1)."),
+                "sp_size": _count("Sequence parallel size (default 1)."),
+                "pp_size": _count("Pipeline parallel size (default 1)."),
+                "dp_address": _field(
+                    "string", "Address of the group's master; may use `${NODE_0_IP}`.", empty=False
+                ),
+            },
+        },
+    ),
+    "templates": _field(
+        "list",
+        "Environment and arguments of each node's ranks.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "node_index": _field("strict_integer", "The node.", required=True, min=0),
+                "name": _field(["string", "number"], "Free text."),
+                "envs": _environment("Environment of this node's ranks, over `env_common`."),
+                "server_cmd_template": _field(
+                    "list",
+                    "Arguments after `vllm serve <model>`; `${NAME}` is filled for each rank.",
+                    required=True,
+                    schema={"type": ["string", "number", "boolean"]},
+                ),
+            },
+        },
+    ),
+    "env_prefill": _environment("Anchor only."),
+    "env_decode": _environment("Anchor only."),
+    "kv_pool": _field(
+        "dict",
+        "KV cache pool that runs on node 0 before any rank.",
+        nullable=True,
+        schema={
+            "type": _field(
+                "string", "Which pool.", required=True, allowed=["mooncake", "memcache"]
+            ),
+            "master_port": _port("mooncake: port of the master."),
+            "metrics_port": _port("mooncake: port of its metrics."),
+            "meta_service_port": _port("memcache: port of the MetaService."),
+            "config_store_port": _port("memcache: port of the config store."),
+            "config": _field("dict", "Content of the pool's configuration file.", nullable=True),
+        },
+    ),
+}
+
+FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING}
+
+
+class _CaseValidator(Validator):  # type: ignore[misc]
+    """Cerberus with the number types that authors really write."""
+
+    types_mapping: ClassVar[dict[str, Any]] = {
+        **Validator.types_mapping,
+        "strict_integer": TypeDefinition("strict_integer", (int,), (bool,)),
+        "number": TypeDefinition("number", (int, float), (bool,)),
+    }
+
+    def _validate_type_numeric_string(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(re.fullmatch(r"-?\d+(\.\d+)?", value.strip()))
+
+    def _validate_type_whole_string(self, value: Any) -> bool:
+        return isinstance(value, str) and value.strip().isdigit()
+
+    def _validate_type_switch_string(self, value: Any) -> bool:
+        return isinstance(value, str) and value.lower() in ("true", "false")
+
+    def _validate_min_value(self, minimum: float, field: str, value: Any) -> None:
+        """{'type': 'number'}"""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return
+        if not number >= minimum or number == float("inf"):
+            self._error(field, f"expected a number of at least {minimum:g}")
+
+
+@cache
+def _validator(dialect: str) -> _CaseValidator:
+    return _CaseValidator(FIELDS[dialect])
+
+
+def dialect_of(data: Mapping[Any, Any]) -> str | None:
+    """``deployment`` or ``routing`` by the keys at the top; None when neither shows."""
+    if "deployment" in data and "routing" not in data:
+        return "deployment"
+    if any(key in data for key in ("routing", "config", "templates")):
+        return "routing"
+    if "deployment" in data or "disaggregated_prefill" in data:
+        return "deployment"
+    return None
+
+
+def check(source: Source) -> list[Problem]:
+    """Every problem of the case's form.
+
+    Returns:
+        Problems MN003 (form of the document) to MN009, unsorted.
+    """
+    data = source.data
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else f"a {_kind(data)}"
+        return [
+            Problem(
+                "MN003",
+                f"found {found} at the top, expected a mapping with model, num_nodes, ...",
+                source.place(),
+                "See configs/quickstart.yaml for the form of a case.",
+            )
+        ]
+    dialect = dialect_of(data)
+    if dialect is None:
+        close = difflib.get_close_matches("deployment", [str(k) for k in data], 1, 0.75)
+        wrong = f"found {close[0]!r}; " if close else ""
+        return [
+            Problem(
+                "MN003",
+                f"{wrong}neither 'deployment' nor 'routing' is there, expected one of them",
+                source.place(*close) if close else source.place(),
+                f"Did you mean 'deployment' for {close[0]!r}?"
+                if close
+                else "A case lists its nodes under 'deployment', or under 'config' and "
+                "'templates' with 'routing'.",
+            )
+        ]
+    return list(_check_known(source, data, dialect))
+
+
+def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
+    holders = {key for key in data if key not in FIELDS[dialect] and _holds_anchor(source, key)}
+    document = {key: value for key, value in data.items() if key not in holders}
+    validator = _validator(dialect)
+    validator.validate(document, normalize=False)
+    seen: set[tuple[DataPath, str]] = set()
+    for error in _flatten(validator._errors):
+        path = tuple(error.document_path)
+        problem = _explain(source, path, error, dialect)
+        if (path, problem.message) not in seen:
+            seen.add((path, problem.message))
+            yield problem
+
+
+def _holds_anchor(source: Source, key: Any) -> bool:
+    """A key that is not ours but only holds a YAML anchor for others is no mistake."""
+    line = source.place(key).line
+    text = source.lines[line - 1] if line <= len(source.lines) else ""
+    return bool(re.search(r":\s*&[\w-]+\s*(#.*)?$", text)) or str(key).startswith(("x-", "."))
+
+
+def _flatten(errors: Iterable[ValidationError]) -> Iterator[ValidationError]:
+    for error in errors:
+        if error.is_group_error and error.child_errors:
+            yield from _flatten(error.child_errors)
+        else:
+            yield error
+
+
+def _explain(source: Source, path: DataPath, error: ValidationError, dialect: str) -> Problem:
+    name = ".".join(str(part) for part in path) or "the document"
+    place = source.place(*path)
+    value = error.value
+    rule = error.rule
+    field = name
+    if rule == "required":
+        parent = ".".join(str(part) for part in path[:-1]) or "the case"
+        return Problem(
+            "MN004",
+            f"{parent}: required key '{path[-1]}' is missing",
+            source.place(*path[:-1]),
+            _doc(dialect, path),
+            field=field,
+        )
+    if rule is None:  # cerberus: unknown field
+        return Problem(
+            "MN005",
+            f"{name}: unknown key",
+            place,
+            _suggest(source, dialect, path),
+            field=field,
+        )
+    if rule in ("type", "nullable"):
+        expected = _expected(error.constraint if rule == "type" else None, error)
+        return Problem(
+            "MN006",
+            f"{name}: found {_show(value)}, expected {expected}",
+            place,
+            _doc(dialect, path),
+            field=field,
+        )
+    return Problem(
+        "MN007",
+        f"{name}: {_rule_text(rule, value, error)}",
+        place,
+        _doc(dialect, path),
+        field=field,
+    )
+
+
+def _rule_text(rule: str, value: Any, error: ValidationError) -> str:
+    constraint = error.constraint
+    if rule == "allowed":
+        close = difflib.get_close_matches(str(value), [str(item) for item in constraint], 1)
+        tail = f"; did you mean '{close[0]}'?" if close else ""
+        return f"found {_show(value)}, expected one of {', '.join(map(str, constraint))}{tail}"
+    if rule == "min":
+        return f"found {_show(value)}, expected at least {constraint}"
+    if rule == "max":
+        return f"found {_show(value)}, expected at most {constraint}"
+    if rule == "empty":
+        return "is empty, expected something"
+    if rule == "regex":
+        return f"found {_show(value)}, which does not have the expected form {constraint}"
+    if rule in ("keysrules", "valuesrules"):
+        return f"found {_show(value)}"
+    info = error.info[0] if error.info else rule
+    return f"found {_show(value)}, {info}"
+
+
+_TYPE_WORDS = {
+    "string": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "strict_integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
+
+
+def _expected(constraint: Any, error: ValidationError) -> str:
+    if constraint is None:
+        return "a value"
+    kinds = constraint if isinstance(constraint, (list, tuple)) else [constraint]
+    words = [_TYPE_WORDS[kind] for kind in kinds if kind in _TYPE_WORDS]
+    return " or ".join(words)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "mapping", list: "list", str: "text", bool: "boolean", int: "number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        return f"a {_kind(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _doc(dialect: str, path: DataPath) -> str:
+    rules = _rules_at(FIELDS[dialect], path)
+    return str(rules.get("meta", {}).get("doc", "")) if rules else ""
+
+
+def _rules_at(schema: Field, path: DataPath) -> Field | None:
+    rules: Any = {"schema": schema}
+    for part in path:
+        inner = rules.get("schema")
+        if isinstance(inner, dict) and isinstance(part, int) and "type" in inner:
+            rules = inner
+        elif isinstance(inner, dict) and part in inner:
+            rules = inner[part]
+        elif "valuesrules" in rules:
+            rules = rules["valuesrules"]
+        else:
+            return None
+    return rules if isinstance(rules, dict) else None
+
+
+def known_keys(dialect: str, path: DataPath) -> list[str]:
+    """The keys that may stand in the mapping at ``path``; empty when any may."""
+    rules = _rules_at(FIELDS[dialect], path)
+    inner = (rules or {}).get("schema")
+    if not isinstance(inner, dict) or isinstance(inner.get("type"), (str, list)):
+        return []
+    return [str(key) for key in inner]
+
+
+def _suggest(source: Source, dialect: str, path: DataPath) -> str:
+    key = str(path[-1])
+    here = known_keys(dialect, path[:-1])
+    close = difflib.get_close_matches(key, here, 1, 0.7)
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    if key in known_keys(dialect, ()):
+        return f"'{key}' belongs at the top of the case; check its indentation."
+    if key in BENCHMARK:
+        return f"'{key}' belongs under a name in 'benchmarks'; check its indentation."
+    other = "routing" if dialect == "deployment" else "deployment"
+    if not path[:-1] and key in FIELDS[other]:
+        return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."
+    return f"Remove it. Known here: {', '.join(sorted(here))}." if here else "Remove it."

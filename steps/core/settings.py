@@ -1,0 +1,102 @@
+"""The one place where the process environment is read.
+
+Enters: ``os.environ``. Leaves: typed settings. Nothing else in ``steps``,
+``k8s`` or ``ci`` looks at the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Names a case may use in commands though the image, not the case, sets them.
+PASSED_THROUGH = (
+    "HOME",
+    "WORKSPACE",
+    "BENCHMARK_HOME",
+    "CONFIG_BASE_PATH",
+    "CONFIG_YAML_PATH",
+    "ASCEND_HOME_PATH",
+    "ASCEND_TOOLKIT_HOME",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "USER",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says about how to run, with its defaults."""
+
+    cache: Path
+    control_port: int
+    lws_leader_address: str
+    lws_worker_index: str
+    lws_group_size: str
+    workspace: str
+    config_yaml_path: str
+    config_base_path: str
+    fail_tag: str
+    token: str
+    router: str
+    ais_bench: str
+    modelscope_cache: Path
+    ascend_log: Path
+    github_step_summary: str
+    github_actions: bool
+    ci: bool
+    no_color: bool
+    columns: int
+    path: str
+    kubeconfig: str
+    kubeconfig_b64: str
+    proxy_script: str
+
+
+def read() -> Settings:
+    """The settings of this process, read now."""
+    env = os.environ
+    home = Path(env.get("HOME") or "/root")
+    cache_home = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+    return Settings(
+        cache=Path(env.get("MULTINODE_CACHE") or cache_home / "multinode"),
+        control_port=_number(env.get("MULTINODE_CONTROL_PORT"), 28999),
+        lws_leader_address=env.get("LWS_LEADER_ADDRESS", ""),
+        lws_worker_index=env.get("LWS_WORKER_INDEX", ""),
+        lws_group_size=env.get("LWS_GROUP_SIZE", ""),
+        workspace=env.get("WORKSPACE", ""),
+        config_yaml_path=env.get("CONFIG_YAML_PATH", ""),
+        config_base_path=env.get("CONFIG_BASE_PATH", ""),
+        fail_tag=env.get("FAIL_TAG", ""),
+        token=env.get("MULTINODE_TOKEN", ""),
+        router=env.get("MULTINODE_VLLM_ROUTER", ""),
+        ais_bench=env.get("MULTINODE_AIS_BENCH", ""),
+        modelscope_cache=Path(
+            env.get("MODELSCOPE_CACHE") or home / ".cache" / "modelscope" / "hub"
+        ),
+        ascend_log=Path(env.get("ASCEND_PROCESS_LOG_PATH") or home / "ascend" / "log"),
+        github_step_summary=env.get("GITHUB_STEP_SUMMARY", ""),
+        github_actions=env.get("GITHUB_ACTIONS") == "true",
+        ci=env.get("CI", "") not in ("", "false", "0"),
+        no_color=bool(env.get("NO_COLOR")),
+        columns=_number(env.get("COLUMNS"), 0),
+        path=env.get("PATH", ""),
+        kubeconfig=env.get("KUBECONFIG", ""),
+        kubeconfig_b64=env.get("KUBECONFIG_B64", ""),
+        proxy_script=env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", ""),
+    )
+
+
+def inherited() -> dict[str, str]:
+    """A copy of this process's environment, for a child to start from."""
+    return dict(os.environ)
+
+
+def passed_through() -> dict[str, str]:
+    """Image variables that a case's commands may refer to."""
+    return {name: os.environ[name] for name in PASSED_THROUGH if os.environ.get(name)}
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text and text.isdigit() else default

@@ -1,0 +1,81 @@
+"""Reading single options out of a ``vllm serve`` command.
+
+Enters: the words of a command. Leaves: values of options. Touches nothing.
+Judging a command is the linter's work; here only what a plan needs is read,
+with the real parser's liberties: underscores for dashes, ``--name=value``,
+short names, the last one wins (vLLM 0.32, ``vllm serve --help=all``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+SHORT = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dcp": "--decode-context-parallel-size",
+    "-pcp": "--prefill-context-parallel-size",
+    "-dp": "--data-parallel-size",
+    "-dpn": "--data-parallel-rank",
+    "-dpr": "--data-parallel-start-rank",
+    "-dpl": "--data-parallel-size-local",
+    "-dpa": "--data-parallel-address",
+    "-dpp": "--data-parallel-rpc-port",
+}
+#: vLLM's default API port when a command has no ``--port``.
+DEFAULT_PORT = 8000
+DEFAULT_RPC_PORT = 29550
+
+
+def option_name(word: str) -> str:
+    """The long dashed name a word spells, without a glued value; the word itself if none."""
+    name = word.split("=", 1)[0]
+    if name in SHORT:
+        return SHORT[name]
+    return f"--{name[2:].replace('_', '-')}" if name.startswith("--") else name
+
+
+def positions(argv: Sequence[str], name: str) -> list[int]:
+    """Where in ``argv`` the option ``name`` stands."""
+    return [at for at, word in enumerate(argv) if word[:1] == "-" and option_name(word) == name]
+
+
+def value(argv: Sequence[str], name: str) -> str | None:
+    """The value of the last ``name``; None when it is absent or has no value."""
+    found = positions(argv, name)
+    if not found:
+        return None
+    at = found[-1]
+    if "=" in argv[at]:
+        return argv[at].split("=", 1)[1]
+    return argv[at + 1] if at + 1 < len(argv) else None
+
+
+def number(argv: Sequence[str], name: str, default: int) -> int:
+    """The value of ``name`` as a whole number; ``default`` when absent or no number."""
+    text = value(argv, name)
+    try:
+        return int(text) if text is not None else default
+    except ValueError:
+        return default
+
+
+def has(argv: Sequence[str], name: str) -> bool:
+    """Whether the option stands in the command at all."""
+    return bool(positions(argv, name))
+
+
+def model(argv: Sequence[str]) -> str | None:
+    """The model: the word behind ``serve``, else ``--model``."""
+    for at, word in enumerate(argv[:-1]):
+        if word == "serve" and at and Path(argv[at - 1]).name == "vllm":
+            if not argv[at + 1].startswith("-"):
+                return argv[at + 1]
+            break
+    return value(argv, "--model")
+
+
+def served_name(argv: Sequence[str]) -> str | None:
+    """The name clients ask for: the first ``--served-model-name``, else the model."""
+    return value(argv, "--served-model-name") or model(argv)

@@ -1,0 +1,115 @@
+"""A command's text to its words, each with the place where it stands in the file.
+
+Enters: the text of a ``server_cmd`` and the file's lines. Leaves: words as
+``shlex`` would split them (POSIX rules, no comments), with line and column.
+Touches nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steps.core.errors import Place
+
+
+@dataclass(frozen=True)
+class Word:
+    """One argument as written, and where."""
+
+    text: str
+    place: Place
+
+
+class UnbalancedQuote(ValueError):
+    """A quote that is never closed; ``offset`` is where it opens in the text."""
+
+    def __init__(self, quote: str, offset: int) -> None:
+        super().__init__(f"the quote {quote} is never closed")
+        self.offset = offset
+
+
+def split(text: str) -> list[tuple[str, int, int]]:
+    """Words of ``text`` with their start and end offsets.
+
+    A backslash before a line break continues the line, as in a shell.
+
+    Raises:
+        UnbalancedQuote: a quote is opened and not closed.
+    """
+    words: list[tuple[str, int, int]] = []
+    chars: list[str] = []
+    start = -1
+    quote = ""
+    opened = 0
+    at, size = 0, len(text)
+    while at < size:
+        char = text[at]
+        if quote:
+            if char == quote:
+                quote = ""
+            elif char == "\\" and quote == '"' and at + 1 < size and text[at + 1] in '"\\$`\n':
+                at += 1
+                if text[at] != "\n":
+                    chars.append(text[at])
+            else:
+                chars.append(char)
+        elif char.isspace():
+            if start >= 0:
+                words.append(("".join(chars), start, at))
+                chars, start = [], -1
+        elif char == "\\" and at + 1 < size and text[at + 1] == "\n":
+            at += 1
+        else:
+            if start < 0:
+                start = at
+            if char in "'\"":
+                quote, opened = char, at
+            elif char == "\\" and at + 1 < size:
+                at += 1
+                chars.append(text[at])
+            else:
+                chars.append(char)
+        at += 1
+    if quote:
+        raise UnbalancedQuote(quote, opened)
+    if start >= 0:
+        words.append(("".join(chars), start, size))
+    return words
+
+
+class Locator:
+    """Finds words of a scalar in the file's lines, front to back.
+
+    A folded scalar's offsets do not say where its words stand; searching each
+    word's raw pieces in order does.
+    """
+
+    def __init__(self, file: str, lines: tuple[str, ...], span: tuple[int, int, int, str]) -> None:
+        first, column, last, style = span
+        self._file = file
+        self._lines = lines[:last]
+        self._row = first - 1
+        self._column = column - 1
+        if style in "|>" and style:
+            self._row += 1
+            self._column = 0
+
+    def place(self, raw: str) -> Place:
+        """Where ``raw``, the next word as written, starts; the search goes on behind it."""
+        found: Place | None = None
+        for piece in raw.split():
+            spot = self._find(piece)
+            if spot is None:
+                continue
+            found = found or spot
+        return found or Place(self._file, self._row + 1, self._column + 1)
+
+    def _find(self, piece: str) -> Place | None:
+        row, column = self._row, self._column
+        while row < len(self._lines):
+            spot = self._lines[row].find(piece, column)
+            if spot >= 0:
+                self._row, self._column = row, spot + len(piece)
+                return Place(self._file, row + 1, spot + 1)
+            row, column = row + 1, 0
+        return None

@@ -1,0 +1,280 @@
+"""YAML text to plain data, each value remembering its line and column.
+
+Enters: a file. Leaves: a :class:`Source`, or a :class:`CaseError` with every
+problem the text has as YAML. Touches: reads that one file.
+
+The values are those of PyYAML's ``safe_load`` (YAML 1.1: ``yes`` is true), as
+the upstream harness loads them; anchors and merge keys work; a key given twice
+in one mapping is an error, which PyYAML itself lets pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError, SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from steps.core.errors import CaseError, Place, Problem
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 200_000
+MAX_DEPTH = 60
+
+DataPath = tuple[Any, ...]
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed file: its data, its lines, and where each value stands.
+
+    ``marks`` maps the path of a value, such as ``("deployment", 0, "envs")``,
+    to the (line, column) of its key or list item, both from 1; ``spans`` maps
+    a string's path to the first and last line its text covers and its style.
+    """
+
+    file: str
+    data: Any
+    sha256: str
+    lines: tuple[str, ...]
+    marks: dict[DataPath, tuple[int, int]] = field(repr=False, default_factory=dict)
+    spans: dict[DataPath, tuple[int, int, int, str]] = field(repr=False, default_factory=dict)
+
+    def place(self, *path: Any) -> Place:
+        """Where the value at ``path`` stands, or its nearest parent that is there."""
+        for length in range(len(path), -1, -1):
+            mark = self.marks.get(path[:length])
+            if mark:
+                return Place(self.file, *mark)
+        return Place(self.file)
+
+
+def load_yaml(path: Path) -> Source:
+    """Read and parse ``path``.
+
+    Raises:
+        CaseError: the file is absent, unreadable, too large, not UTF-8, or not
+            one well-formed YAML document.
+    """
+    text = _read(path)
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, file: str) -> Source:
+    """Parse ``text``; ``file`` is the name used in messages.
+
+    Raises:
+        CaseError: as for :func:`load_yaml`.
+    """
+    tab = re.search(r"^ *\t", text, re.MULTILINE)
+    try:
+        _check_depth(text, file)
+        loader = Loader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise CaseError([_syntax_problem(error, text, file, bool(tab))]) from None
+    except (RecursionError, ValueError) as error:
+        raise CaseError(
+            [Problem("MN001", f"not YAML: {error or 'nested too deeply'}", Place(file))]
+        ) from None
+    builder = _Builder(file)
+    data = builder.build(root, ()) if root is not None else None
+    if builder.problems:
+        raise CaseError(builder.problems)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return Source(file, data, digest, tuple(text.splitlines()), builder.marks, builder.spans)
+
+
+def _read(path: Path) -> str:
+    def refuse(rule: str, message: str, hint: str) -> CaseError:
+        return CaseError([Problem(rule, message, Place(str(path)), hint)])
+
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise refuse("MN002", "is a directory, expected a YAML file", "Name the file in it.")
+        if size > MAX_BYTES:
+            raise refuse(
+                "MN002",
+                f"the file has {size:,} bytes, expected at most {MAX_BYTES:,}",
+                "A case is a few hundred lines; is this the right file?",
+            )
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise refuse("MN002", "no such file", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refuse("MN002", f"cannot be read: {reason}", "Check its permissions.") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise CaseError(
+            [
+                Problem(
+                    "MN001",
+                    f"not text: byte {error.start} is not UTF-8",
+                    Place(str(path), line),
+                    "Save the file as UTF-8.",
+                )
+            ]
+        ) from None
+
+
+def _check_depth(text: str, file: str) -> None:
+    """Refuse absurd nesting before a recursive parser meets it."""
+    flow = max(text.count("["), text.count("{")) > MAX_DEPTH
+    indent = max((len(line) - len(line.lstrip(" -?")) for line in text.splitlines()), default=0)
+    if not flow and indent < 2 * MAX_DEPTH:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            depth += 1
+            if depth > MAX_DEPTH:
+                mark = event.start_mark
+                place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+                hint = "A case needs five levels; is this the right file?"
+                message = f"nested more than {MAX_DEPTH} levels deep"
+                raise CaseError([Problem("MN001", message, place, hint)])
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            depth -= 1
+
+
+def _syntax_problem(error: yaml.YAMLError, text: str, file: str, has_tab: bool) -> Problem:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    reason = " ".join(
+        str(part)
+        for part in (getattr(error, "context", None), getattr(error, "problem", None))
+        if part
+    )
+    if not reason:
+        reason = str(error).splitlines()[0] if str(error) else "not parseable"
+    hint = "Check the indentation and the quotes on this line and the one before it."
+    if has_tab:
+        hint = "The file has a tab in its indentation; YAML wants spaces."
+    if "single document" in reason:
+        hint = "One case a file: remove the second '---'."
+    return Problem("MN001", f"not YAML: {reason}", Place(file, line, column), hint)
+
+
+class _Builder:
+    """Walks a composed node tree; notes marks; counts what aliases multiply."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.marks: dict[DataPath, tuple[int, int]] = {}
+        self.spans: dict[DataPath, tuple[int, int, int, str]] = {}
+        self.problems: list[Problem] = []
+        self._count = 0
+        self._scalars = SafeConstructor()
+        self._open: set[int] = set()
+
+    def build(self, node: Node, path: DataPath) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES or id(node) in self._open:
+            if not self.problems:
+                self._problem(node, "aliases multiply or contain themselves without end")
+            return None
+        self.marks.setdefault(path, _mark(node))
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, path)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, SequenceNode):
+                return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+            if isinstance(node, MappingNode):
+                return self._mapping(node, path)
+        finally:
+            self._open.discard(id(node))
+        raise TypeError(type(node))
+
+    def _scalar(self, node: ScalarNode, path: DataPath) -> Any:
+        self.spans[path] = (
+            node.start_mark.line + 1,
+            node.start_mark.column + 1,
+            node.end_mark.line + 1,
+            node.style or "",
+        )
+        try:
+            return self._scalars.construct_object(node)
+        except (ConstructorError, ValueError, OverflowError, KeyError) as error:
+            reason = getattr(error, "problem", None) or error
+            self._problem(node, f"value {node.value!r} of type {node.tag}: {reason}")
+            return None
+
+    def _mapping(self, node: MappingNode, path: DataPath) -> dict[Any, Any]:
+        own: dict[Any, Any] = {}
+        merged: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for pairs in reversed(list(self._merge_sources(value_node))):
+                    for key, child in pairs:
+                        merged[key] = child
+                continue
+            key = self._key(key_node)
+            if key in own:
+                self._problem(
+                    key_node,
+                    f"key {key!r} is given twice in one mapping",
+                    "Keep one; YAML would silently keep the last.",
+                )
+            own[key] = (key_node, value_node)
+        result: dict[Any, Any] = {}
+        for key, (key_node, value_node) in {**merged, **own}.items():
+            inner = (*path, key)
+            self.marks[inner] = _mark(key_node)
+            result[key] = self.build(value_node, inner)
+        return result
+
+    def _merge_sources(
+        self, node: Node, depth: int = 0
+    ) -> Iterator[list[tuple[Any, tuple[Node, Node]]]]:
+        self._count += 1
+        if depth > MAX_DEPTH or self._count > MAX_VALUES:
+            self._problem(node, "merge keys contain themselves without end")
+            return
+        if isinstance(node, SequenceNode):
+            for item in node.value:
+                yield from self._merge_sources(item, depth + 1)
+        elif isinstance(node, MappingNode):
+            pairs: dict[Any, tuple[Node, Node]] = {}
+            for key_node, value_node in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    for inherited in self._merge_sources(value_node, depth + 1):
+                        for key, child in inherited:
+                            pairs.setdefault(key, child)
+            for key_node, value_node in node.value:
+                if key_node.tag != "tag:yaml.org,2002:merge":
+                    pairs[self._key(key_node)] = (key_node, value_node)
+            yield list(pairs.items())
+        elif not (isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
+            self._problem(node, "'<<' takes a mapping or a list of mappings")
+
+    def _key(self, node: Node) -> Any:
+        if not isinstance(node, ScalarNode):
+            self._problem(node, "a key is a list or a mapping, expected a plain word")
+            return "?"
+        try:
+            return self._scalars.construct_object(node)
+        except (ConstructorError, ValueError, OverflowError, KeyError):
+            return node.value
+
+    def _problem(self, node: Node, message: str, hint: str = "") -> None:
+        line, column = _mark(node)
+        self.problems.append(Problem("MN001", message, Place(self.file, line, column), hint))
+
+
+def _mark(node: Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
