@@ -1,0 +1,99 @@
+"""`--kv-transfer-config`: the JSON, checked as vLLM checks it, and what a handoff needs to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FIELDS = {
+    "kv_connector", "engine_id", "kv_buffer_device", "kv_buffer_size", "kv_role", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port",
+    "kv_connector_extra_config", "kv_connector_module_path", "enable_permute_local_kv", "kv_load_failure_policy",
+}  # fmt: skip
+ROLES = ("kv_producer", "kv_consumer", "kv_both")
+HANDOFF = {"NixlConnector", "MooncakeConnector", "MooncakeConnectorV1", "MooncakeHybridConnector", "MooncakeLayerwiseConnector", "P2pNcclConnector", "MoRIIOConnector"}
+"""Connectors that speak `kv_transfer_params`."""
+STORES = {
+    "ExampleConnector", "SharedStorageConnector", "ExampleHiddenStatesConnector", "AscendStoreConnector", "MooncakeConnectorStoreV1", "LMCacheConnectorV1",
+    "LMCacheMPConnector", "LMCacheAscendConnector", "OffloadingConnector", "CPUOffloadingConnector", "DecodeBenchConnector", "FlexKVConnectorV1", "UCMConnector",
+}  # fmt: skip
+"""Connectors without a handoff between two servers."""
+
+
+@dataclass(frozen=True)
+class KvConfig:
+    """What a server was told about KV transfer. Sizes are `{"dp": n, "tp": n}`, empty when not given."""
+
+    connector: str
+    role: str
+    port: int | None
+    engine_id: str | None
+    prefill: dict[str, int]
+    decode: dict[str, int]
+    unknown: tuple[str, ...]
+
+    @property
+    def hands_off(self) -> bool:
+        """Whether the connector speaks `kv_transfer_params`."""
+        return self.connector in HANDOFF
+
+
+def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Field and message of everything vLLM's validation refuses; pure."""
+    found = [(name, "Unexpected keyword argument [type=unexpected_keyword_argument]") for name in config if name not in FIELDS]
+    role = config.get("kv_role")
+    if role is not None and role not in ROLES:
+        found.append(("", f"Value error, Unsupported kv_role: {role}. Supported roles are {list(ROLES)}"))
+    if config.get("kv_connector") is not None and role is None:
+        found.append(("", f"Value error, Please specify kv_role when kv_connector is set, supported roles are {list(ROLES)}"))
+    for name in ("kv_port", "kv_rank", "kv_parallel_size"):
+        value = config.get(name)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            continue
+        if not (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
+            found.append((name, f"Input should be a valid integer, unable to parse string as an integer [type=int_parsing, input_value={value!r}]"))
+    for name in ("engine_id", "kv_connector"):
+        if config.get(name) is not None and not isinstance(config[name], str):
+            found.append((name, f"Input should be a valid string [type=string_type, input_value={config[name]!r}]"))
+    extra = config.get("kv_connector_extra_config", {})
+    if not isinstance(extra, dict):
+        found.append(("kv_connector_extra_config", f"Input should be a valid dictionary [type=dict_type, input_value={extra!r}]"))
+    return found
+
+
+def read_config(config: dict[str, Any] | None) -> KvConfig | None:
+    """What a handoff needs, found also inside a MultiConnector. Expects a config that passed `check_fields`."""
+    if not config or not config.get("kv_connector"):
+        return None
+    parts = _flatten(config)
+    known = HANDOFF | STORES | {"MultiConnector"}
+    unknown = tuple(str(part.get("kv_connector")) for part in parts if part.get("kv_connector") not in known and not part.get("kv_connector_module_path"))
+    chosen = next((part for part in parts if part.get("kv_connector") in HANDOFF), parts[-1] if len(parts) == 1 else parts[1])
+
+    def first(name: str) -> Any:
+        return next((part[name] for part in (chosen, config) if part.get(name) is not None), None)
+
+    extra = {**(config.get("kv_connector_extra_config") or {}), **(chosen.get("kv_connector_extra_config") or {})}
+    port = first("kv_port")
+    return KvConfig(
+        connector=str(chosen.get("kv_connector")),
+        role=str(first("kv_role") or "kv_both"),
+        port=None if port is None else int(port),
+        engine_id=first("engine_id"),
+        prefill=_sizes(extra.get("prefill")),
+        decode=_sizes(extra.get("decode")),
+        unknown=unknown,
+    )
+
+
+def _flatten(config: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = [config]
+    for inner in (config.get("kv_connector_extra_config") or {}).get("connectors") or []:
+        if isinstance(inner, dict):
+            parts.extend(_flatten(inner))
+    return parts
+
+
+def _sizes(block: Any) -> dict[str, int]:
+    if not isinstance(block, dict):
+        return {}
+    return {short: int(block[f"{short}_size"]) for short in ("dp", "tp", "pp") if str(block.get(f"{short}_size", "")).isdecimal()}

@@ -1,0 +1,94 @@
+"""Counters under vLLM's names, written out as Prometheus text."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+HISTOGRAMS = {
+    "time_to_first_token_seconds": (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+    "inter_token_latency_seconds": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+    "e2e_request_latency_seconds": (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+}
+SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+REASONS = ("stop", "length", "abort", "error", "repetition")
+COUNTERS = (
+    "prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
+    "external_prefix_cache_queries", "external_prefix_cache_hits",
+)  # fmt: skip
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+
+
+@dataclass
+class Histogram:
+    """Counts a bucket, with sum."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, `times` times."""
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+
+class EngineMetrics:
+    """What is counted for one engine."""
+
+    def __init__(self) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.gauges = dict.fromkeys(GAUGES, 0.0)
+        self.sources = dict.fromkeys(SOURCES, 0)
+        self.finished = dict.fromkeys(REASONS, 0)
+        self.histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAMS.items()}
+
+    def prompt(self, tokens: int, source: str) -> None:
+        """Count the prompt of a request that has been prefilled, or fetched."""
+        self.counters["prompt_tokens"] += tokens
+        self.sources[source] += tokens
+        self.counters["prefix_cache_queries"] += tokens
+        if source == "external_kv_transfer":
+            self.counters["external_prefix_cache_queries"] += tokens
+            self.counters["external_prefix_cache_hits"] += tokens
+
+
+def render(engines: dict[int, EngineMetrics], model: str) -> str:
+    """All engines as Prometheus text; pure."""
+    lines: list[str] = []
+
+    def labels(rank: int, **more: str) -> str:
+        pairs = {"engine": str(rank), "model_name": model, **more}
+        return "{" + ",".join(f'{key}="{value}"' for key, value in pairs.items()) + "}"
+
+    def head(name: str, kind: str, text: str) -> None:
+        lines.append(f"# HELP vllm:{name} {text}\n# TYPE vllm:{name} {kind}")
+
+    for name in GAUGES:
+        head(name, "gauge", name.replace("_", " "))
+        lines += [f"vllm:{name}{labels(rank)} {float(engine.gauges[name])}" for rank, engine in engines.items()]
+    for name in COUNTERS:
+        head(name, "counter", name.replace("_", " "))
+        lines += [f"vllm:{name}_total{labels(rank)} {float(engine.counters[name])}" for rank, engine in engines.items()]
+    head("prompt_tokens_by_source", "counter", "prompt tokens by where their KV came from")
+    for rank, engine in engines.items():
+        lines += [f"vllm:prompt_tokens_by_source_total{labels(rank, source=source)} {float(n)}" for source, n in engine.sources.items()]
+    head("request_success", "counter", "finished requests")
+    for rank, engine in engines.items():
+        lines += [f"vllm:request_success_total{labels(rank, finished_reason=reason)} {float(n)}" for reason, n in engine.finished.items()]
+    for name in HISTOGRAMS:
+        head(name, "histogram", name.replace("_", " "))
+        for rank, engine in engines.items():
+            lines += _buckets(f"vllm:{name}", engine.histograms[name], rank, labels)
+    return "\n".join(lines) + "\n"
+
+
+def _buckets(name: str, histogram: Histogram, rank: int, labels: object) -> list[str]:
+    assert callable(labels)
+    counts = histogram.counts or [0] * (len(histogram.bounds) + 1)
+    lines, running = [], 0
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts):
+        running += count
+        lines.append(f"{name}_bucket{labels(rank, le=bound)} {float(running)}")
+    return [*lines, f"{name}_count{labels(rank)} {float(running)}", f"{name}_sum{labels(rank)} {histogram.total}"]

@@ -1,0 +1,17 @@
+"""The `vllm` command of a rehearsal: parse first, and only then load what serving needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from rehearsal import cli, settings
+
+
+def main() -> NoReturn:
+    """Entry of `rehearsal/bin/vllm`."""
+    environment = settings.read("server")
+    args = cli.parse(sys.argv[1:])
+    from rehearsal import serve
+
+    serve.run(args, environment)
