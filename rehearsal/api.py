@@ -24,7 +24,9 @@ VERSION = "0.32.0"
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
-def problem(code: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> Message:
+def problem(
+    code: int, message: str, kind: str = "BadRequestError", param: str | None = None
+) -> Message:
     """vLLM's error body."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -32,7 +34,9 @@ def problem(code: int, message: str, kind: str = "BadRequestError", param: str |
 class Refusal(Exception):
     """A request that is answered with an error."""
 
-    def __init__(self, code: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
+    def __init__(
+        self, code: int, message: str, kind: str = "BadRequestError", param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code, self.body = code, problem(code, message, kind, param)
 
@@ -40,7 +44,9 @@ class Refusal(Exception):
 class Generation:
     """One completion on its way."""
 
-    def __init__(self, chat: bool, body: Message, prompt: Any, request_id: str, connection: Connection) -> None:
+    def __init__(
+        self, chat: bool, body: Message, prompt: Any, request_id: str, connection: Connection
+    ) -> None:
         self.chat, self.connection, self.request_id = chat, connection, request_id
         self.streams = bool(body.get("stream"))
         options = body.get("stream_options")
@@ -57,49 +63,104 @@ class Generation:
         self.link: Link | None = None
         self.rank = 0
         self.started = self.last = time.monotonic()
-        kind = ("chat.completion" if chat else "text_completion") + (".chunk" if chat and self.streams else "")
-        self.base = {"id": ("chatcmpl-" if chat else "cmpl-") + request_id, "object": kind, "created": self.created, "model": self.model}
+        kind = ("chat.completion" if chat else "text_completion") + (
+            ".chunk" if chat and self.streams else ""
+        )
+        self.base = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + request_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+        }
         self.head = json.dumps(self.base, separators=(",", ":"))[:-1]
 
     def usage(self) -> Message:
         """Token counts."""
-        return {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens + self.sent, "completion_tokens": self.sent, "prompt_tokens_details": None}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "total_tokens": self.prompt_tokens + self.sent,
+            "completion_tokens": self.sent,
+            "prompt_tokens_details": None,
+        }
 
     def begin(self) -> None:
         """Open the stream."""
         self.connection.stream()
         if self.chat:
-            self._event('"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null')
+            self._event(
+                '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+            )
 
     def piece(self, text: str, last: bool) -> None:
         """One token of the stream."""
         reason = f'"{self.reason}"' if last else "null"
         logprobs = json.dumps(self._logprobs([text])) if self.wants_logprobs else "null"
-        place = f'"delta":{{"content":{json.dumps(text)}}}' if self.chat else f'"text":{json.dumps(text)}'
+        place = (
+            f'"delta":{{"content":{json.dumps(text)}}}'
+            if self.chat
+            else f'"text":{json.dumps(text)}'
+        )
         self._event(f'{place},"logprobs":{logprobs},"finish_reason":{reason}')
 
     def _event(self, choice: str) -> None:
-        self.connection.chunk(f'data: {self.head},"choices":[{{"index":0,{choice}}}]}}\n\n'.encode())
+        self.connection.chunk(
+            f'data: {self.head},"choices":[{{"index":0,{choice}}}]}}\n\n'.encode()
+        )
 
     def _logprobs(self, pieces: list[str]) -> Message:
         if self.chat:
-            return {"content": [{"token": piece, "logprob": -0.1, "bytes": list(piece.encode()), "top_logprobs": []} for piece in pieces]}
+            return {
+                "content": [
+                    {
+                        "token": piece,
+                        "logprob": -0.1,
+                        "bytes": list(piece.encode()),
+                        "top_logprobs": [],
+                    }
+                    for piece in pieces
+                ]
+            }
         offsets = [sum(map(len, pieces[:n])) for n in range(len(pieces))]
-        return {"text_offset": offsets, "token_logprobs": [-0.1] * len(pieces), "tokens": pieces, "top_logprobs": None}
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [-0.1] * len(pieces),
+            "tokens": pieces,
+            "top_logprobs": None,
+        }
 
     def finish(self) -> None:
         """Complete the answer."""
         if self.streams:
             if self.wants_usage:
                 tail = json.dumps(self.usage(), separators=(",", ":"))
-                self.connection.chunk(f'data: {self.head},"choices":[],"usage":{tail}}}\n\n'.encode())
+                self.connection.chunk(
+                    f'data: {self.head},"choices":[],"usage":{tail}}}\n\n'.encode()
+                )
             self.connection.chunk(b"data: [DONE]\n\n")
             return self.connection.end()
         text = "".join(self.pieces)
         logprobs = self._logprobs(self.pieces) if self.wants_logprobs else None
-        place = {"message": {"role": "assistant", "content": text, "tool_calls": []}} if self.chat else {"text": text}
-        choice = {"index": 0, **place, "logprobs": logprobs, "finish_reason": self.reason, "stop_reason": None}
-        self.connection.reply(200, {**self.base, "choices": [choice], "usage": self.usage(), "kv_transfer_params": self.kv})
+        place = (
+            {"message": {"role": "assistant", "content": text, "tool_calls": []}}
+            if self.chat
+            else {"text": text}
+        )
+        choice = {
+            "index": 0,
+            **place,
+            "logprobs": logprobs,
+            "finish_reason": self.reason,
+            "stop_reason": None,
+        }
+        self.connection.reply(
+            200,
+            {
+                **self.base,
+                "choices": [choice],
+                "usage": self.usage(),
+                "kv_transfer_params": self.kv,
+            },
+        )
 
     def broken(self, code: int, message: str) -> None:
         """End with an error, in the stream if it has begun."""
@@ -130,7 +191,9 @@ class Api:
             ("GET", "/health"): self._health,
             ("GET", "/ping"): self._health,
             ("POST", "/ping"): self._health,
-            ("GET", "/version"): lambda request, connection: connection.reply(200, {"version": VERSION}),
+            ("GET", "/version"): lambda request, connection: connection.reply(
+                200, {"version": VERSION}
+            ),
             ("GET", "/v1/models"): self._models,
             ("GET", "/metrics"): self._metrics,
             ("POST", "/tokenize"): self._tokenize,
@@ -155,9 +218,17 @@ class Api:
         try:
             if route is None:
                 known = [method for method, path in self.routes if path == request.path]
-                raise Refusal(405, "Method Not Allowed", "Method Not Allowed") if known else Refusal(404, "Not Found", "NotFoundError")
+                raise (
+                    Refusal(405, "Method Not Allowed", "Method Not Allowed")
+                    if known
+                    else Refusal(404, "Not Found", "NotFoundError")
+                )
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if self.args.api_keys and request.path.startswith("/v1") and given not in self.args.api_keys:
+            if (
+                self.args.api_keys
+                and request.path.startswith("/v1")
+                and given not in self.args.api_keys
+            ):
                 return connection.reply(401, {"error": "Unauthorized"})
             route(request, connection)
         except Refusal as refusal:
@@ -165,33 +236,61 @@ class Api:
 
     def _access(self, request: Request, status: int) -> None:
         if self.args.access_log and request.method != "-":
-            console.plain(f'INFO:     {request.client} - "{request.method} {request.path} HTTP/1.1" {status} {"OK" if status == 200 else ""}'.rstrip())
+            console.plain(
+                f'INFO:     {request.client} - "{request.method} {request.path} HTTP/1.1" {status} {"OK" if status == 200 else ""}'.rstrip()
+            )
 
     def _health(self, request: Request, connection: Connection) -> None:
         connection.reply(503 if "http503" in self.behaviours else 200, b"")
 
     def _models(self, request: Request, connection: Connection) -> None:
         cards = [
-            {"id": name, "object": "model", "created": int(time.time()), "owned_by": "vllm", "root": self.args.model, "parent": None, "max_model_len": self.args.max_model_len}
+            {
+                "id": name,
+                "object": "model",
+                "created": int(time.time()),
+                "owned_by": "vllm",
+                "root": self.args.model,
+                "parent": None,
+                "max_model_len": self.args.max_model_len,
+            }
             for name in self.args.served_names
         ]
         connection.reply(200, {"object": "list", "data": cards})
 
     def _metrics(self, request: Request, connection: Connection) -> None:
-        connection.reply(200, render(self.metrics, self.args.served_names[0]).encode(), "text/plain; version=0.0.4; charset=utf-8")
+        connection.reply(
+            200,
+            render(self.metrics, self.args.served_names[0]).encode(),
+            "text/plain; version=0.0.4; charset=utf-8",
+        )
 
     def _tokenize(self, request: Request, connection: Connection) -> None:
         body = self._body(request)
         count = count_tokens(_prompt(body, "messages" in body))
-        connection.reply(200, {"count": count, "max_model_len": self.args.max_model_len, "tokens": list(range(count)), "token_strs": None})
+        connection.reply(
+            200,
+            {
+                "count": count,
+                "max_model_len": self.args.max_model_len,
+                "tokens": list(range(count)),
+                "token_strs": None,
+            },
+        )
 
     def _body(self, request: Request) -> Message:
         try:
             body = json.loads(request.body)
         except ValueError as error:
-            raise Refusal(400, f"[{{'type': 'json_invalid', 'loc': ('body', {getattr(error, 'pos', 0)}), 'msg': 'JSON decode error'}}]") from None
+            raise Refusal(
+                400,
+                f"[{{'type': 'json_invalid', 'loc': ('body', {getattr(error, 'pos', 0)}), 'msg': 'JSON decode error'}}]",
+            ) from None
         if not isinstance(body, dict):
-            raise Refusal(400, "[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a valid dictionary'}]")
+            raise Refusal(
+                400,
+                "[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a valid dictionary'}]",
+            )
         name = body.get("model") or self.args.served_names[0]
         if name not in self.args.served_names:
             raise Refusal(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
@@ -210,7 +309,9 @@ class Api:
         most = self._limit(body, chat, generation.prompt_tokens)
         if body.get("n") not in (None, 1):
             raise Refusal(400, "the stand-in gives one choice a request", param="n")
-        generation.pieces, generation.reason = answer(prompt, most, int(body.get("min_tokens") or 0), bool(body.get("ignore_eos")))
+        generation.pieces, generation.reason = answer(
+            prompt, most, int(body.get("min_tokens") or 0), bool(body.get("ignore_eos"))
+        )
         if "silent" in self.behaviours:
             return self._hold(connection)
         if "garbage" in self.behaviours:
@@ -222,8 +323,13 @@ class Api:
                 generation.piece("", True)
             return generation.finish()
         if "truncate" in self.behaviours:
-            generation.pieces, generation.reason = generation.pieces[: max(1, len(generation.pieces) // 2)], "stop"
-        self._submit(generation, body.get("kv_transfer_params"), request.headers.get("x-data-parallel-rank"))
+            generation.pieces, generation.reason = (
+                generation.pieces[: max(1, len(generation.pieces) // 2)],
+                "stop",
+            )
+        self._submit(
+            generation, body.get("kv_transfer_params"), request.headers.get("x-data-parallel-rank")
+        )
 
     def _limit(self, body: Message, chat: bool, prompt_tokens: int) -> int:
         longest = self.args.max_model_len
@@ -235,11 +341,19 @@ class Api:
                 f"Please reduce the length of the input {part}.",
                 param="input_tokens",
             )
-        asked = body.get("max_completion_tokens") if chat and body.get("max_completion_tokens") is not None else body.get("max_tokens")
+        asked = (
+            body.get("max_completion_tokens")
+            if chat and body.get("max_completion_tokens") is not None
+            else body.get("max_tokens")
+        )
         if asked is None:
             return longest - prompt_tokens if chat else min(16, longest - prompt_tokens)
         if not isinstance(asked, int) or isinstance(asked, bool):
-            raise Refusal(400, f"[{{'type': 'int_parsing', 'loc': ('body', 'max_tokens'), 'msg': 'Input should be a valid integer', 'input': {asked!r}}}]", param="max_tokens")
+            raise Refusal(
+                400,
+                f"[{{'type': 'int_parsing', 'loc': ('body', 'max_tokens'), 'msg': 'Input should be a valid integer', 'input': {asked!r}}}]",
+                param="max_tokens",
+            )
         if asked < 1:
             raise Refusal(400, f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
         if prompt_tokens + asked > longest:
@@ -269,7 +383,13 @@ class Api:
         serial = self.serial
         self.generations[serial] = generation
         generation.connection.on_gone = lambda: self._abort(serial)
-        message = {"t": "submit", "id": serial, "rid": generation.request_id, "prompt": generation.prompt_tokens, "out": len(generation.pieces)}
+        message = {
+            "t": "submit",
+            "id": serial,
+            "rid": generation.request_id,
+            "prompt": generation.prompt_tokens,
+            "out": len(generation.pieces),
+        }
         generation.link.send({**message, "kv": kv} if isinstance(kv, dict) and kv else message)
 
     def _abort(self, serial: int) -> None:
@@ -283,7 +403,10 @@ class Api:
         kind = message.get("t")
         if kind == "step":
             gauges = self.metrics[rank].gauges
-            gauges["num_requests_running"], gauges["num_requests_waiting"] = message["running"], message["waiting"]
+            gauges["num_requests_running"], gauges["num_requests_waiting"] = (
+                message["running"],
+                message["waiting"],
+            )
             now = time.monotonic()
             for serial in message["ids"]:
                 if serial in self.generations:
@@ -309,7 +432,9 @@ class Api:
         generation.sent, generation.last = generation.sent + 1, now
         metrics.counters["generation_tokens"] += 1
         last = generation.sent == len(generation.pieces)
-        if "midstream" in self.behaviours and (last or generation.sent > len(generation.pieces) // 2):
+        if "midstream" in self.behaviours and (
+            last or generation.sent > len(generation.pieces) // 2
+        ):
             self._abort(serial)
             return generation.broken(500, "injected fault midstream")
         if generation.streams:
@@ -348,20 +473,40 @@ def _prompt(body: Message, chat: bool) -> Any:
         prompt = body.get("prompt")
         if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
             prompt = prompt[0]
-        if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)):
+        if isinstance(prompt, str) or (
+            isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)
+        ):
             return prompt
         if isinstance(prompt, list) and prompt:
             raise Refusal(400, "the stand-in answers one prompt a request", param="prompt")
-        raise Refusal(400, "[{'type': 'missing', 'loc': ('body', 'prompt'), 'msg': 'Field required'}]", param="prompt")
+        raise Refusal(
+            400,
+            "[{'type': 'missing', 'loc': ('body', 'prompt'), 'msg': 'Field required'}]",
+            param="prompt",
+        )
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise Refusal(400, "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]", param="messages")
-    return "\n".join(f"{message.get('role', 'user')}: {_content(message.get('content'))}" for message in messages)
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or not all(isinstance(message, dict) for message in messages)
+    ):
+        raise Refusal(
+            400,
+            "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]",
+            param="messages",
+        )
+    return "\n".join(
+        f"{message.get('role', 'user')}: {_content(message.get('content'))}" for message in messages
+    )
 
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        return " ".join(str(part.get("text", part.get("type", ""))) for part in content if isinstance(part, dict))
+        return " ".join(
+            str(part.get("text", part.get("type", "")))
+            for part in content
+            if isinstance(part, dict)
+        )
     return "" if content is None else str(content)
 
 

@@ -58,7 +58,9 @@ def human_int(text: str) -> int:
     power = "kmgt".index(unit.lower()) + 1
     if unit.isupper():
         if "." in number:
-            raise argparse.ArgumentTypeError(f"Decimals are not allowed with binary suffixes like {unit}. Did you mean to use {number}{unit.lower()} instead?")
+            raise argparse.ArgumentTypeError(
+                f"Decimals are not allowed with binary suffixes like {unit}. Did you mean to use {number}{unit.lower()} instead?"
+            )
         return int(int(number) * 1024**power)
     return int(float(number) * 1000**power)
 
@@ -73,7 +75,10 @@ human_int_or_auto.__name__ = "human_readable_int_or_auto"
 
 
 def _json_value(name: str) -> Any:
-    title = "".join(part.capitalize() for part in name.lstrip("-").replace("kv-transfer", "KV-transfer").split("-"))
+    title = "".join(
+        part.capitalize()
+        for part in name.lstrip("-").replace("kv-transfer", "KV-transfer").split("-")
+    )
     title = title.replace("Kv", "KV")
 
     def parse(text: str) -> Any:
@@ -86,9 +91,14 @@ def _json_value(name: str) -> Any:
         if name == "--kv-transfer-config" and isinstance(value, dict):
             found = check_fields(value)
             if found:
-                lines = "".join(f"\n{field}\n  {message}" if field else f"\n  {message}" for field, message in found)
+                lines = "".join(
+                    f"\n{field}\n  {message}" if field else f"\n  {message}"
+                    for field, message in found
+                )
                 plural = "s" if len(found) > 1 else ""
-                raise argparse.ArgumentTypeError(f"{len(found)} validation error{plural} for {title}{lines}")
+                raise argparse.ArgumentTypeError(
+                    f"{len(found)} validation error{plural} for {title}{lines}"
+                )
         if name.endswith("-config") and value is not None and not isinstance(value, dict):
             raise argparse.ArgumentTypeError(
                 f"1 validation error for {title}\n  Input should be an object [type=dataclass_type, input_value={text[:60]!r}, input_type={type(value).__name__}]"
@@ -104,7 +114,9 @@ def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"Value {text} cannot be converted to {json.loads}: {error}") from None
+        raise argparse.ArgumentTypeError(
+            f"Value {text} cannot be converted to {json.loads}: {error}"
+        ) from None
 
 
 _TYPES: dict[str | None, Any] = {
@@ -134,13 +146,19 @@ def build_parser(table: dict[str, Any]) -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", prog="vllm serve")
     serve.add_argument("model_tag", nargs="?", default=None)
     for option in table["options"]:
-        names = [name for name in option["names"] if option["kind"] != "boolean" or not name.startswith("--no-")]
+        names = [
+            name
+            for name in option["names"]
+            if option["kind"] != "boolean" or not name.startswith("--no-")
+        ]
         if option["kind"] == "help":
             continue
         if option["kind"] == "true":
             serve.add_argument(*names, action="store_true")
         elif option["kind"] == "boolean":
-            serve.add_argument(*names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+            serve.add_argument(
+                *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
+            )
         else:
             convert = _json_value(names[0]) if option["type"] == "json" else _TYPES[option["type"]]
             if convert and option["default"] is None and option["type"] != "json":
@@ -170,7 +188,11 @@ def normalise(argv: list[str]) -> list[str]:
             done.append(item)
             continue
         key, equals, value = item.partition("=")
-        key = "--" + key[2:].split(".", 1)[0].replace("_", "-") + key[2:][len(key[2:].split(".", 1)[0]) :]
+        key = (
+            "--"
+            + key[2:].split(".", 1)[0].replace("_", "-")
+            + key[2:][len(key[2:].split(".", 1)[0]) :]
+        )
         if "." in key:
             if not equals and position < len(argv):
                 value, position = argv[position], position + 1
@@ -182,8 +204,8 @@ def normalise(argv: list[str]) -> list[str]:
     duplicates = [key for key, count in seen.items() if count > 1]
     if duplicates:
         console.warning("argparse_utils.py:252", f"Found duplicate keys {', '.join(duplicates)}")
-    for name, value in nested.items():
-        done += [name, json.dumps(value)]
+    for name, values in nested.items():
+        done += [name, json.dumps(values)]
     return done
 
 
@@ -257,17 +279,33 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
         return default if value is None else value
 
     model = names.get("model_tag") or get("model", "Qwen/Qwen3-0.6B")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size", "data_parallel_size", "nnodes"):
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "prefill_context_parallel_size",
+        "decode_context_parallel_size",
+        "data_parallel_size",
+        "nnodes",
+    ):
         if get(name, 1) < 1:
             _fail(f"{name} must be at least 1, got {names[name]}")
-    headless, size, rank = get("headless", False), get("data_parallel_size", 1), names.get("data_parallel_rank")
+    headless, size, rank = (
+        get("headless", False),
+        get("data_parallel_size", 1),
+        names.get("data_parallel_rank"),
+    )
     local, start = names.get("data_parallel_size_local"), names.get("data_parallel_start_rank")
     if get("tensor_parallel_size", 1) % get("decode_context_parallel_size", 1):
-        _fail(f"tp_size={get('tensor_parallel_size', 1)} must be divisible by dcp_size={names['decode_context_parallel_size']}.")
+        _fail(
+            f"tp_size={get('tensor_parallel_size', 1)} must be divisible by dcp_size={names['decode_context_parallel_size']}."
+        )
     if local is not None and local > size:
         _fail(f"data_parallel_size_local ({local}) must be <= data_parallel_size ({size})")
     if headless and names.get("api_server_count"):
-        _raise("--api-server-count=%s cannot be used with --headless (no API servers are started in headless mode)." % names["api_server_count"])
+        _raise(
+            "--api-server-count=%s cannot be used with --headless (no API servers are started in headless mode)."
+            % names["api_server_count"]
+        )
     mode = "internal"
     if rank is not None:
         if not 0 <= rank < size:
@@ -284,7 +322,9 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
     if headless and local < 1:
         _raise("data_parallel_size_local must be > 0 in headless mode")
     if start + local > size:
-        _fail(f"data_parallel_start_rank ({start}) + data_parallel_size_local ({local}) must be <= data_parallel_size ({size})")
+        _fail(
+            f"data_parallel_start_rank ({start}) + data_parallel_size_local ({local}) must be <= data_parallel_size ({size})"
+        )
     length = get("max_model_len", DEFAULT_MODEL_LENGTH)
     return ServeArgs(
         model=model,
@@ -309,10 +349,16 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
         api_keys=tuple(names.get("api_key") or ()),
         access_log=not get("disable_uvicorn_access_log", False),
         quiet_stats=get("disable_log_stats", False),
-        raw={key: value for key, value in names.items() if key not in ("subparser", "model_tag", "hf_token", "api_key")},
+        raw={
+            key: value
+            for key, value in names.items()
+            if key not in ("subparser", "model_tag", "hf_token", "api_key")
+        },
     )
 
 
 def _raise(message: str) -> NoReturn:
-    sys.stderr.write(f'Traceback (most recent call last):\n  File "vllm/entrypoints/cli/serve.py", line 93, in cmd\nValueError: {message}\n')
+    sys.stderr.write(
+        f'Traceback (most recent call last):\n  File "vllm/entrypoints/cli/serve.py", line 93, in cmd\nValueError: {message}\n'
+    )
     sys.exit(1)

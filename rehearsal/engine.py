@@ -83,6 +83,7 @@ class Engine:
         self.ticking = False
         self.tick_at = 0.0
         self.me: Peer | None = None
+        self.group: Link | None = None
         self.prefiller: Prefiller | None = None
         self.down: dict[str, asyncio.Event] = {}
         for what, arg in spec.behaviours:
@@ -95,23 +96,26 @@ class Engine:
         self.down = {name: asyncio.Event() for name in ("init", "go")}
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._told_to_end)
-        _, parent = await self.loop.create_connection(lambda: Link(self._on_message, self._on_parent_lost), sock=sock)
+        _, parent = await self.loop.create_connection(
+            lambda: Link(self._on_message, self._on_parent_lost), sock=sock
+        )
         self.parent = parent
         self._check_devices()
         self._check_connector()
-        group = await self._join()
-        work = asyncio.ensure_future(self._come_up(group))
-        done, _ = await asyncio.wait({work, self.ended}, return_when=asyncio.FIRST_COMPLETED)
-        if work in done:
+        work = asyncio.ensure_future(self._come_up())
+        waited: set[asyncio.Future[Any]] = {work, self.ended}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
             work.result()
         code = await self.ended
         work.cancel()
         if code == 0:
-            for link in {group, self.parent}:
+            for link in {self.group or self.parent, self.parent}:
                 link.send({"t": "bye"})
         return code
 
-    async def _come_up(self, group: Link) -> None:
+    async def _come_up(self) -> None:
+        self.group = group = await self._join()
         await self.down["init"].wait()
         await self._load()
         await self._open_handoff()
@@ -127,7 +131,9 @@ class Engine:
         if self.settings.devices is not None:
             absent = [n for n in ids if not n.isdecimal() or int(n) >= self.settings.devices]
             if absent:
-                raise RuntimeError(f"Set visible device failed: invalid device {','.join(absent)}; this node has devices 0 to {self.settings.devices - 1}. Error code 107001")
+                raise RuntimeError(
+                    f"Set visible device failed: invalid device {','.join(absent)}; this node has devices 0 to {self.settings.devices - 1}. Error code 107001"
+                )
         if first + need > len(ids):
             args = self.args
             raise AssertionError(
@@ -142,7 +148,9 @@ class Engine:
         if kv.unknown:
             raise ValueError(f"Unsupported connector type: {kv.unknown[0]}")
         engine_id = f"{kv.engine_id or uuid.uuid4()}_dp{self.spec.rank}"
-        self.me = Peer(engine_id, self.args.model, self.args.dp_size, self.args.tp, self.args.pp, kv)
+        self.me = Peer(
+            engine_id, self.args.model, self.args.dp_size, self.args.tp, self.args.pp, kv
+        )
 
     async def _join(self) -> Link:
         hello = {"t": "hello", "rank": self.spec.rank, **fingerprint(self.args)}
@@ -153,11 +161,15 @@ class Engine:
         deadline = self.loop.time() + self.settings.join_seconds
         while True:
             try:
-                _, link = await self.loop.create_connection(lambda: Link(self._on_message, self._on_hub_lost), host, port)
+                _, link = await self.loop.create_connection(
+                    lambda: Link(self._on_message, self._on_hub_lost), host, port
+                )
                 break
             except OSError:
                 if self.loop.time() > deadline:
-                    raise RuntimeError(f"Did not receive response from front-end process within 5 minutes (tcp://{host}:{port}, rehearsal: {self.settings.join_seconds:g} s)") from None
+                    raise RuntimeError(
+                        f"Did not receive response from front-end process within 5 minutes (tcp://{host}:{port}, rehearsal: {self.settings.join_seconds:g} s)"
+                    ) from None
                 await asyncio.sleep(0.1)
         link.send(hello)
         self.loop.call_at(deadline, self._join_overdue)
@@ -165,7 +177,9 @@ class Engine:
 
     def _join_overdue(self) -> None:
         if not self.down["init"].is_set():
-            self._die(f"RuntimeError: Did not receive response from front-end process within 5 minutes (rehearsal: {self.settings.join_seconds:g} s)")
+            self._die(
+                f"RuntimeError: Did not receive response from front-end process within 5 minutes (rehearsal: {self.settings.join_seconds:g} s)"
+            )
 
     async def _load(self) -> None:
         console.info("core.py:96", f"Initializing a V1 LLM engine with config: model={self.args.model!r}, max_seq_len={self.args.max_model_len}, "
@@ -176,8 +190,13 @@ class Engine:
             await asyncio.sleep(self.settings.load_seconds * self.slow / SHARDS)
             if self.spec.local_index == 0:
                 done = shard + 1
-                console.plain(f"Loading safetensors checkpoint shards: {100 * done // SHARDS:3d}% Completed | {done}/{SHARDS} [00:00<00:00, 1.00it/s]")
-        console.info("default_loader.py:268", f"Loading weights took {self.settings.load_seconds * self.slow:.2f} seconds")
+                console.plain(
+                    f"Loading safetensors checkpoint shards: {100 * done // SHARDS:3d}% Completed | {done}/{SHARDS} [00:00<00:00, 1.00it/s]"
+                )
+        console.info(
+            "default_loader.py:268",
+            f"Loading weights took {self.settings.load_seconds * self.slow:.2f} seconds",
+        )
         console.info("kv_cache_utils.py:1087", "GPU KV cache size: 1,048,576 tokens")
 
     async def _open_handoff(self) -> None:
@@ -195,8 +214,14 @@ class Engine:
         try:
             await self.prefiller.listen()
         except OSError as error:
-            raise OSError(error.errno, f"KV handoff port: {error.strerror} (addr='tcp://{self.settings.own_address}:{ports[0]}-{ports[-1]}')") from None
-        console.info("mooncake_connector.py:301", f"KV handoff of engine {self.me.engine_id} listens on {self.settings.own_address}:{ports[0]}")
+            raise OSError(
+                error.errno,
+                f"KV handoff port: {error.strerror} (addr='tcp://{self.settings.own_address}:{ports[0]}-{ports[-1]}')",
+            ) from None
+        console.info(
+            "mooncake_connector.py:301",
+            f"KV handoff of engine {self.me.engine_id} listens on {self.settings.own_address}:{ports[0]}",
+        )
 
     def _on_message(self, link: Link, message: Message) -> None:
         kind = message.get("t")
@@ -241,7 +266,13 @@ class Engine:
         key = (link, message["id"])
         if key not in self.admitted or self.silent:
             return
-        self.running[key] = _Running(message["id"], message["prompt"], message["out"], self.settings.tpot * self.slow, self.loop.time() + delay)
+        self.running[key] = _Running(
+            message["id"],
+            message["prompt"],
+            message["out"],
+            self.settings.tpot * self.slow,
+            self.loop.time() + delay,
+        )
         if not self.ticking:
             self.ticking = True
             self.tick_at = self.loop.time() + delay
@@ -254,10 +285,15 @@ class Engine:
         delay = self.settings.ttft * self.slow
         try:
             if self.me is None or config is None or not config.hands_off:
-                console.warning("scheduler.py:1290", "Got KVTransferParams, but no KVConnector found that hands off. Disabling KVTransfer for this request.")
+                console.warning(
+                    "scheduler.py:1290",
+                    "Got KVTransferParams, but no KVConnector found that hands off. Disabling KVTransfer for this request.",
+                )
             elif kv.get("do_remote_prefill"):
                 if config.role == "kv_producer":
-                    raise HandoffError("do_remote_prefill at an engine whose kv_role is kv_producer")
+                    raise HandoffError(
+                        "do_remote_prefill at an engine whose kv_role is kv_producer"
+                    )
                 if self.refuses:
                     raise HandoffError("injected fault refuse-handoff")
                 await fetch(self.me, kv, message["prompt"], self.args.block_size)
@@ -269,7 +305,10 @@ class Engine:
                 assert self.prefiller is not None
                 given["kv"] = self.prefiller.hold(message["prompt"], self.args.block_size)
         except HandoffError as error:
-            console.error("mooncake_connector.py:512", f"KV transfer failed for request {message.get('rid')}: {error}")
+            console.error(
+                "mooncake_connector.py:512",
+                f"KV transfer failed for request {message.get('rid')}: {error}",
+            )
             link.send({"t": "error", "id": message["id"], "why": f"KV transfer failed: {error}"})
             self._drop(key)
             return
@@ -291,7 +330,11 @@ class Engine:
         nearest = float("inf")
         for key, request in self.running.items():
             if request.due <= now + 0.0002:
-                request.due = request.due + request.gap if now - request.due < LATE_TICKS * request.gap else now + request.gap
+                request.due = (
+                    request.due + request.gap
+                    if now - request.due < LATE_TICKS * request.gap
+                    else now + request.gap
+                )
                 request.left -= 1
                 steps.setdefault(key[0], []).append(request.id)
                 if request.left <= 0:
@@ -305,7 +348,14 @@ class Engine:
             self._admit()
             nearest = min([nearest, *(request.due for request in self.running.values())])
         for link, ids in steps.items():
-            link.send({"t": "step", "ids": ids, "running": len(self.admitted), "waiting": len(self.waiting)})
+            link.send(
+                {
+                    "t": "step",
+                    "ids": ids,
+                    "running": len(self.admitted),
+                    "waiting": len(self.waiting),
+                }
+            )
         if self.running:
             # No more than one round each millisecond: requests whose tokens fall close together share a step.
             self.loop.call_at(max(nearest, now + 0.001), self._tick)
@@ -326,10 +376,14 @@ class Engine:
 
     def _on_hub_lost(self, link: Link) -> None:
         if link.said_bye:
-            console.warning("core.py:1033", "the front end of this data-parallel group has shut down")
+            console.warning(
+                "core.py:1033", "the front end of this data-parallel group has shut down"
+            )
             self.loop.call_later(self.settings.orphan_seconds, self._end, 1)
         else:
-            self._die("ConnectionError: [Gloo] Connection closed by peer: the front end of this data-parallel group is gone")
+            self._die(
+                "ConnectionError: [Gloo] Connection closed by peer: the front end of this data-parallel group is gone"
+            )
 
     def _die(self, reason: str) -> None:
         if self.ended.done():

@@ -12,16 +12,29 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable
+from typing import Any
 
 PROCESS_FAULTS = ("crash", "exit0", "kill9", "oom", "hang", "stop", "fork-away", "ignore-term")
 """Faults that befall a process; the injector does them itself."""
 
-BEHAVIOURS = ("http503", "slow", "silent", "garbage", "empty", "midstream", "truncate", "refuse-handoff", "busy")
+BEHAVIOURS = (
+    "http503",
+    "slow",
+    "silent",
+    "garbage",
+    "empty",
+    "midstream",
+    "truncate",
+    "refuse-handoff",
+    "busy",
+)
 """Faults that change how a process answers from then on; the process does them."""
 
-_SHAPE = re.compile(r"(?P<what>[a-z0-9-]+)(?:=(?P<arg>[^@]*))?@(?P<node>\*|\d+)(?:\.(?P<process>[\w-]+))?(?::(?P<when>\S+))?")
+_SHAPE = re.compile(
+    r"(?P<what>[a-z0-9-]+)(?:=(?P<arg>[^@]*))?@(?P<node>\*|\d+)(?:\.(?P<process>[\w-]+))?(?::(?P<when>\S+))?"
+)
 _MOMENT = re.compile(r"(?P<moment>start|load|term|ready|request|bench)?(?P<rest>.*)")
 
 
@@ -60,12 +73,18 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
 def _parse_fault(part: str) -> Fault:
     shape = _SHAPE.fullmatch(part)
     if not shape:
-        raise ValueError(f"{part!r} is not WHAT[=ARG]@NODE[.PROCESS][:WHEN], such as 'crash@1:ready' or 'slow=5@*'; NODE is an index or *")
+        raise ValueError(
+            f"{part!r} is not WHAT[=ARG]@NODE[.PROCESS][:WHEN], such as 'crash@1:ready' or 'slow=5@*'; NODE is an index or *"
+        )
     what = shape["what"]
     if what not in PROCESS_FAULTS + BEHAVIOURS:
-        raise ValueError(f"{part!r}: no fault {what!r}; there are {' '.join(PROCESS_FAULTS + BEHAVIOURS)}")
+        raise ValueError(
+            f"{part!r}: no fault {what!r}; there are {' '.join(PROCESS_FAULTS + BEHAVIOURS)}"
+        )
     if (what == "busy") != (shape["process"] == "npu-smi") and what in BEHAVIOURS:
-        raise ValueError(f"{part!r}: busy is a fault of npu-smi and its only change of answers: 'busy@1.npu-smi'")
+        raise ValueError(
+            f"{part!r}: busy is a fault of npu-smi and its only change of answers: 'busy@1.npu-smi'"
+        )
     moment, after, count = _parse_when(part, shape["when"])
     return Fault(
         what=what,
@@ -82,7 +101,9 @@ def _parse_arg(part: str, what: str, arg: str | None) -> float | None:
     if what == "slow":
         text = "10" if arg is None else arg
         if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) <= 0:
-            raise ValueError(f"{part!r}: slow takes how many times slower, a number over 0, not {arg!r}")
+            raise ValueError(
+                f"{part!r}: slow takes how many times slower, a number over 0, not {arg!r}"
+            )
         return float(text)
     if what == "crash":
         text = "1" if arg is None else arg

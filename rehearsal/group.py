@@ -8,7 +8,7 @@ disagree, at once; a missing rank after `join_seconds`.
 from __future__ import annotations
 
 import asyncio
-from typing import Callable
+from collections.abc import Callable
 
 from rehearsal import console
 from rehearsal.wire import Link, Message
@@ -17,7 +17,15 @@ from rehearsal.wire import Link, Message
 class Group:
     """The members of one group. `fail(reason)` is called once when it cannot come up, `lost(rank)` when a member is gone."""
 
-    def __init__(self, facts: Message, local: range, join_seconds: float, fail: Callable[[str], None], up: Callable[[], None], lost: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        facts: Message,
+        local: range,
+        join_seconds: float,
+        fail: Callable[[str], None],
+        up: Callable[[], None],
+        lost: Callable[[int], None],
+    ) -> None:
         self.facts, self.local, self.join_seconds = facts, local, join_seconds
         self.fail, self.up, self.lost = fail, up, lost
         self.members: dict[int, Link] = {}
@@ -59,7 +67,9 @@ class Group:
             return
         del self.members[rank]
         if link.said_bye:
-            console.warning("core_client.py:640", f"engine of data parallel rank {rank} has shut down")
+            console.warning(
+                "core_client.py:640", f"engine of data parallel rank {rank} has shut down"
+            )
         else:
             self.lost(rank)
 
@@ -71,7 +81,11 @@ class Group:
         rank = message["rank"]
         link.facts = message
         self.members[rank] = link
-        console.log("DEBUG", "utils.py:1103", f"HELLO from {'local' if rank in self.local else 'remote'} core engine process {rank}.")
+        console.log(
+            "DEBUG",
+            "utils.py:1103",
+            f"HELLO from {'local' if rank in self.local else 'remote'} core engine process {rank}.",
+        )
         if not self.missing():
             if self.overdue:
                 self.overdue.cancel()
@@ -82,9 +96,15 @@ class Group:
         rank = message.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < self.size:
             return f"Message from engine with unexpected data parallel rank: {rank} (data_parallel_size is {self.size})"
-        different = [f"{name}={message.get(name)!r} against {self.facts[name]!r}" for name in self.facts if name != "mode" and message.get(name) != self.facts[name]]
+        different = [
+            f"{name}={message.get(name)!r} against {self.facts[name]!r}"
+            for name in self.facts
+            if name != "mode" and message.get(name) != self.facts[name]
+        ]
         if message.get("mode") not in (None, self.facts["mode"]):
-            different.append(f"load balancing {message.get('mode')!r} against {self.facts['mode']!r}")
+            different.append(
+                f"load balancing {message.get('mode')!r} against {self.facts['mode']!r}"
+            )
         if different:
             return (
                 f"Configuration mismatch detected for engine {rank}. All DP workers must have identical configurations for parameters that affect "
@@ -98,7 +118,12 @@ class Group:
         absent = self.missing()
         if absent:
             local = sum(rank in self.local for rank in absent)
-            console.info("utils.py:1051", f"Waiting for {local} local, {len(absent) - local} remote core engine proc(s) to connect: data parallel ranks {absent}.")
+            console.info(
+                "utils.py:1051",
+                f"Waiting for {local} local, {len(absent) - local} remote core engine proc(s) to connect: data parallel ranks {absent}.",
+            )
 
     def _too_late(self) -> None:
-        self.fail(f"TimeoutError: Timed out waiting for engine core processes to start. Waited {self.join_seconds:g} s; data parallel ranks {self.missing()} of {self.size} never said hello.")
+        self.fail(
+            f"TimeoutError: Timed out waiting for engine core processes to start. Waited {self.join_seconds:g} s; data parallel ranks {self.missing()} of {self.size} never said hello."
+        )

@@ -38,10 +38,20 @@ class Peer:
 
     def describe(self) -> Message:
         """For the other side."""
-        return {"engine_id": self.engine_id, "model": self.model, "dp": self.dp, "tp": self.tp, "pp": self.pp, "role": self.config.role, "connector": self.config.connector}
+        return {
+            "engine_id": self.engine_id,
+            "model": self.model,
+            "dp": self.dp,
+            "tp": self.tp,
+            "pp": self.pp,
+            "role": self.config.role,
+            "connector": self.config.connector,
+        }
 
 
-def misfit(prefiller: Message, decoder: Message, expected: dict[str, int], which: str, who: str) -> str | None:
+def misfit(
+    prefiller: Message, decoder: Message, expected: dict[str, int], which: str, who: str
+) -> str | None:
     """Why two sides do not fit, seen from the side `who` that was told to expect `expected` of side `which`; pure."""
     if prefiller["model"] != decoder["model"]:
         return f"the prefiller serves {prefiller['model']!r}, the decoder {decoder['model']!r}"
@@ -72,7 +82,9 @@ class Prefiller:
         """Bind every port of this rank. Raises OSError."""
         loop = asyncio.get_running_loop()
         for port in self.ports:
-            self.servers.append(await loop.create_server(lambda: Link(self._answer), self.host, port))
+            self.servers.append(
+                await loop.create_server(lambda: Link(self._answer), self.host, port)
+            )
 
     def hold(self, tokens: int, block_size: int) -> Message:
         """Keep the blocks of a prefilled prompt; the `kv_transfer_params` of the answer."""
@@ -101,18 +113,25 @@ class Prefiller:
             link.send({"t": "blocks", "tokens": tokens, "prefiller": self.me.describe()})
 
     def _refuse(self, message: Message) -> str | None:
-        blocks, decoder = message.get("blocks"), message.get("decoder")
+        blocks: Any = message.get("blocks")
+        decoder: Any = message.get("decoder")
         if self.refuses:
             return "injected fault refuse-handoff"
-        if message.get("t") != "fetch" or not isinstance(blocks, list) or not isinstance(decoder, dict):
+        if (
+            message.get("t") != "fetch"
+            or not isinstance(blocks, list)
+            or not isinstance(decoder, dict)
+        ):
             return "not a fetch of blocks"
         if message.get("engine_id") != self.me.engine_id:
             return f"remote_engine_id {message.get('engine_id')!r} is not this engine, which is {self.me.engine_id!r}"
-        first = blocks[0] if blocks else None
+        first = blocks[0] if blocks and isinstance(blocks[0], int) else -1
         if first not in self.held:
             return f"blocks {_short(blocks)} are not held here (unknown, fetched before, or dropped after {HOLD_SECONDS:g} s)"
         if blocks != list(range(first, first + self.held[first][0])):
-            return f"blocks {_short(blocks)} are not the {self.held[first][0]} blocks of that prompt"
+            return (
+                f"blocks {_short(blocks)} are not the {self.held[first][0]} blocks of that prompt"
+            )
         return misfit(self.me.describe(), decoder, self.me.config.decode, "decode", "the prefiller")
 
 
@@ -122,23 +141,44 @@ def _short(blocks: list[Any]) -> str:
 
 async def fetch(me: Peer, params: Message, tokens: int, block_size: int) -> None:
     """Fetch the blocks of a prompt of `tokens` tokens as `params` (kv_transfer_params) say. Raises HandoffError."""
-    missing = [name for name in ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port") if params.get(name) in (None, "")]
+    missing = [
+        name
+        for name in ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
+        if params.get(name) in (None, "")
+    ]
     if missing:
         raise HandoffError(f"kv_transfer_params without {', '.join(missing)}")
     blocks = params["remote_block_ids"]
     if not isinstance(blocks, list) or len(blocks) != -(-tokens // block_size):
-        raise HandoffError(f"{len(blocks) if isinstance(blocks, list) else blocks!r} remote blocks do not fit a prompt of {tokens} tokens in blocks of {block_size}")
+        raise HandoffError(
+            f"{len(blocks) if isinstance(blocks, list) else blocks!r} remote blocks do not fit a prompt of {tokens} tokens in blocks of {block_size}"
+        )
     answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
     def settle(message: Message) -> None:
         if not answer.done():
             answer.set_result(message)
 
-    link = Link(lambda _, message: settle(message), lambda _: settle({"t": "refused", "why": "the connection closed without an answer"}))
+    link = Link(
+        lambda _, message: settle(message),
+        lambda _: settle({"t": "refused", "why": "the connection closed without an answer"}),
+    )
     place = f"{params['remote_host']}:{params['remote_port']}"
     try:
-        await asyncio.wait_for(asyncio.get_running_loop().create_connection(lambda: link, params["remote_host"], int(params["remote_port"])), FETCH_SECONDS)
-        link.send({"t": "fetch", "engine_id": params["remote_engine_id"], "blocks": blocks, "decoder": me.describe()})
+        await asyncio.wait_for(
+            asyncio.get_running_loop().create_connection(
+                lambda: link, params["remote_host"], int(params["remote_port"])
+            ),
+            FETCH_SECONDS,
+        )
+        link.send(
+            {
+                "t": "fetch",
+                "engine_id": params["remote_engine_id"],
+                "blocks": blocks,
+                "decoder": me.describe(),
+            }
+        )
         message = await asyncio.wait_for(answer, FETCH_SECONDS)
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         raise HandoffError(f"no KV from {place}: {error or 'timed out'}") from None
@@ -147,7 +187,9 @@ async def fetch(me: Peer, params: Message, tokens: int, block_size: int) -> None
     if message.get("t") != "blocks":
         raise HandoffError(f"{place} refused the KV: {message.get('why')}")
     if message.get("tokens") != tokens:
-        raise HandoffError(f"{place} holds KV of {message.get('tokens')} tokens, the prompt has {tokens}")
+        raise HandoffError(
+            f"{place} holds KV of {message.get('tokens')} tokens, the prompt has {tokens}"
+        )
     why = misfit(message["prefiller"], me.describe(), me.config.prefill, "prefill", "the decoder")
     if why:
         raise HandoffError(f"KV from {place} does not fit: {why}")

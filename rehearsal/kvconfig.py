@@ -10,7 +10,15 @@ FIELDS = {
     "kv_connector_extra_config", "kv_connector_module_path", "enable_permute_local_kv", "kv_load_failure_policy",
 }  # fmt: skip
 ROLES = ("kv_producer", "kv_consumer", "kv_both")
-HANDOFF = {"NixlConnector", "MooncakeConnector", "MooncakeConnectorV1", "MooncakeHybridConnector", "MooncakeLayerwiseConnector", "P2pNcclConnector", "MoRIIOConnector"}
+HANDOFF = {
+    "NixlConnector",
+    "MooncakeConnector",
+    "MooncakeConnectorV1",
+    "MooncakeHybridConnector",
+    "MooncakeLayerwiseConnector",
+    "P2pNcclConnector",
+    "MoRIIOConnector",
+}
 """Connectors that speak `kv_transfer_params`."""
 STORES = {
     "ExampleConnector", "SharedStorageConnector", "ExampleHiddenStatesConnector", "AscendStoreConnector", "MooncakeConnectorStoreV1", "LMCacheConnectorV1",
@@ -39,24 +47,50 @@ class KvConfig:
 
 def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Field and message of everything vLLM's validation refuses; pure."""
-    found = [(name, "Unexpected keyword argument [type=unexpected_keyword_argument]") for name in config if name not in FIELDS]
+    found = [
+        (name, "Unexpected keyword argument [type=unexpected_keyword_argument]")
+        for name in config
+        if name not in FIELDS
+    ]
     role = config.get("kv_role")
     if role is not None and role not in ROLES:
-        found.append(("", f"Value error, Unsupported kv_role: {role}. Supported roles are {list(ROLES)}"))
+        found.append(
+            ("", f"Value error, Unsupported kv_role: {role}. Supported roles are {list(ROLES)}")
+        )
     if config.get("kv_connector") is not None and role is None:
-        found.append(("", f"Value error, Please specify kv_role when kv_connector is set, supported roles are {list(ROLES)}"))
+        found.append(
+            (
+                "",
+                f"Value error, Please specify kv_role when kv_connector is set, supported roles are {list(ROLES)}",
+            )
+        )
     for name in ("kv_port", "kv_rank", "kv_parallel_size"):
         value = config.get(name)
         if value is None or (isinstance(value, int) and not isinstance(value, bool)):
             continue
         if not (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
-            found.append((name, f"Input should be a valid integer, unable to parse string as an integer [type=int_parsing, input_value={value!r}]"))
+            found.append(
+                (
+                    name,
+                    f"Input should be a valid integer, unable to parse string as an integer [type=int_parsing, input_value={value!r}]",
+                )
+            )
     for name in ("engine_id", "kv_connector"):
         if config.get(name) is not None and not isinstance(config[name], str):
-            found.append((name, f"Input should be a valid string [type=string_type, input_value={config[name]!r}]"))
+            found.append(
+                (
+                    name,
+                    f"Input should be a valid string [type=string_type, input_value={config[name]!r}]",
+                )
+            )
     extra = config.get("kv_connector_extra_config", {})
     if not isinstance(extra, dict):
-        found.append(("kv_connector_extra_config", f"Input should be a valid dictionary [type=dict_type, input_value={extra!r}]"))
+        found.append(
+            (
+                "kv_connector_extra_config",
+                f"Input should be a valid dictionary [type=dict_type, input_value={extra!r}]",
+            )
+        )
     return found
 
 
@@ -66,13 +100,23 @@ def read_config(config: dict[str, Any] | None) -> KvConfig | None:
         return None
     parts = _flatten(config)
     known = HANDOFF | STORES | {"MultiConnector"}
-    unknown = tuple(str(part.get("kv_connector")) for part in parts if part.get("kv_connector") not in known and not part.get("kv_connector_module_path"))
-    chosen = next((part for part in parts if part.get("kv_connector") in HANDOFF), parts[-1] if len(parts) == 1 else parts[1])
+    unknown = tuple(
+        str(part.get("kv_connector"))
+        for part in parts
+        if part.get("kv_connector") not in known and not part.get("kv_connector_module_path")
+    )
+    chosen = next(
+        (part for part in parts if part.get("kv_connector") in HANDOFF),
+        parts[-1] if len(parts) == 1 else parts[1],
+    )
 
     def first(name: str) -> Any:
         return next((part[name] for part in (chosen, config) if part.get(name) is not None), None)
 
-    extra = {**(config.get("kv_connector_extra_config") or {}), **(chosen.get("kv_connector_extra_config") or {})}
+    extra = {
+        **(config.get("kv_connector_extra_config") or {}),
+        **(chosen.get("kv_connector_extra_config") or {}),
+    }
     port = first("kv_port")
     return KvConfig(
         connector=str(chosen.get("kv_connector")),
@@ -96,4 +140,8 @@ def _flatten(config: dict[str, Any]) -> list[dict[str, Any]]:
 def _sizes(block: Any) -> dict[str, int]:
     if not isinstance(block, dict):
         return {}
-    return {short: int(block[f"{short}_size"]) for short in ("dp", "tp", "pp") if str(block.get(f"{short}_size", "")).isdecimal()}
+    return {
+        short: int(block[f"{short}_size"])
+        for short in ("dp", "tp", "pp")
+        if str(block.get(f"{short}_size", "")).isdecimal()
+    }

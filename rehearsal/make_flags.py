@@ -54,7 +54,12 @@ OPTIONAL: dict[str, str] = {
 }
 """What vLLM's `_optional_type` wraps, by option; every other one is text."""
 
-KINDS = {"HelpAction": "help", "StoreTrueAction": "true", "BooleanOptionalAction": "boolean", "AppendAction": "append"}
+KINDS = {
+    "HelpAction": "help",
+    "StoreTrueAction": "true",
+    "BooleanOptionalAction": "boolean",
+    "AppendAction": "append",
+}
 
 
 def value_type(option: dict[str, Any]) -> str | None:
@@ -70,7 +75,8 @@ def value_type(option: dict[str, Any]) -> str | None:
         "human_readable_int_or_auto": "human-int-or-auto",
         "<lambda>": "str",
     }
-    return plain.get(source, source)
+    kind: str | None = plain.get(source, source)
+    return kind
 
 
 def condense(dump: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +105,9 @@ def main(argv: list[str]) -> int:
     table = condense(json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     lines = ",\n".join(json.dumps(option) for option in table["options"])
     target = Path(__file__).resolve().parent / "flags.json"
-    target.write_text(f'{{"vllm": {json.dumps(table["vllm"])}, "options": [\n{lines}\n]}}\n', encoding="utf-8")
+    target.write_text(
+        f'{{"vllm": {json.dumps(table["vllm"])}, "options": [\n{lines}\n]}}\n', encoding="utf-8"
+    )
     print(f"{target}: {len(table['options'])} options of vLLM {table['vllm']}")
     return 0
 

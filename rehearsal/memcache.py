@@ -20,7 +20,11 @@ def read_config(text: str) -> dict[str, str]:
         pairs = {str(key): str(value) for key, value in json.loads(text).items()}
     else:
         lines = (line.split("#", 1)[0] for line in text.splitlines())
-        pairs = {key.strip(): value.strip() for key, mark, value in (line.partition("=") for line in lines) if mark}
+        pairs = {
+            key.strip(): value.strip()
+            for key, mark, value in (line.partition("=") for line in lines)
+            if mark
+        }
     return {key.rsplit(".", 1)[-1]: value.strip('"') for key, value in pairs.items()}
 
 

@@ -6,9 +6,74 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 HISTOGRAMS = {
-    "time_to_first_token_seconds": (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-    "inter_token_latency_seconds": (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-    "e2e_request_latency_seconds": (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+    "time_to_first_token_seconds": (
+        0.001,
+        0.005,
+        0.01,
+        0.02,
+        0.04,
+        0.06,
+        0.08,
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        2.5,
+        5.0,
+        7.5,
+        10.0,
+        20.0,
+        40.0,
+        80.0,
+        160.0,
+        640.0,
+        2560.0,
+    ),
+    "inter_token_latency_seconds": (
+        0.01,
+        0.025,
+        0.05,
+        0.075,
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.75,
+        1.0,
+        2.5,
+        5.0,
+        7.5,
+        10.0,
+        20.0,
+        40.0,
+        80.0,
+    ),
+    "e2e_request_latency_seconds": (
+        0.3,
+        0.5,
+        0.8,
+        1.0,
+        1.5,
+        2.0,
+        2.5,
+        5.0,
+        10.0,
+        15.0,
+        20.0,
+        30.0,
+        40.0,
+        50.0,
+        60.0,
+        120.0,
+        240.0,
+        480.0,
+        960.0,
+        1920.0,
+        7680.0,
+    ),
 }
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 REASONS = ("stop", "length", "abort", "error", "repetition")
@@ -67,16 +132,28 @@ def render(engines: dict[int, EngineMetrics], model: str) -> str:
 
     for name in GAUGES:
         head(name, "gauge", name.replace("_", " "))
-        lines += [f"vllm:{name}{labels(rank)} {float(engine.gauges[name])}" for rank, engine in engines.items()]
+        lines += [
+            f"vllm:{name}{labels(rank)} {float(engine.gauges[name])}"
+            for rank, engine in engines.items()
+        ]
     for name in COUNTERS:
         head(name, "counter", name.replace("_", " "))
-        lines += [f"vllm:{name}_total{labels(rank)} {float(engine.counters[name])}" for rank, engine in engines.items()]
+        lines += [
+            f"vllm:{name}_total{labels(rank)} {float(engine.counters[name])}"
+            for rank, engine in engines.items()
+        ]
     head("prompt_tokens_by_source", "counter", "prompt tokens by where their KV came from")
     for rank, engine in engines.items():
-        lines += [f"vllm:prompt_tokens_by_source_total{labels(rank, source=source)} {float(n)}" for source, n in engine.sources.items()]
+        lines += [
+            f"vllm:prompt_tokens_by_source_total{labels(rank, source=source)} {float(n)}"
+            for source, n in engine.sources.items()
+        ]
     head("request_success", "counter", "finished requests")
     for rank, engine in engines.items():
-        lines += [f"vllm:request_success_total{labels(rank, finished_reason=reason)} {float(n)}" for reason, n in engine.finished.items()]
+        lines += [
+            f"vllm:request_success_total{labels(rank, finished_reason=reason)} {float(n)}"
+            for reason, n in engine.finished.items()
+        ]
     for name in HISTOGRAMS:
         head(name, "histogram", name.replace("_", " "))
         for rank, engine in engines.items():
@@ -91,4 +168,8 @@ def _buckets(name: str, histogram: Histogram, rank: int, labels: object) -> list
     for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts):
         running += count
         lines.append(f"{name}_bucket{labels(rank, le=bound)} {float(running)}")
-    return [*lines, f"{name}_count{labels(rank)} {float(running)}", f"{name}_sum{labels(rank)} {histogram.total}"]
+    return [
+        *lines,
+        f"{name}_count{labels(rank)} {float(running)}",
+        f"{name}_sum{labels(rank)} {histogram.total}",
+    ]

@@ -20,7 +20,14 @@ FLAGS: dict[str, str] = {
     ),
     **dict.fromkeys(("etcd_endpoints", "cluster_id", "root_fs_dir", "rpc_address", "rpc_interface", "memory_allocator", "http_metadata_server_host", "config_path", "log_dir"), "string"),
 }  # fmt: skip
-SHAPES = {"int32": r"-?\d+", "int64": r"-?\d+", "uint64": r"\d+", "double": r"-?\d*\.?\d+(e-?\d+)?", "bool": r"true|false|t|f|y|n|yes|no|1|0", "string": r".*"}
+SHAPES = {
+    "int32": r"-?\d+",
+    "int64": r"-?\d+",
+    "uint64": r"\d+",
+    "double": r"-?\d*\.?\d+(e-?\d+)?",
+    "bool": r"true|false|t|f|y|n|yes|no|1|0",
+    "string": r".*",
+}
 
 
 def parse(arguments: list[str]) -> dict[str, str]:
@@ -61,5 +68,12 @@ def main() -> NoReturn:
     host = flags.get("rpc_address", "0.0.0.0")
     ports = [(host, int(flags.get("rpc_port", flags.get("port", "50051"))))]
     if flags.get("enable_http_metadata_server", "").lower() in ("true", "t", "1", "y", "yes"):
-        ports.append((flags.get("http_metadata_server_host", "0.0.0.0"), int(flags.get("http_metadata_server_port", "8080"))))
-    Pool(settings, "Master service", ports, ("0.0.0.0", int(flags.get("metrics_port", "9003")))).run()
+        ports.append(
+            (
+                flags.get("http_metadata_server_host", "0.0.0.0"),
+                int(flags.get("http_metadata_server_port", "8080")),
+            )
+        )
+    Pool(
+        settings, "Master service", ports, ("0.0.0.0", int(flags.get("metrics_port", "9003")))
+    ).run()

@@ -29,7 +29,11 @@ def table(devices: int, busy: bool) -> str:
             f"| {0:<26}| 0000:{device + 1:02X}:00.0  | 0           0    / 0          {used:<5}/ 65536        |",
             THICK,
         ]
-    lines += [WIDE, "| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |", THICK]
+    lines += [
+        WIDE,
+        "| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |",
+        THICK,
+    ]
     for device in range(devices):
         if busy and device == 0:
             lines.append(f"| {device:<8}{0:<18}| {4242:<14}| {'python3.11':<25}| {58095:<24}|")
@@ -41,7 +45,13 @@ def table(devices: int, busy: bool) -> str:
 
 def board(device: int) -> str:
     """What `npu-smi info -t board -i N` prints; pure."""
-    rows = {"NPU ID": device, "Product Name": "Atlas 800T A2", "Software Version": VERSION, "Firmware Version": "7.7.0.6.236", "Chip Count": 1}
+    rows = {
+        "NPU ID": device,
+        "Product Name": "Atlas 800T A2",
+        "Software Version": VERSION,
+        "Firmware Version": "7.7.0.6.236",
+        "Chip Count": 1,
+    }
     return "\n".join(f"\t{name:<31}: {value}" for name, value in rows.items())
 
 
@@ -65,7 +75,12 @@ def respond(arguments: list[str], settings: Settings, busy: bool) -> tuple[int, 
         return 0, listing(devices)
     options = dict(zip(rest[::2], rest[1::2]))
     number = options.get("-i", "0")
-    if set(options) - {"-t", "-i", "-c"} or len(rest) % 2 or not number.isdecimal() or int(number) >= devices:
+    if (
+        set(options) - {"-t", "-i", "-c"}
+        or len(rest) % 2
+        or not number.isdecimal()
+        or int(number) >= devices
+    ):
         return 1, f"Error parameter of {' '.join(rest)}"
     kind = options.get("-t", "board")
     if kind == "board":
@@ -76,7 +91,10 @@ def respond(arguments: list[str], settings: Settings, busy: bool) -> tuple[int, 
         used = "Process id:4242 Process memory(MB):58095" if busy and number == "0" else ""
         return 0, f"\t{'NPU ID':<31}: {number}\n\t{used}".rstrip()
     if kind == "usages":
-        return 0, f"\t{'NPU ID':<31}: {number}\n\t{'HBM Capacity(MB)':<31}: 65536\n\t{'HBM Usage Rate(%)':<31}: {94 if busy and number == '0' else 5}"
+        return (
+            0,
+            f"\t{'NPU ID':<31}: {number}\n\t{'HBM Capacity(MB)':<31}: 65536\n\t{'HBM Usage Rate(%)':<31}: {94 if busy and number == '0' else 5}",
+        )
     return 1, f"Error parameter of -t {kind}"
 
 
@@ -85,7 +103,9 @@ def main() -> int:
     settings = read("npu-smi")
     found: set[str] = set()
     # A preflight runs npu-smi as part of whatever process it is; faults know it by its own name.
-    Injector(settings.faults, settings.node_index, "npu-smi", lambda what, arg: found.add(what)).fire("start")
+    Injector(
+        settings.faults, settings.node_index, "npu-smi", lambda what, arg: found.add(what)
+    ).fire("start")
     code, text = respond(sys.argv[1:], settings, "busy" in found)
     print(text)
     return code

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Callable, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from rehearsal import console
 from rehearsal.faults import Injector
@@ -17,10 +18,18 @@ from rehearsal.web import Connection, Request
 class Pool:
     """One pool service. `ports` are (address, port) that accept connections; `metrics` one that answers HTTP."""
 
-    def __init__(self, settings: Settings, name: str, ports: list[tuple[str, int]], metrics: tuple[str, int] | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        ports: list[tuple[str, int]],
+        metrics: tuple[str, int] | None,
+    ) -> None:
         self.settings, self.name, self.ports, self.metrics = settings, name, ports, metrics
         self.broken = False
-        self.injector = Injector(settings.faults, settings.node_index, settings.process, self._behave)
+        self.injector = Injector(
+            settings.faults, settings.node_index, settings.process, self._behave
+        )
 
     def run(self) -> NoReturn:
         """Until told to end; exits 1 when a port is taken."""
@@ -46,8 +55,14 @@ class Pool:
             await self._listen(asyncio.Protocol, host, port)
         if self.metrics:
             everyone: set[Connection] = set()
-            await self._listen(lambda: Connection(self._answer, lambda request, status: None, everyone), *self.metrics)
-        places = ", ".join(f"{self.settings.bind_address(host)}:{port}" for host, port in [*self.ports, *([self.metrics] if self.metrics else [])])
+            await self._listen(
+                lambda: Connection(self._answer, lambda request, status: None, everyone),
+                *self.metrics,
+            )
+        places = ", ".join(
+            f"{self.settings.bind_address(host)}:{port}"
+            for host, port in [*self.ports, *([self.metrics] if self.metrics else [])]
+        )
         console.plain(f"{self.name} started, listening on {places}")
         self.injector.run_in(loop)
         self.injector.fire("ready")
@@ -63,9 +78,16 @@ class Pool:
         if self.broken:
             return connection.reply(503, b"", "text/plain")
         text = b"# TYPE master_active_clients gauge\nmaster_active_clients 0\n# TYPE master_key_count gauge\nmaster_key_count 0\n"
-        connection.reply(200, b"OK" if request.path == "/health" else text, "text/plain; version=0.0.4")
+        connection.reply(
+            200, b"OK" if request.path == "/health" else text, "text/plain; version=0.0.4"
+        )
 
     def _told_to_end(self, ended: asyncio.Future[int]) -> None:
         self.injector.fire("term")
         if not self.injector.ignores_term and not ended.done():
-            asyncio.get_running_loop().call_later(self.settings.stop_seconds, lambda: ended.done() or ended.set_result(0))
+            asyncio.get_running_loop().call_later(self.settings.stop_seconds, _settle, ended)
+
+
+def _settle(ended: asyncio.Future[int]) -> None:
+    if not ended.done():
+        ended.set_result(0)

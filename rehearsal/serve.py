@@ -58,7 +58,13 @@ class Front:
 
     def __init__(self, args: cli.ServeArgs, settings: Settings) -> None:
         self.args, self.settings = args, settings
-        self.injector = Injector(settings.faults, settings.node_index, settings.process, self._behave, self._kill_children)
+        self.injector = Injector(
+            settings.faults,
+            settings.node_index,
+            settings.process,
+            self._behave,
+            self._kill_children,
+        )
         self.behaviours: list[tuple[str, float | None]] = []
         self.api = Api(args, lambda count: self.injector.fire("request", count))
         self.children: list[Child] = []
@@ -89,7 +95,11 @@ class Front:
 
     def _fork(self, index: int) -> None:
         rank = self.args.dp_start + index
-        hub = None if self.is_hub else (self.settings.peer_address(self.args.dp_address), self.args.dp_port)
+        hub = (
+            None
+            if self.is_hub
+            else (self.settings.peer_address(self.args.dp_address), self.args.dp_port)
+        )
         spec = engine.EngineSpec(self.args, self.settings, rank, index, hub, tuple(self.behaviours))
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -118,25 +128,43 @@ class Front:
         return await self.ended
 
     async def _connect(self, child: Child) -> None:
-        link = Link(lambda link, message: self._on_engine(child, link, message), lambda link: self._on_child_gone(child))
+        link = Link(
+            lambda link, message: self._on_engine(child, link, message),
+            lambda link: self._on_child_gone(child),
+        )
         child.link = link
         await self.loop.create_connection(lambda: link, sock=child.sock)
 
     async def _open_group(self) -> None:
         args = self.args
         local = range(args.dp_start, args.dp_start + args.dp_local)
-        self.group = Group(engine.fingerprint(args), local, self.settings.join_seconds, self._startup_failed, self._group_up, self._engine_lost)
+        self.group = Group(
+            engine.fingerprint(args),
+            local,
+            self.settings.join_seconds,
+            self._startup_failed,
+            self._group_up,
+            self._engine_lost,
+        )
         self.group.open()
         if args.dp_local == args.dp_size:
-            return
+            return None
         host = self.settings.peer_address(args.dp_address)
         try:
             sock = bind(host, args.dp_port, self.settings)
             group = self.group
-            self.servers.append(await self.loop.create_server(lambda: Link(self._on_remote, group.on_close), sock=sock))
+            self.servers.append(
+                await self.loop.create_server(
+                    lambda: Link(self._on_remote, group.on_close), sock=sock
+                )
+            )
         except OSError as error:
-            return self._startup_failed(f"zmq.error.ZMQError: {os.strerror(error.errno or 0)} (addr='tcp://{args.dp_address}:{args.dp_port}')")
-        console.info("utils.py:1004", f"Waiting for data parallel engines at tcp://{host}:{args.dp_port}")
+            return self._startup_failed(
+                f"zmq.error.ZMQError: {os.strerror(error.errno or 0)} (addr='tcp://{args.dp_address}:{args.dp_port}')"
+            )
+        console.info(
+            "utils.py:1004", f"Waiting for data parallel engines at tcp://{host}:{args.dp_port}"
+        )
 
     def _on_remote(self, link: Link, message: Message) -> None:
         assert self.group
@@ -166,12 +194,17 @@ class Front:
 
     def _group_up(self) -> None:
         assert self.group
-        self._start_serving(self.group.members if self.args.mode == "internal" else self._local_links())
+        self._start_serving(
+            self.group.members if self.args.mode == "internal" else self._local_links()
+        )
 
     def _local_up(self) -> None:
         if self.args.headless:
             self.serving = True
-            console.info("serve.py:187", f"Headless engines of ranks {self.children[0].rank} to {self.children[-1].rank} are serving.")
+            console.info(
+                "serve.py:187",
+                f"Headless engines of ranks {self.children[0].rank} to {self.children[-1].rank} are serving.",
+            )
             self.injector.fire("ready")
         else:
             self._start_serving(self._local_links())
@@ -188,13 +221,22 @@ class Front:
         assert self.http
         host, port = self.http.getsockname()[:2]
         try:
-            self.servers.append(await self.loop.create_server(self.api.connection, sock=self.http, backlog=2048))
+            self.servers.append(
+                await self.loop.create_server(self.api.connection, sock=self.http, backlog=2048)
+            )
         except OSError as error:
             console.plain(console.trace(error))
             return self._finish(1)
-        console.info("launcher.py:34", "Available routes are:\n" + "\n".join(f"Route: {path}, Methods: {method}" for method, path in self.api.routes))
+        console.info(
+            "launcher.py:34",
+            "Available routes are:\n"
+            + "\n".join(f"Route: {path}, Methods: {method}" for method, path in self.api.routes),
+        )
         console.info("api_server.py:1880", f"Starting vLLM API server 0 on http://{host}:{port}")
-        console.plain("INFO:     Started server process [%d]\nINFO:     Waiting for application startup.\nINFO:     Application startup complete." % os.getpid())
+        console.plain(
+            "INFO:     Started server process [%d]\nINFO:     Waiting for application startup.\nINFO:     Application startup complete."
+            % os.getpid()
+        )
         self.injector.fire("ready")
 
     def _behave(self, what: str, arg: float | None) -> None:
@@ -228,13 +270,19 @@ class Front:
 
     def _engine_lost(self, rank: int) -> None:
         if self.closing:
-            return
+            return None
         if not self.serving:
             return self._startup_failed("", {f"EngineCore_DP{rank}": None})
-        console.error("core_client.py:598", f"Engine core proc EngineCore_DP{rank} died unexpectedly, shutting down client.")
+        console.error(
+            "core_client.py:598",
+            f"Engine core proc EngineCore_DP{rank} died unexpectedly, shutting down client.",
+        )
         if not self.args.headless:
             self.api.engine_dead()
-            console.error("async_llm.py:480", f"AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: {DEAD}")
+            console.error(
+                "async_llm.py:480",
+                f"AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: {DEAD}",
+            )
         self._finish(1)
 
     def _finish(self, code: int) -> None:
@@ -272,7 +320,10 @@ class Front:
             if child.link:
                 child.link.send({"t": "bye"})
         deadline = time.monotonic() + REAP_SECONDS
-        while any(child.link and child.link.transport for child in self.children) and time.monotonic() < deadline:
+        while (
+            any(child.link and child.link.transport for child in self.children)
+            and time.monotonic() < deadline
+        ):
             await asyncio.sleep(0.005)
         if self.group:
             for link in self.group.members.values():
@@ -298,7 +349,10 @@ def run(args: cli.ServeArgs, settings: Settings) -> NoReturn:
     """The life of the server process."""
     console.speak_as("APIServer" if not args.headless else "HeadlessServer")
     console.info("api_server.py:1834", f"vLLM API server version {VERSION}")
-    console.info("utils.py:253", f"non-default args: { {key: value for key, value in args.raw.items() if value is not False} }")
+    console.info(
+        "utils.py:253",
+        f"non-default args: { {key: value for key, value in args.raw.items() if value is not False} }",
+    )
     front = Front(args, settings)
     front.prepare()
     code = asyncio.run(front.live())

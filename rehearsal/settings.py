@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 from rehearsal.faults import Fault, parse_faults
 
@@ -54,7 +54,9 @@ class Settings:
 
     def owns(self, host: str) -> bool:
         """Whether this node could bind `host`: on a real node another node's address cannot be bound."""
-        return not self.address or not host.startswith("127.") or host in (self.address, "127.0.0.1")
+        return (
+            not self.address or not host.startswith("127.") or host in (self.address, "127.0.0.1")
+        )
 
 
 def from_environ(environ: Mapping[str, str], process: str) -> Settings:
@@ -83,7 +85,9 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         address=environ.get("REHEARSAL_ADDRESS", "").strip() or None,
         node_index=int(number("REHEARSAL_NODE_INDEX", 0)),
         process=environ.get("REHEARSAL_PROCESS", "").strip() or process,
-        devices=int(number("REHEARSAL_DEVICES", 0)) if environ.get("REHEARSAL_DEVICES", "").strip() else None,
+        devices=int(number("REHEARSAL_DEVICES", 0))
+        if environ.get("REHEARSAL_DEVICES", "").strip()
+        else None,
         load_seconds=number("REHEARSAL_LOAD_SECONDS", 1.0),
         ttft=number("REHEARSAL_TTFT_MS", 20) / 1000,
         tpot=number("REHEARSAL_TPOT_MS", 2) / 1000,

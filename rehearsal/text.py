@@ -8,7 +8,24 @@ from typing import Any
 
 _TOKEN = re.compile(r"\w{1,5}|[^\w\s]")
 _SUM = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?(?:\s*[-+*/x×÷]\s*\d+(?:\.\d+)?)+)")
-_SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi wo zu ka".split()
+_SYLLABLES = [
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "la",
+    "me",
+    "ni",
+    "po",
+    "ru",
+    "sa",
+    "te",
+    "vi",
+    "wo",
+    "zu",
+    "ka",
+]
 WORDS = [a + b for a in _SYLLABLES for b in _SYLLABLES]
 
 
@@ -61,7 +78,9 @@ def answer(prompt: Any, most: int, least: int, to_the_end: bool) -> tuple[list[s
     text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
     seed = zlib.crc32(text.encode(errors="replace"))
     result = arithmetic(text)
-    pieces = split_tokens(f"The answer is {result}.\nanswer: {result}\n#### {result}") if result else []
+    pieces = (
+        split_tokens(f"The answer is {result}.\nanswer: {result}\n#### {result}") if result else []
+    )
     natural = len(pieces) or 24 + seed % 41
     wanted = most if to_the_end else min(most, max(natural, least))
     while len(pieces) < wanted:

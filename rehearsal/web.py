@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Callable
+from typing import Any
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 64 * 1024 * 1024
@@ -27,7 +28,12 @@ class Request:
 class Connection(asyncio.Protocol):
     """One client. `handle(request, connection)` answers with `reply`, or with `stream`, `chunk`..., `end`."""
 
-    def __init__(self, handle: Callable[[Request, Connection], None], log: Callable[[Request, int], None], everyone: set[Connection]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Request, Connection], None],
+        log: Callable[[Request, int], None],
+        everyone: set[Connection],
+    ) -> None:
         self.handle, self.log, self.everyone = handle, log, everyone
         self.buffer = bytearray()
         self.request: Request | None = None
@@ -63,9 +69,19 @@ class Connection(asyncio.Protocol):
             except ValueError as error:
                 self.closing = True
                 self.request = Request("-", "-", {}, b"", self.client)
-                return self.reply(400, {"error": {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}})
+                return self.reply(
+                    400,
+                    {
+                        "error": {
+                            "message": str(error),
+                            "type": "BadRequestError",
+                            "param": None,
+                            "code": 400,
+                        }
+                    },
+                )
             if request is None:
-                return
+                return None
             self.request = request
             self.handle(request, self)
 
@@ -85,7 +101,11 @@ class Connection(asyncio.Protocol):
             headers[name.strip().lower()] = value.strip()
         taken = self._body(end + 4, headers)
         if taken is None:
-            if headers.pop("expect", "").lower() == "100-continue" and self.transport and len(self.buffer) == end + 4:
+            if (
+                headers.pop("expect", "").lower() == "100-continue"
+                and self.transport
+                and len(self.buffer) == end + 4
+            ):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return None
         body, stop = taken
@@ -116,13 +136,19 @@ class Connection(asyncio.Protocol):
 
     def reply(self, status: int, content: Any, kind: str = "application/json") -> None:
         """Answer the current request at once; bytes go out as they are, anything else as JSON."""
-        body = content if isinstance(content, bytes) else json.dumps(content, separators=(",", ":")).encode()
+        body = (
+            content
+            if isinstance(content, bytes)
+            else json.dumps(content, separators=(",", ":")).encode()
+        )
         self._send(self._head(status, kind, f"content-length: {len(body)}") + body)
         self._done(status)
 
     def stream(self) -> None:
         """Begin a chunked answer of server-sent events."""
-        self._send(self._head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked"))
+        self._send(
+            self._head(200, "text/event-stream; charset=utf-8", "transfer-encoding: chunked")
+        )
 
     def chunk(self, data: bytes) -> None:
         """A piece of the chunked answer."""

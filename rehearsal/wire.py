@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 Message = dict[str, Any]
 LIMIT = 32 * 1024 * 1024
@@ -14,7 +15,11 @@ LIMIT = 32 * 1024 * 1024
 class Link(asyncio.Protocol):
     """One connection. `on_message` gets each message, `on_close` is called once when the other side is gone."""
 
-    def __init__(self, on_message: Callable[[Link, Message], None], on_close: Callable[[Link], None] = lambda link: None) -> None:
+    def __init__(
+        self,
+        on_message: Callable[[Link, Message], None],
+        on_close: Callable[[Link], None] = lambda link: None,
+    ) -> None:
         self.on_message, self.on_close = on_message, on_close
         self.transport: asyncio.Transport | None = None
         self.tail = b""
