@@ -11,6 +11,7 @@ place without it is half-built, and is made again from nothing).
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -18,13 +19,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 Say = Callable[[str], None]
 """Takes one line of progress. It may be called from another thread."""
@@ -171,6 +173,56 @@ def keep(slot: Slot, build: Callable[[Path, Builder], Mapping[str, object]], *, 
         draft.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         draft.rename(slot.path / ".complete")
         say(f"{slot.name}: ready after {facts['seconds']:.0f} s, {facts['megabytes']} MB in {slot.path}")
+
+
+class Listed(Protocol):
+    """What a listing needs of a recipe."""
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def needs_megabytes(self) -> int: ...
+
+
+def command(
+    module: str,
+    description: str,
+    rows: Mapping[str, tuple[Slot, Listed]],
+    ensure: Callable[[str, Say], object],
+    arguments: Sequence[str] | None,
+) -> int:
+    """The command line of a module that keeps things: names are built, no name lists all; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"build these: {', '.join(rows)}; none: list all")
+    names = parser.parse_args(arguments).names
+    try:
+        for name in names:
+            ensure(name, lambda line: print(line, flush=True))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what is half-built is begun again next time", file=sys.stderr)
+        return 130
+    if not names:
+        print("\n".join(_listing(rows)))
+    return 0
+
+
+def _listing(rows: Mapping[str, tuple[Slot, Listed]]) -> Iterator[str]:
+    """One line a thing; then builds of other pins or another Python, which nothing removes by itself."""
+    width = max(map(len, rows))
+    for name, (slot, recipe) in rows.items():
+        facts = slot.facts()
+        state = f"{facts['megabytes']} MB  {slot.path}" if facts else f"not built (needs {recipe.needs_megabytes} MB)"
+        yield f"{name:{width}}  {state}  {recipe.summary}"
+    current = {slot.path for slot, _ in rows.values()}
+    for kind in {slot.kind for slot, _ in rows.values()}:
+        for marker in sorted((cache_root() / kind).glob("*/.complete")):
+            path = marker.parent
+            if path not in current and not path.is_symlink():
+                yield f"{'':{width}}  {megabytes(path)} MB  {path}  of other pins or another Python: rm -r it"
 
 
 @contextmanager

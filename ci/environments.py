@@ -14,15 +14,14 @@ environment beside the old one.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ci.cache import Builder, BuildError, Say, Slot, cache_root, digest, keep, megabytes
+from ci.cache import Builder, BuildError, Say, Slot, command, digest, keep
 
 RECIPE_VERSION = 1
 """Raised when this module builds differently from the same recipes: old environments are then left alone."""
@@ -241,37 +240,10 @@ def _short(requirement: str) -> str:
     return Path(requirement).name if requirement.startswith("/") else requirement
 
 
-def _listing() -> Iterable[str]:
-    """One line an environment; then those of other pins or Pythons, which nothing removes by itself."""
-    known = {}
-    for name, recipe in RECIPES.items():
-        slot = _slot(name)
-        known[slot.path] = name
-        facts = slot.facts()
-        state = f"{facts['megabytes']} MB  {slot.path}" if facts else f"not built (needs {recipe.needs_megabytes} MB)"
-        yield f"{name:12} {state}  {recipe.summary}"
-    for marker in sorted((cache_root() / "envs").glob("*/.complete")):
-        if marker.parent not in known:
-            yield f"{'':12} {megabytes(marker.parent)} MB  {marker.parent}  of other pins or another Python: rm -r it"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ci.environments", description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"build these: {', '.join(RECIPES)}; none: list all")
-    options = parser.parse_args(arguments)
-    try:
-        for name in options.names:
-            ensure(name, lambda line: print(line, flush=True))
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what is half-built is begun again next time", file=sys.stderr)
-        return 130
-    if not options.names:
-        print("\n".join(_listing()))
-    return 0
+    rows = {name: (_slot(name), recipe) for name, recipe in RECIPES.items()}
+    return command("ci.environments", __doc__, rows, ensure, arguments)
 
 
 if __name__ == "__main__":
