@@ -23,6 +23,13 @@ from typing import Protocol
 
 from ci.cache import Builder, BuildError, Say, Slot, command, digest, keep
 
+PINS = Path(__file__).with_name("pins")
+"""`<name>-<interpreter>.txt` holds the tested version of everything a recipe installs, where there is one.
+
+Without it the direct pins hold and pip chooses the rest. To renew: move the file away, build, and keep what
+`<environment>/bin/python -m pip freeze` prints, but for a distribution of a `Metadata` step.
+"""
+
 RECIPE_VERSION = 1
 """Raised when this module builds differently from the same recipes: old environments are then left alone."""
 
@@ -53,7 +60,9 @@ class Install:
     hint: str = "read the log; a package index must be reachable (see `pip config list`)"
 
     def apply(self, python: Path, builder: Builder) -> None:
-        argv = [*_pip(python), "install", "--no-compile", "--progress-bar", "off", *self.options, *self.requirements]
+        constraints = ["-c", str(pins)] if (pins := _pins(builder.name)).exists() else []
+        quick = ["--no-compile", "--progress-bar", "off"]
+        argv = [*_pip(python), "install", *quick, *constraints, *self.options, *self.requirements]
         builder.run(argv, f"pip install {' '.join(_short(r) for r in self.requirements)}", todo=self.hint)
 
 
@@ -211,7 +220,12 @@ def _slot(name: str) -> Slot:
         )
     # An environment's interpreter is a link to the one that built it: another installation, another key.
     interpreter = (sys.implementation.name, platform.python_version(), sys.base_prefix, platform.machine())
-    return Slot("envs", name, digest(RECIPE_VERSION, RECIPES[name], interpreter))
+    pins = _pins(name).read_text(encoding="utf-8") if _pins(name).exists() else ""
+    return Slot("envs", name, digest(RECIPE_VERSION, RECIPES[name], interpreter, pins))
+
+
+def _pins(name: str) -> Path:
+    return PINS / f"{name}-{sys.implementation.cache_tag}.txt"
 
 
 def _environment(slot: Slot) -> Environment:

@@ -90,6 +90,17 @@ def test_a_changed_pin_is_another_environment(tmp_path, register):
     assert environments._slot("fake").path != before.path
 
 
+def test_a_pin_of_what_a_package_drags_in_is_another_environment_and_constrains_pip(tmp_path, register, monkeypatch):
+    monkeypatch.setattr(environments, "PINS", tmp_path)
+    register("fake", recipe(Install((str(make_wheel(tmp_path)),), options=("--no-index", "--dry-run"))))
+    before = environments._slot("fake")
+    (tmp_path / f"fake-{sys.implementation.cache_tag}.txt").write_text("greeter==2.0\n")
+    assert environments._slot("fake").path != before.path
+    builder = cache.Builder("fake", tmp_path / "log", lambda line: None)
+    with pytest.raises(BuildError, match="greeter==2.0"):
+        environments.RECIPES["fake"].steps[0].apply(Path(sys.executable), builder)
+
+
 def test_a_failing_pip_names_log_cause_and_remedy_and_is_tried_again(tmp_path, register, cache_of_its_own):
     wheel = tmp_path / "greeter-1.0-py3-none-any.whl"
     register("fake", recipe(local(wheel)))
