@@ -23,10 +23,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from steps.core import settings
+from steps.core.errors import Exit, InfraError
 
 Say = Callable[[str], None]
 """Takes one line of progress. It may be called from another thread."""
@@ -37,21 +40,25 @@ LOG_LINES_IN_ERROR = 12
 
 def cache_root() -> Path:
     """The directory that holds everything kept: `$MULTINODE_CACHE` or `~/.cache/multinode`."""
-    chosen = os.environ.get("MULTINODE_CACHE")
-    return Path(chosen).expanduser().resolve() if chosen else Path.home() / ".cache" / "multinode"
+    return settings.read().cache.expanduser().resolve()
 
 
-class BuildError(Exception):
-    """Something that should be kept cannot be made: the machine's fault, not the case's."""
+class BuildError(InfraError):
+    """Something that should be kept cannot be made: the machine's fault, not the case's.
 
-    exit_code = 3
+    Args:
+        what: what cannot be done; `found`, `expected` and `todo` are one clause each.
+        log: where the output of the program that failed is.
+    """
 
-    def __init__(self, what: str, *, found: str, expected: str, todo: str, log: Path | None = None):
-        self.what, self.found, self.expected, self.todo, self.log = what, found, expected, todo, log
-        lines = [what, f"  found:    {found}", f"  expected: {expected}", f"  to do:    {todo}"]
+    def __init__(
+        self, what: str, *, found: str, expected: str, todo: str, log: Path | None = None
+    ) -> None:
+        self.what, self.found, self.expected, self.log = what, found, expected, log
+        lines = [what, f"  found:    {found}", f"  expected: {expected}"]
         if log is not None:
             lines.append(f"  log:      {log}")
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(lines), hint=todo)
 
 
 def digest(*parts: object) -> str:
@@ -80,7 +87,7 @@ class Slot:
         return self.path.with_name(f"{self.path.name}.lock")
 
     def facts(self) -> dict[str, Any] | None:
-        """What the builder noted when it was done (`megabytes`, `seconds`, ...); None if not done."""
+        """What the builder noted at its end (`megabytes`, `seconds`, ...); None if not done."""
         try:
             noted = json.loads((self.path / ".complete").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -90,13 +97,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Builder:
-    """Runs the programs of one build: output to the log, progress to `say`, failures as BuildError."""
+    """Runs the programs of one build: output to the log, progress to `say`."""
 
     name: str
     log: Path
     say: Say
 
-    def run(self, argv: Sequence[str | Path], doing: str, *, todo: str, cwd: Path | None = None) -> None:
+    def run(
+        self, argv: Sequence[str | Path], doing: str, *, todo: str, cwd: Path | None = None
+    ) -> None:
         """Run one program to its end, in a group of its own that dies with us.
 
         Args:
@@ -128,15 +137,27 @@ class Builder:
                     _kill_group(process)
                     raise
         if code != 0:
-            raise self._failed(doing, f"exit code {code}\n{_tail(self.log, LOG_LINES_IN_ERROR)}", todo)
+            raise self._failed(
+                doing, f"exit code {code}\n{_tail(self.log, LOG_LINES_IN_ERROR)}", todo
+            )
 
     def _failed(self, doing: str, found: str, todo: str) -> BuildError:
         return BuildError(
-            f"cannot build {self.name}: {doing} failed", found=found, expected="exit code 0", todo=todo, log=self.log
+            f"cannot build {self.name}: {doing} failed",
+            found=found,
+            expected="exit code 0",
+            todo=todo,
+            log=self.log,
         )
 
 
-def keep(slot: Slot, build: Callable[[Path, Builder], Mapping[str, object]], *, needs_megabytes: int, say: Say) -> None:
+def keep(
+    slot: Slot,
+    build: Callable[[Path, Builder], Mapping[str, object]],
+    *,
+    needs_megabytes: int,
+    say: Say,
+) -> None:
     """Make the thing at `slot` unless it is there; a second process waits for the first one.
 
     Args:
@@ -168,11 +189,17 @@ def keep(slot: Slot, build: Callable[[Path, Builder], Mapping[str, object]], *, 
         slot.log.write_text("", encoding="utf-8")
         started = time.monotonic()
         facts = dict(build(slot.path, Builder(slot.name, slot.log, say)))
-        facts |= {"seconds": round(time.monotonic() - started, 1), "megabytes": megabytes(slot.path)}
+        facts |= {
+            "seconds": round(time.monotonic() - started, 1),
+            "megabytes": megabytes(slot.path),
+        }
         draft = slot.path / ".complete.draft"
         draft.write_text(json.dumps(facts, indent=1), encoding="utf-8")
         draft.rename(slot.path / ".complete")
-        say(f"{slot.name}: ready after {facts['seconds']:.0f} s, {facts['megabytes']} MB in {slot.path}")
+        say(
+            f"{slot.name}: ready after {facts['seconds']:.0f} s, {facts['megabytes']} MB "
+            f"in {slot.path}"
+        )
 
 
 class Listed(Protocol):
@@ -192,9 +219,17 @@ def command(
     ensure: Callable[[str, Say], object],
     arguments: Sequence[str] | None,
 ) -> int:
-    """The command line of a module that keeps things: names are built, no name lists all; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"build these: {', '.join(rows)}; none: list all")
+    """The command line of a module that keeps things: builds what is named, or lists all.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description.split("\n\n", maxsplit=1)[0]
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"build these: {', '.join(rows)}; none: list all"
+    )
     names = parser.parse_args(arguments).names
     try:
         for name in names:
@@ -204,25 +239,30 @@ def command(
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; what is half-built is begun again next time", file=sys.stderr)
-        return 130
+        return Exit.INTERRUPTED
     if not names:
         print("\n".join(_listing(rows)))
     return 0
 
 
 def _listing(rows: Mapping[str, tuple[Slot, Listed]]) -> Iterator[str]:
-    """One line a thing; then builds of other pins or another Python, which nothing removes by itself."""
+    """One line a thing; then builds of other pins or Pythons, which nothing else removes."""
     width = max(map(len, rows))
     for name, (slot, recipe) in rows.items():
         facts = slot.facts()
-        state = f"{facts['megabytes']} MB  {slot.path}" if facts else f"not built (needs {recipe.needs_megabytes} MB)"
+        state = (
+            f"{facts['megabytes']} MB  {slot.path}"
+            if facts
+            else f"not built (needs {recipe.needs_megabytes} MB)"
+        )
         yield f"{name:{width}}  {state}  {recipe.summary}"
     current = {slot.path for slot, _ in rows.values()}
     for kind in {slot.kind for slot, _ in rows.values()}:
         for marker in sorted((cache_root() / kind).glob("*/.complete")):
             path = marker.parent
             if path not in current and not path.is_symlink():
-                yield f"{'':{width}}  {megabytes(path)} MB  {path}  of other pins or another Python: rm -r it"
+                what = "of other pins or another Python: rm -r it"
+                yield f"{'':{width}}  {megabytes(path)} MB  {path}  {what}"
 
 
 @contextmanager
@@ -250,7 +290,7 @@ def megabytes(path: Path) -> int:
     """The size of a directory tree in MB (10^6 bytes), links not followed."""
     total = 0
     for directory, _, names in os.walk(path):
-        total += sum(os.lstat(os.path.join(directory, name)).st_size for name in names)
+        total += sum((Path(directory) / name).lstat().st_size for name in names)
     return round(total / 1e6)
 
 
@@ -259,7 +299,9 @@ def _locked(descriptor: int, slot: Slot, say: Say) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with heartbeat(say, f"{slot.name}: waiting for another process that builds it", last_line_of=slot.log):
+        with heartbeat(
+            say, f"{slot.name}: waiting for another process that builds it", last_line_of=slot.log
+        ):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield
@@ -279,10 +321,8 @@ def _check_disk(slot: Slot, needs_megabytes: int) -> None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

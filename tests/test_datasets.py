@@ -36,7 +36,9 @@ def test_both_files_and_the_same_bytes_for_the_same_seed(tmp_path):
     assert [len(lines(first / file)) for file in ("test.jsonl", "train.jsonl")] == [5, 2]
     assert (first / "test.jsonl").read_bytes() == (again / "test.jsonl").read_bytes()
     assert (first / "test.jsonl").read_bytes() != (other / "test.jsonl").read_bytes()
-    questions = [item["question"] for file in ("test.jsonl", "train.jsonl") for item in lines(first / file)]
+    questions = [
+        item["question"] for file in ("test.jsonl", "train.jsonl") for item in lines(first / file)
+    ]
     assert len(set(questions)) == 7
 
 

@@ -30,7 +30,10 @@ def cache_and_python(tmp_path, monkeypatch) -> list[str]:
 def register(monkeypatch):
     def register(text: str) -> None:
         def make(python: Path, directory: Path, builder: Builder) -> None:
-            code = "import pathlib, sys; d = pathlib.Path(sys.argv[1]); d.mkdir(); (d / 'config.json').write_text(sys.argv[2])"
+            code = (
+                "import os, sys; os.mkdir(sys.argv[1]); "
+                "open(sys.argv[1] + '/config.json', 'w').write(sys.argv[2])"
+            )
             builder.run([python, "-c", code, directory, text], "making the model", todo="-")
 
         recipe = models.Recipe("for the tests", make, needs_megabytes=0, pins=(text,))
