@@ -1,7 +1,9 @@
 """The OpenAI-like endpoints of the stand-in server.
 
-Enters: HTTP requests, and messages of engines about the requests they were given. Leaves: answers, and what is counted.
-It knows engines only as links in `engines`; which there are, and whether they live, is the front's business.
+Enters: HTTP requests, and messages of engines about the requests they were given. Leaves: answers,
+and what is counted.
+It knows engines only as links in `engines`; which there are, and whether they live, is the front's
+business.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from rehearsal import console
 from rehearsal.cli import ServeArgs
 from rehearsal.metrics import EngineMetrics, render
 from rehearsal.text import answer, count_tokens
-from rehearsal.web import Connection, Request
+from rehearsal.web import PHRASES, Connection, Request
 from rehearsal.wire import Link, Message
 
 STATS_SECONDS = 10.0
@@ -137,7 +139,8 @@ class Generation:
                     f'data: {self.head},"choices":[],"usage":{tail}}}\n\n'.encode()
                 )
             self.connection.chunk(b"data: [DONE]\n\n")
-            return self.connection.end()
+            self.connection.end()
+            return
         text = "".join(self.pieces)
         logprobs = self._logprobs(self.pieces) if self.wants_logprobs else None
         place = (
@@ -168,7 +171,8 @@ class Generation:
         if self.streams and self.sent:
             self.connection.chunk(b"data: " + json.dumps(body).encode() + b"\n\n")
             self.connection.chunk(b"data: [DONE]\n\n")
-            return self.connection.end()
+            self.connection.end()
+            return
         self.connection.reply(code, body)
 
 
@@ -229,7 +233,8 @@ class Api:
                 and request.path.startswith("/v1")
                 and given not in self.args.api_keys
             ):
-                return connection.reply(401, {"error": "Unauthorized"})
+                connection.reply(401, {"error": "Unauthorized"})
+                return
             route(request, connection)
         except Refusal as refusal:
             connection.reply(refusal.code, refusal.body)
@@ -237,7 +242,8 @@ class Api:
     def _access(self, request: Request, status: int) -> None:
         if self.args.access_log and request.method != "-":
             console.plain(
-                f'INFO:     {request.client} - "{request.method} {request.path} HTTP/1.1" {status} {"OK" if status == 200 else ""}'.rstrip()
+                f'INFO:     {request.client} - "{request.method} {request.path} HTTP/1.1" '
+                f"{status} {PHRASES.get(status, '')}"
             )
 
     def _health(self, request: Request, connection: Connection) -> None:
@@ -284,12 +290,14 @@ class Api:
         except ValueError as error:
             raise Refusal(
                 400,
-                f"[{{'type': 'json_invalid', 'loc': ('body', {getattr(error, 'pos', 0)}), 'msg': 'JSON decode error'}}]",
+                f"[{{'type': 'json_invalid', 'loc': ('body', {getattr(error, 'pos', 0)}), "
+                "'msg': 'JSON decode error'}]",
             ) from None
         if not isinstance(body, dict):
             raise Refusal(
                 400,
-                "[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a valid dictionary'}]",
+                "[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a "
+                "valid dictionary'}]",
             )
         name = body.get("model") or self.args.served_names[0]
         if name not in self.args.served_names:
@@ -313,15 +321,18 @@ class Api:
             prompt, most, int(body.get("min_tokens") or 0), bool(body.get("ignore_eos"))
         )
         if "silent" in self.behaviours:
-            return self._hold(connection)
+            self._hold(connection)
+            return
         if "garbage" in self.behaviours:
-            return _garbage(generation)
+            _garbage(generation)
+            return
         if "empty" in self.behaviours:
             generation.pieces, generation.reason = [], "stop"
             if generation.streams:
                 generation.begin()
                 generation.piece("", True)
-            return generation.finish()
+            generation.finish()
+            return
         if "truncate" in self.behaviours:
             generation.pieces, generation.reason = (
                 generation.pieces[: max(1, len(generation.pieces) // 2)],
@@ -337,7 +348,8 @@ class Api:
             part = "messages" if chat else "prompt"
             raise Refusal(
                 400,
-                f"This model's maximum context length is {longest} tokens. However, your request has {prompt_tokens} input tokens. "
+                f"This model's maximum context length is {longest} tokens. However, your request "
+                f"has {prompt_tokens} input tokens. "
                 f"Please reduce the length of the input {part}.",
                 param="input_tokens",
             )
@@ -351,7 +363,8 @@ class Api:
         if not isinstance(asked, int) or isinstance(asked, bool):
             raise Refusal(
                 400,
-                f"[{{'type': 'int_parsing', 'loc': ('body', 'max_tokens'), 'msg': 'Input should be a valid integer', 'input': {asked!r}}}]",
+                "[{'type': 'int_parsing', 'loc': ('body', 'max_tokens'), "
+                f"'msg': 'Input should be a valid integer', 'input': {asked!r}}}]",
                 param="max_tokens",
             )
         if asked < 1:
@@ -359,8 +372,10 @@ class Api:
         if prompt_tokens + asked > longest:
             raise Refusal(
                 400,
-                f"'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's maximum context length is {longest} tokens and "
-                f"your request has {prompt_tokens} input tokens ({asked} > {longest} - {prompt_tokens}).",
+                f"'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's "
+                f"maximum context length is {longest} tokens and "
+                f"your request has {prompt_tokens} input tokens ({asked} > {longest} - "
+                f"{prompt_tokens}).",
                 param="max_tokens",
             )
         return asked
@@ -436,7 +451,8 @@ class Api:
             last or generation.sent > len(generation.pieces) // 2
         ):
             self._abort(serial)
-            return generation.broken(500, "injected fault midstream")
+            generation.broken(500, "injected fault midstream")
+            return
         if generation.streams:
             generation.piece(text, last)
         if last:
@@ -459,9 +475,12 @@ class Api:
                 share = len(self.metrics)
                 console.info(
                     "loggers.py:248",
-                    f"Engine {rank:03d}: Avg prompt throughput: {(prompt - self.seen[0]) / share / STATS_SECONDS:.1f} tokens/s, "
-                    f"Avg generation throughput: {(output - self.seen[1]) / share / STATS_SECONDS:.1f} tokens/s, "
-                    f"Running: {engine.gauges['num_requests_running']:.0f} reqs, Waiting: {engine.gauges['num_requests_waiting']:.0f} reqs, "
+                    f"Engine {rank:03d}: Avg prompt throughput: "
+                    f"{(prompt - self.seen[0]) / share / STATS_SECONDS:.1f} tokens/s, "
+                    "Avg generation throughput: "
+                    f"{(output - self.seen[1]) / share / STATS_SECONDS:.1f} tokens/s, "
+                    f"Running: {engine.gauges['num_requests_running']:.0f} reqs, Waiting: "
+                    f"{engine.gauges['num_requests_waiting']:.0f} reqs, "
                     "GPU KV cache usage: 0.0%, Prefix cache hit rate: 0.0%",
                 )
         self.seen = (prompt, output)
@@ -512,7 +531,8 @@ def _content(content: Any) -> str:
 
 def _garbage(generation: Generation) -> None:
     if not generation.streams:
-        return generation.connection.reply(200, b"<html><body>this is no JSON\xff</body></html>")
+        generation.connection.reply(200, b"<html><body>this is no JSON\xff</body></html>")
+        return
     generation.begin()
     generation.connection.chunk(b'data: {"id":"broken","choices":[{"ind\n\ndata: %%%\n\n')
     generation.connection.cut()

@@ -1,7 +1,10 @@
-"""The command line of the stand-in `vllm`: refuses what the real one refuses, with its words and exit codes.
+"""The command line of the stand-in `vllm`: refuses what the real one refuses, with its words and
+exit codes.
 
-Enters: argv and the option table `flags.json`. Leaves: a `ServeArgs`, or SystemExit (2 for a command that
-does not parse, 1 for sizes that disagree, 0 for help and version). Writes only to the two output streams.
+Enters: argv and the option table `flags.json`. Leaves: a `ServeArgs`, or SystemExit (2 for a
+command that
+does not parse, 1 for sizes that disagree, 0 for help and version). Writes only to the two output
+streams.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ def human_int(text: str) -> int:
     if unit.isupper():
         if "." in number:
             raise argparse.ArgumentTypeError(
-                f"Decimals are not allowed with binary suffixes like {unit}. Did you mean to use {number}{unit.lower()} instead?"
+                f"Decimals are not allowed with binary suffixes like {unit}. Did you mean to use "
+                f"{number}{unit.lower()} instead?"
             )
         return int(int(number) * 1024**power)
     return int(float(number) * 1000**power)
@@ -86,7 +90,8 @@ def _json_value(name: str) -> Any:
             value = json.loads(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"1 validation error for {title}\n  Invalid JSON: {error} [type=json_invalid, input_value={text[:60]!r}, input_type=str]"
+                f"1 validation error for {title}\n  Invalid JSON: {error} [type=json_invalid, "
+                f"input_value={text[:60]!r}, input_type=str]"
             ) from None
         if name == "--kv-transfer-config" and isinstance(value, dict):
             found = check_fields(value)
@@ -101,7 +106,9 @@ def _json_value(name: str) -> Any:
                 )
         if name.endswith("-config") and value is not None and not isinstance(value, dict):
             raise argparse.ArgumentTypeError(
-                f"1 validation error for {title}\n  Input should be an object [type=dataclass_type, input_value={text[:60]!r}, input_type={type(value).__name__}]"
+                f"1 validation error for {title}\n  Input should be an object "
+                f"[type=dataclass_type, input_value={text[:60]!r}, "
+                f"input_type={type(value).__name__}]"
             )
         return value
 
@@ -119,9 +126,9 @@ def _json_or_text(text: str) -> Any:
         ) from None
 
 
-_TYPES: dict[str | None, Any] = {
+TYPES: dict[str | None, Any] = {
     None: None,
-    "str": None,
+    "str": str,
     "int": int,
     "float": float,
     "human-int": human_int,
@@ -160,7 +167,7 @@ def build_parser(table: dict[str, Any]) -> argparse.ArgumentParser:
                 *names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
             )
         else:
-            convert = _json_value(names[0]) if option["type"] == "json" else _TYPES[option["type"]]
+            convert = _json_value(names[0]) if option["type"] == "json" else TYPES[option["type"]]
             if convert and option["default"] is None and option["type"] != "json":
                 convert = _optional(convert)
             serve.add_argument(
@@ -176,7 +183,9 @@ def build_parser(table: dict[str, Any]) -> argparse.ArgumentParser:
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """What vLLM does before argparse: underscores to dashes, `--config.key v` to JSON, a warning for duplicates."""
+    """What vLLM does before argparse: underscores to dashes, `--config.key v` to JSON, a warning
+    for duplicates.
+    """
     done: list[str] = []
     nested: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
@@ -237,7 +246,9 @@ class ServeArgs:
     dp_address: str
     dp_port: int
     mode: str
-    """How requests find engines: `internal` (this server to all), `hybrid` or `external` (to its own only)."""
+    """How requests find engines: `internal` (this server to all), `hybrid` or `external` (to its
+    own only).
+    """
     max_model_len: int
     max_num_seqs: int
     block_size: int
@@ -297,14 +308,15 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
     local, start = names.get("data_parallel_size_local"), names.get("data_parallel_start_rank")
     if get("tensor_parallel_size", 1) % get("decode_context_parallel_size", 1):
         _fail(
-            f"tp_size={get('tensor_parallel_size', 1)} must be divisible by dcp_size={names['decode_context_parallel_size']}."
+            f"tp_size={get('tensor_parallel_size', 1)} must be divisible by "
+            f"dcp_size={names['decode_context_parallel_size']}."
         )
     if local is not None and local > size:
         _fail(f"data_parallel_size_local ({local}) must be <= data_parallel_size ({size})")
     if headless and names.get("api_server_count"):
         _raise(
-            "--api-server-count=%s cannot be used with --headless (no API servers are started in headless mode)."
-            % names["api_server_count"]
+            f"--api-server-count={names['api_server_count']} cannot be used with --headless "
+            "(no API servers are started in headless mode)."
         )
     mode = "internal"
     if rank is not None:
@@ -323,7 +335,8 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
         _raise("data_parallel_size_local must be > 0 in headless mode")
     if start + local > size:
         _fail(
-            f"data_parallel_start_rank ({start}) + data_parallel_size_local ({local}) must be <= data_parallel_size ({size})"
+            f"data_parallel_start_rank ({start}) + data_parallel_size_local ({local}) must be <= "
+            f"data_parallel_size ({size})"
         )
     length = get("max_model_len", DEFAULT_MODEL_LENGTH)
     return ServeArgs(
@@ -359,6 +372,8 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
 
 def _raise(message: str) -> NoReturn:
     sys.stderr.write(
-        f'Traceback (most recent call last):\n  File "vllm/entrypoints/cli/serve.py", line 93, in cmd\nValueError: {message}\n'
+        "Traceback (most recent call last):\n"
+        '  File "vllm/entrypoints/cli/serve.py", line 93, in cmd\n'
+        f"ValueError: {message}\n"
     )
     sys.exit(1)

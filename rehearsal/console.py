@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -17,10 +18,8 @@ def speak_as(who: str) -> None:
 
 def write(text: str) -> None:
     """One write, so that lines of processes that share a log do not mix."""
-    try:
+    with contextlib.suppress(OSError):
         os.write(1, text.encode(errors="replace"))
-    except OSError:
-        pass
 
 
 def plain(text: str) -> None:

@@ -1,10 +1,14 @@
 """An engine: the child process of one data-parallel rank, like vLLM's EngineCore_DPn.
 
-Enters: an `EngineSpec` and a socket to the parent. It joins its group, loads, then gives tokens at the set pace
-to requests that reach it from its parent or, when the front end is on another node, over the group's connection.
-Never returns. Like the real one it outlives a parent that was killed, but not for ever (`orphan_seconds`).
+Enters: an `EngineSpec` and a socket to the parent. It joins its group, loads, then gives tokens at
+the set pace
+to requests that reach it from its parent or, when the front end is on another node, over the
+group's connection.
+Never returns. Like the real one it outlives a parent that was killed, but not for ever
+(`orphan_seconds`).
 
-Messages up: hello, loading, ready, up, arrived, pre, step, error, bye. Messages down: init, go, submit, abort, fault, bye.
+Messages up: hello, loading, ready, up, arrived, pre, step, error, bye. Messages down: init, go,
+submit, abort, fault, bye.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ LATE_TICKS = 20
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What one engine is to be. `hub` is the address and port of a front end elsewhere, None when the parent is it."""
+    """What one engine is to be. `hub` is the address and port of a front end elsewhere, None when
+    the parent is it.
+    """
 
     args: ServeArgs
     settings: Settings
@@ -80,6 +86,7 @@ class Engine:
         self.waiting: deque[tuple[Link, Message]] = deque()
         self.running: dict[tuple[Link, int], _Running] = {}
         self.admitted: set[tuple[Link, int]] = set()
+        self.fetching: set[asyncio.Future[None]] = set()
         self.ticking = False
         self.tick_at = 0.0
         self.me: Peer | None = None
@@ -132,13 +139,16 @@ class Engine:
             absent = [n for n in ids if not n.isdecimal() or int(n) >= self.settings.devices]
             if absent:
                 raise RuntimeError(
-                    f"Set visible device failed: invalid device {','.join(absent)}; this node has devices 0 to {self.settings.devices - 1}. Error code 107001"
+                    f"Set visible device failed: invalid device {','.join(absent)}; this node has "
+                    f"devices 0 to {self.settings.devices - 1}. Error code 107001"
                 )
         if first + need > len(ids):
             args = self.args
             raise AssertionError(
-                f"DP adjusted local rank {max(first, len(ids))} is out of bounds. (tensor {args.tp} x pipeline {args.pp} x prefill context {args.pcp} "
-                f"x local data parallel {args.dp_local} = {need * args.dp_local} devices are needed, {len(ids)} are visible)"
+                f"DP adjusted local rank {max(first, len(ids))} is out of bounds. (tensor "
+                f"{args.tp} x pipeline {args.pp} x prefill context {args.pcp} "
+                f"x local data parallel {args.dp_local} = {need * args.dp_local} devices are "
+                f"needed, {len(ids)} are visible)"
             )
 
     def _check_connector(self) -> None:
@@ -168,7 +178,8 @@ class Engine:
             except OSError:
                 if self.loop.time() > deadline:
                     raise RuntimeError(
-                        f"Did not receive response from front-end process within 5 minutes (tcp://{host}:{port}, rehearsal: {self.settings.join_seconds:g} s)"
+                        "Did not receive response from front-end process within 5 minutes "
+                        f"(tcp://{host}:{port}, rehearsal: {self.settings.join_seconds:g} s)"
                     ) from None
                 await asyncio.sleep(0.1)
         link.send(hello)
@@ -178,12 +189,17 @@ class Engine:
     def _join_overdue(self) -> None:
         if not self.down["init"].is_set():
             self._die(
-                f"RuntimeError: Did not receive response from front-end process within 5 minutes (rehearsal: {self.settings.join_seconds:g} s)"
+                "RuntimeError: Did not receive response from front-end process within 5 minutes "
+                f"(rehearsal: {self.settings.join_seconds:g} s)"
             )
 
     async def _load(self) -> None:
-        console.info("core.py:96", f"Initializing a V1 LLM engine with config: model={self.args.model!r}, max_seq_len={self.args.max_model_len}, "
-                     f"tensor_parallel_size={self.args.tp}, data_parallel_size={self.args.dp_size}")  # fmt: skip
+        console.info(
+            "core.py:96",
+            f"Initializing a V1 LLM engine with config: model={self.args.model!r}, "
+            f"max_seq_len={self.args.max_model_len}, "
+            f"tensor_parallel_size={self.args.tp}, data_parallel_size={self.args.dp_size}",
+        )
         for shard in range(SHARDS):
             if shard == SHARDS // 2:
                 self.parent.send({"t": "loading"})
@@ -191,7 +207,8 @@ class Engine:
             if self.spec.local_index == 0:
                 done = shard + 1
                 console.plain(
-                    f"Loading safetensors checkpoint shards: {100 * done // SHARDS:3d}% Completed | {done}/{SHARDS} [00:00<00:00, 1.00it/s]"
+                    f"Loading safetensors checkpoint shards: {100 * done // SHARDS:3d}% Completed "
+                    f"| {done}/{SHARDS} [00:00<00:00, 1.00it/s]"
                 )
         console.info(
             "default_loader.py:268",
@@ -220,7 +237,8 @@ class Engine:
             ) from None
         console.info(
             "mooncake_connector.py:301",
-            f"KV handoff of engine {self.me.engine_id} listens on {self.settings.own_address}:{ports[0]}",
+            f"KV handoff of engine {self.me.engine_id} listens on "
+            f"{self.settings.own_address}:{ports[0]}",
         )
 
     def _on_message(self, link: Link, message: Message) -> None:
@@ -258,7 +276,9 @@ class Engine:
             key = (link, message["id"])
             self.admitted.add(key)
             if message.get("kv"):
-                asyncio.ensure_future(self._prefill_with_handoff(link, message))
+                task = asyncio.ensure_future(self._prefill_with_handoff(link, message))
+                self.fetching.add(task)
+                task.add_done_callback(self.fetching.discard)
             else:
                 self._start(link, message, self.settings.ttft * self.slow)
 
@@ -287,7 +307,8 @@ class Engine:
             if self.me is None or config is None or not config.hands_off:
                 console.warning(
                     "scheduler.py:1290",
-                    "Got KVTransferParams, but no KVConnector found that hands off. Disabling KVTransfer for this request.",
+                    "Got KVTransferParams, but no KVConnector found that hands off. Disabling "
+                    "KVTransfer for this request.",
                 )
             elif kv.get("do_remote_prefill"):
                 if config.role == "kv_producer":
@@ -357,20 +378,23 @@ class Engine:
                 }
             )
         if self.running:
-            # No more than one round each millisecond: requests whose tokens fall close together share a step.
+            # At most one round each millisecond: tokens that fall close together share a step.
             self.loop.call_at(max(nearest, now + 0.001), self._tick)
         else:
             self.ticking = False
 
     def _told_to_end(self) -> None:
-        if self.ignores_term:
-            return
         # The parent, signalled with the whole group, says when; alone, an engine ends by itself.
-        self.loop.call_later(0.5 + self.settings.stop_seconds, self._end, 0)
+        self.loop.call_later(0.5 + self.settings.stop_seconds, self._end_unless_told)
+
+    def _end_unless_told(self) -> None:
+        if not self.ignores_term:
+            self._end(0)
 
     def _on_parent_lost(self, link: Link) -> None:
         if link.said_bye:
-            return self._end(0)
+            self._end(0)
+            return
         console.warning("core.py:1010", "the parent process is gone")
         self.loop.call_later(self.settings.orphan_seconds, self._end, 1)
 
@@ -382,14 +406,18 @@ class Engine:
             self.loop.call_later(self.settings.orphan_seconds, self._end, 1)
         else:
             self._die(
-                "ConnectionError: [Gloo] Connection closed by peer: the front end of this data-parallel group is gone"
+                "ConnectionError: [Gloo] Connection closed by peer: the front end of this "
+                "data-parallel group is gone"
             )
 
     def _die(self, reason: str) -> None:
         if self.ended.done():
             return
-        console.error("core.py:945", "EngineCore encountered a fatal error.\nTraceback (most recent call last):\n"
-                      f'  File "vllm/v1/engine/core.py", line 940, in run_engine_core\n{reason}')  # fmt: skip
+        console.error(
+            "core.py:945",
+            "EngineCore encountered a fatal error.\nTraceback (most recent call last):\n"
+            f'  File "vllm/v1/engine/core.py", line 940, in run_engine_core\n{reason}',
+        )
         self._end(1)
 
     def _end(self, code: int) -> None:

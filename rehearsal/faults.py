@@ -1,7 +1,9 @@
 """The fault language and the injector that carries faults out.
 
-Grammar: faults joined by `;`, each `WHAT[=ARG]@NODE[.PROCESS][:WHEN]`; docs/rehearsal.md explains it.
-`parse_faults` is pure and refuses nonsense with a ValueError that says what is allowed. `Injector` fires
+Grammar: faults joined by `;`, each `WHAT[=ARG]@NODE[.PROCESS][:WHEN]`; docs/rehearsal.md explains
+it.
+`parse_faults` is pure and refuses nonsense with a ValueError that says what is allowed. `Injector`
+fires
 the faults of one process at its moments; it may end, stop or freeze the process.
 """
 
@@ -40,7 +42,8 @@ _MOMENT = re.compile(r"(?P<moment>start|load|term|ready|request|bench)?(?P<rest>
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `moment` is start, load, ready, request or term; `after` seconds follow start or ready;
+    """One fault. `moment` is start, load, ready, request or term; `after` seconds follow start or
+    ready;
     `count` is the number of the completion for request. `node` and `process` None mean all."""
 
     what: str
@@ -62,7 +65,8 @@ class Fault:
         place = "*" if self.node is None else str(self.node)
         process = f".{self.process}" if self.process else ""
         after = f"+{self.after:g}" if self.after else ""
-        return f"{self.what}{arg}@{place}{process}:{self.moment}{self.count or ''}{after}"
+        moment = "" if after and self.moment == "start" else f"{self.moment}{self.count or ''}"
+        return f"{self.what}{arg}@{place}{process}:{moment}{after}"
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
@@ -74,7 +78,8 @@ def _parse_fault(part: str) -> Fault:
     shape = _SHAPE.fullmatch(part)
     if not shape:
         raise ValueError(
-            f"{part!r} is not WHAT[=ARG]@NODE[.PROCESS][:WHEN], such as 'crash@1:ready' or 'slow=5@*'; NODE is an index or *"
+            f"{part!r} is not WHAT[=ARG]@NODE[.PROCESS][:WHEN], such as 'crash@1:ready' or "
+            "'slow=5@*'; NODE is an index or *"
         )
     what = shape["what"]
     if what not in PROCESS_FAULTS + BEHAVIOURS:
@@ -118,7 +123,10 @@ def _parse_arg(part: str, what: str, arg: str | None) -> float | None:
 def _parse_when(part: str, when: str | None) -> tuple[str, float, int]:
     if when is None:
         return "start", 0.0, 0
-    allowed = f"{part!r}: WHEN is start, load, ready, ready+S, +S, request, requestN, bench or term, not {when!r}"
+    allowed = (
+        f"{part!r}: WHEN is start, load, ready, ready+S, +S, request, requestN, bench or term, "
+        f"not {when!r}"
+    )
     shape = _MOMENT.fullmatch(when)
     moment, rest = (shape["moment"], shape["rest"]) if shape else (None, when)
     if rest and moment in (None, "ready"):
@@ -138,7 +146,8 @@ def _parse_when(part: str, when: str | None) -> tuple[str, float, int]:
 class Injector:
     """Fires the faults of one process, each once.
 
-    `behave(what, arg)` is told of faults that change answers; `abandon()` is called before a fault that
+    `behave(what, arg)` is told of faults that change answers; `abandon()` is called before a fault
+    that
     ends the process in good order for its children (crash, exit0), so that it can end them too.
     """
 
@@ -175,7 +184,8 @@ class Injector:
         if fault in self.pending:
             self.pending.remove(fault)
         if fault.what in BEHAVIOURS:
-            return self.behave(fault.what, fault.arg)
+            self.behave(fault.what, fault.arg)
+            return
         getattr(self, "_" + fault.what.replace("-", "_"))(fault)
 
     def _crash(self, fault: Fault) -> None:
@@ -195,8 +205,10 @@ class Injector:
 
     def _oom(self, fault: Fault) -> None:
         print(
-            "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.96 GiB total capacity; 58.72 GiB already "
-            "allocated; 1.06 GiB free; 59.10 GiB reserved in total by PyTorch) [ERROR] rtMalloc: allocations failed, code 207001",
+            "RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.96 GiB total "
+            "capacity; 58.72 GiB already "
+            "allocated; 1.06 GiB free; 59.10 GiB reserved in total by PyTorch) [ERROR] rtMalloc: "
+            "allocations failed, code 207001",
             file=sys.stderr,
             flush=True,
         )

@@ -1,7 +1,9 @@
 """The meeting place of a data-parallel group, held by the front end of rank 0.
 
-Every engine says hello with its rank and sizes. When ranks 0 to size-1 are all there exactly once, all may load; when
-all are loaded, all may serve. Anything else ends as in the real one: a rank that is not expected, or engines that
+Every engine says hello with its rank and sizes. When ranks 0 to size-1 are all there exactly once,
+all may load; when
+all are loaded, all may serve. Anything else ends as in the real one: a rank that is not expected,
+or engines that
 disagree, at once; a missing rank after `join_seconds`.
 """
 
@@ -15,13 +17,16 @@ from rehearsal.wire import Link, Message
 
 
 class Group:
-    """The members of one group. `fail(reason)` is called once when it cannot come up, `lost(rank)` when a member is gone."""
+    """The members of one group. `fail(reason)` is called once when it cannot come up, `lost(rank)`
+    when a member is gone.
+    """
 
     def __init__(
         self,
         facts: Message,
         local: range,
         join_seconds: float,
+        *,
         fail: Callable[[str], None],
         up: Callable[[], None],
         lost: Callable[[int], None],
@@ -77,7 +82,8 @@ class Group:
         why = self._refuse(link, message)
         if why:
             link.send({"t": "failed", "why": why})
-            return self.fail(f"RuntimeError: {why}")
+            self.fail(f"RuntimeError: {why}")
+            return
         rank = message["rank"]
         link.facts = message
         self.members[rank] = link
@@ -95,7 +101,10 @@ class Group:
     def _refuse(self, link: Link, message: Message) -> str | None:
         rank = message.get("rank")
         if not isinstance(rank, int) or not 0 <= rank < self.size:
-            return f"Message from engine with unexpected data parallel rank: {rank} (data_parallel_size is {self.size})"
+            return (
+                f"Message from engine with unexpected data parallel rank: {rank} "
+                f"(data_parallel_size is {self.size})"
+            )
         different = [
             f"{name}={message.get(name)!r} against {self.facts[name]!r}"
             for name in self.facts
@@ -107,11 +116,16 @@ class Group:
             )
         if different:
             return (
-                f"Configuration mismatch detected for engine {rank}. All DP workers must have identical configurations for parameters that affect "
-                f"collective communication. Worker: {', '.join(different)}. Please ensure all workers are started with the same command-line arguments."
+                f"Configuration mismatch detected for engine {rank}. All DP workers must have "
+                "identical configurations for parameters that affect "
+                f"collective communication. Worker: {', '.join(different)}. Please ensure all "
+                "workers are started with the same command-line arguments."
             )
         if rank in self.members:
-            return f"Unexpected HELLO message for {'local' if rank in self.local else 'remote'} engine {rank} in CONNECTED state: two engines have data parallel rank {rank}."
+            return (
+                f"Unexpected HELLO message for {'local' if rank in self.local else 'remote'} "
+                f"engine {rank} in CONNECTED state: two engines have data parallel rank {rank}."
+            )
         return None
 
     def _say_who_is_missing(self) -> None:
@@ -120,10 +134,13 @@ class Group:
             local = sum(rank in self.local for rank in absent)
             console.info(
                 "utils.py:1051",
-                f"Waiting for {local} local, {len(absent) - local} remote core engine proc(s) to connect: data parallel ranks {absent}.",
+                f"Waiting for {local} local, {len(absent) - local} remote core engine proc(s) to "
+                f"connect: data parallel ranks {absent}.",
             )
 
     def _too_late(self) -> None:
         self.fail(
-            f"TimeoutError: Timed out waiting for engine core processes to start. Waited {self.join_seconds:g} s; data parallel ranks {self.missing()} of {self.size} never said hello."
+            "TimeoutError: Timed out waiting for engine core processes to start. Waited "
+            f"{self.join_seconds:g} s; data parallel ranks {self.missing()} of {self.size} never "
+            "said hello."
         )

@@ -1,7 +1,10 @@
-"""The KV handoff: a prefiller holds the blocks of finished prompts, a decoder fetches them over a real connection.
+"""The KV handoff: a prefiller holds the blocks of finished prompts, a decoder fetches them over a
+real connection.
 
-The prefiller listens where MooncakeConnectorV1 does (`kv_port` + rank x devices of a rank, one port a device; Nixl:
-its side channel port + rank). Both sides know sizes from their own command and from `kv_connector_extra_config`;
+The prefiller listens where MooncakeConnectorV1 does (`kv_port` + rank x devices of a rank, one port
+a device; Nixl:
+its side channel port + rank). Both sides know sizes from their own command and from
+`kv_connector_extra_config`;
 what does not fit is refused with a reason.
 """
 
@@ -52,7 +55,9 @@ class Peer:
 def misfit(
     prefiller: Message, decoder: Message, expected: dict[str, int], which: str, who: str
 ) -> str | None:
-    """Why two sides do not fit, seen from the side `who` that was told to expect `expected` of side `which`; pure."""
+    """Why two sides do not fit, seen from the side `who` that was told to expect `expected` of side
+    `which`; pure.
+    """
     if prefiller["model"] != decoder["model"]:
         return f"the prefiller serves {prefiller['model']!r}, the decoder {decoder['model']!r}"
     if prefiller["connector"] != decoder["connector"]:
@@ -64,7 +69,10 @@ def misfit(
     side = prefiller if which == "prefill" else decoder
     for size, value in expected.items():
         if side[size] != value:
-            return f"{who}'s kv_connector_extra_config says {which} {size}_size {value}, but the {which} engine runs with {size}_size {side[size]}"
+            return (
+                f"{who}'s kv_connector_extra_config says {which} {size}_size {value}, but the "
+                f"{which} engine runs with {size}_size {side[size]}"
+            )
     return None
 
 
@@ -124,10 +132,16 @@ class Prefiller:
         ):
             return "not a fetch of blocks"
         if message.get("engine_id") != self.me.engine_id:
-            return f"remote_engine_id {message.get('engine_id')!r} is not this engine, which is {self.me.engine_id!r}"
+            return (
+                f"remote_engine_id {message.get('engine_id')!r} is not this engine, which is "
+                f"{self.me.engine_id!r}"
+            )
         first = blocks[0] if blocks and isinstance(blocks[0], int) else -1
         if first not in self.held:
-            return f"blocks {_short(blocks)} are not held here (unknown, fetched before, or dropped after {HOLD_SECONDS:g} s)"
+            return (
+                f"blocks {_short(blocks)} are not held here (unknown, fetched before, or "
+                f"dropped after {HOLD_SECONDS:g} s)"
+            )
         if blocks != list(range(first, first + self.held[first][0])):
             return (
                 f"blocks {_short(blocks)} are not the {self.held[first][0]} blocks of that prompt"
@@ -140,7 +154,9 @@ def _short(blocks: list[Any]) -> str:
 
 
 async def fetch(me: Peer, params: Message, tokens: int, block_size: int) -> None:
-    """Fetch the blocks of a prompt of `tokens` tokens as `params` (kv_transfer_params) say. Raises HandoffError."""
+    """Fetch the blocks of a prompt of `tokens` tokens as `params` (kv_transfer_params) say. Raises
+    HandoffError.
+    """
     missing = [
         name
         for name in ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
@@ -151,7 +167,8 @@ async def fetch(me: Peer, params: Message, tokens: int, block_size: int) -> None
     blocks = params["remote_block_ids"]
     if not isinstance(blocks, list) or len(blocks) != -(-tokens // block_size):
         raise HandoffError(
-            f"{len(blocks) if isinstance(blocks, list) else blocks!r} remote blocks do not fit a prompt of {tokens} tokens in blocks of {block_size}"
+            f"{len(blocks) if isinstance(blocks, list) else blocks!r} remote blocks do not fit a "
+            f"prompt of {tokens} tokens in blocks of {block_size}"
         )
     answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 

@@ -1,4 +1,6 @@
-"""`--kv-transfer-config`: the JSON, checked as vLLM checks it, and what a handoff needs to know of it."""
+"""`--kv-transfer-config`: the JSON, checked as vLLM checks it, and what a handoff needs to know of
+it.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 FIELDS = {
-    "kv_connector", "engine_id", "kv_buffer_device", "kv_buffer_size", "kv_role", "kv_rank", "kv_parallel_size", "kv_ip", "kv_port",
-    "kv_connector_extra_config", "kv_connector_module_path", "enable_permute_local_kv", "kv_load_failure_policy",
-}  # fmt: skip
+    "kv_connector",
+    "engine_id",
+    "kv_buffer_device",
+    "kv_buffer_size",
+    "kv_role",
+    "kv_rank",
+    "kv_parallel_size",
+    "kv_ip",
+    "kv_port",
+    "kv_connector_extra_config",
+    "kv_connector_module_path",
+    "enable_permute_local_kv",
+    "kv_load_failure_policy",
+}
 ROLES = ("kv_producer", "kv_consumer", "kv_both")
 HANDOFF = {
     "NixlConnector",
@@ -21,15 +34,28 @@ HANDOFF = {
 }
 """Connectors that speak `kv_transfer_params`."""
 STORES = {
-    "ExampleConnector", "SharedStorageConnector", "ExampleHiddenStatesConnector", "AscendStoreConnector", "MooncakeConnectorStoreV1", "LMCacheConnectorV1",
-    "LMCacheMPConnector", "LMCacheAscendConnector", "OffloadingConnector", "CPUOffloadingConnector", "DecodeBenchConnector", "FlexKVConnectorV1", "UCMConnector",
-}  # fmt: skip
+    "ExampleConnector",
+    "SharedStorageConnector",
+    "ExampleHiddenStatesConnector",
+    "AscendStoreConnector",
+    "MooncakeConnectorStoreV1",
+    "LMCacheConnectorV1",
+    "LMCacheMPConnector",
+    "LMCacheAscendConnector",
+    "OffloadingConnector",
+    "CPUOffloadingConnector",
+    "DecodeBenchConnector",
+    "FlexKVConnectorV1",
+    "UCMConnector",
+}
 """Connectors without a handoff between two servers."""
 
 
 @dataclass(frozen=True)
 class KvConfig:
-    """What a server was told about KV transfer. Sizes are `{"dp": n, "tp": n}`, empty when not given."""
+    """What a server was told about KV transfer. Sizes are `{"dp": n, "tp": n}`, empty when not
+    given.
+    """
 
     connector: str
     role: str
@@ -61,7 +87,8 @@ def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             (
                 "",
-                f"Value error, Please specify kv_role when kv_connector is set, supported roles are {list(ROLES)}",
+                "Value error, Please specify kv_role when kv_connector is set, supported roles "
+                f"are {list(ROLES)}",
             )
         )
     for name in ("kv_port", "kv_rank", "kv_parallel_size"):
@@ -72,7 +99,8 @@ def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
             found.append(
                 (
                     name,
-                    f"Input should be a valid integer, unable to parse string as an integer [type=int_parsing, input_value={value!r}]",
+                    "Input should be a valid integer, unable to parse string as an integer "
+                    f"[type=int_parsing, input_value={value!r}]",
                 )
             )
     for name in ("engine_id", "kv_connector"):
@@ -80,7 +108,8 @@ def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
             found.append(
                 (
                     name,
-                    f"Input should be a valid string [type=string_type, input_value={config[name]!r}]",
+                    "Input should be a valid string [type=string_type, "
+                    f"input_value={config[name]!r}]",
                 )
             )
     extra = config.get("kv_connector_extra_config", {})
@@ -95,7 +124,9 @@ def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_config(config: dict[str, Any] | None) -> KvConfig | None:
-    """What a handoff needs, found also inside a MultiConnector. Expects a config that passed `check_fields`."""
+    """What a handoff needs, found also inside a MultiConnector. Expects a config that passed
+    `check_fields`.
+    """
     if not config or not config.get("kv_connector"):
         return None
     parts = _flatten(config)

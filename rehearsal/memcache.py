@@ -1,4 +1,6 @@
-"""memcache's MetaService, stood in for: reads the file MMC_META_CONFIG_PATH names and binds what it says."""
+"""memcache's MetaService, stood in for: reads the file MMC_META_CONFIG_PATH names and binds what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ WANTED = ("meta_service_url", "config_store_url")
 
 
 def read_config(text: str) -> dict[str, str]:
-    """Keys without their `ock.mmc.` prefix, from `key = value` lines or a JSON object. Raises ValueError."""
+    """Keys without their `ock.mmc.` prefix, from `key = value` lines or a JSON object. Raises
+    ValueError.
+    """
     if text.lstrip().startswith("{"):
         pairs = {str(key): str(value) for key, value in json.loads(text).items()}
     else:

@@ -78,9 +78,14 @@ HISTOGRAMS = {
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 REASONS = ("stop", "length", "abort", "error", "repetition")
 COUNTERS = (
-    "prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
-    "external_prefix_cache_queries", "external_prefix_cache_hits",
-)  # fmt: skip
+    "prompt_tokens",
+    "generation_tokens",
+    "num_preemptions",
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "external_prefix_cache_queries",
+    "external_prefix_cache_hits",
+)
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 
 
@@ -165,7 +170,7 @@ def _buckets(name: str, histogram: Histogram, rank: int, labels: object) -> list
     assert callable(labels)
     counts = histogram.counts or [0] * (len(histogram.bounds) + 1)
     lines, running = [], 0
-    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts):
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), counts, strict=True):
         running += count
         lines.append(f"{name}_bucket{labels(rank, le=bound)} {float(running)}")
     return [

@@ -1,4 +1,6 @@
-"""`mooncake_master`, stood in for: gflags command line, its ports on the node's own address, metrics."""
+"""`mooncake_master`, stood in for: gflags command line, its ports on the node's own address,
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,20 @@ from typing import NoReturn
 from rehearsal.pool import Pool
 from rehearsal.settings import read
 
-FLAGS: dict[str, str] = {
-    **dict.fromkeys(("port", "rpc_port", "metrics_port", "http_metadata_server_port", "max_threads", "rpc_thread_num", "v", "minloglevel", "max_log_size"), "int32"),
-    **dict.fromkeys(("rpc_conn_timeout_seconds", "put_start_discard_timeout_sec", "put_start_release_timeout_sec", "client_ttl", "stderrthreshold"), "int64"),
-    **dict.fromkeys(("default_kv_lease_ttl", "default_kv_soft_pin_ttl", "quota_bytes", "global_file_segment_size"), "uint64"),
-    **dict.fromkeys(("eviction_ratio", "eviction_high_watermark_ratio"), "double"),
-    **dict.fromkeys(
-        ("enable_gc", "enable_ha", "enable_metric_reporting", "enable_http_metadata_server", "allow_evict_soft_pinned_objects", "rpc_enable_tcp_no_delay",
-         "enable_disk_eviction", "enable_offload", "logtostderr", "alsologtostderr"), "bool",
-    ),
-    **dict.fromkeys(("etcd_endpoints", "cluster_id", "root_fs_dir", "rpc_address", "rpc_interface", "memory_allocator", "http_metadata_server_host", "config_path", "log_dir"), "string"),
-}  # fmt: skip
+_BY_TYPE = {
+    "int32": "port rpc_port metrics_port http_metadata_server_port max_threads rpc_thread_num "
+    "v minloglevel max_log_size",
+    "int64": "rpc_conn_timeout_seconds put_start_discard_timeout_sec "
+    "put_start_release_timeout_sec client_ttl stderrthreshold",
+    "uint64": "default_kv_lease_ttl default_kv_soft_pin_ttl quota_bytes global_file_segment_size",
+    "double": "eviction_ratio eviction_high_watermark_ratio",
+    "bool": "enable_gc enable_ha enable_metric_reporting enable_http_metadata_server "
+    "allow_evict_soft_pinned_objects rpc_enable_tcp_no_delay enable_disk_eviction "
+    "enable_offload logtostderr alsologtostderr",
+    "string": "etcd_endpoints cluster_id root_fs_dir rpc_address rpc_interface memory_allocator "
+    "http_metadata_server_host config_path log_dir",
+}
+FLAGS = {name: kind for kind, names in _BY_TYPE.items() for name in names.split()}
 SHAPES = {
     "int32": r"-?\d+",
     "int64": r"-?\d+",

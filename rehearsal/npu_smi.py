@@ -1,4 +1,6 @@
-"""`npu-smi`, stood in for: a node with REHEARSAL_DEVICES idle devices. The fault `busy@N.npu-smi` shows somebody's process."""
+"""`npu-smi`, stood in for: a node with REHEARSAL_DEVICES idle devices. The fault `busy@N.npu-smi`
+shows somebody's process.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from rehearsal.faults import Injector
 from rehearsal.settings import Settings, read
 
 VERSION = "25.2.0"
-WIDE = "+---------------------------+---------------+----------------------------------------------------+"
+WIDE = f"+{'-' * 27}+{'-' * 15}+{'-' * 52}+"
 THICK = WIDE.replace("-", "=")
 
 
@@ -18,20 +20,25 @@ def table(devices: int, busy: bool) -> str:
         "+" + "-" * 96 + "+",
         f"| npu-smi {VERSION:<25}Version: {VERSION:<53}|",
         WIDE,
-        "| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|",
-        "| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |",
+        "| NPU   Name                | Health        | Power(W)    Temp(C)           "
+        "Hugepages-Usage(page)|",
+        "| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  "
+        "HBM-Usage(MB)        |",
         THICK,
     ]
     for device in range(devices):
         used = 61440 if busy and device == 0 else 3345
         lines += [
-            f"| {device:<6}{'910B3':<20}| OK            | 91.2        38                0    / 0             |",
-            f"| {0:<26}| 0000:{device + 1:02X}:00.0  | 0           0    / 0          {used:<5}/ 65536        |",
+            f"| {device:<6}{'910B3':<20}| OK            | 91.2        38                0    / 0  "
+            "           |",
+            f"| {0:<26}| 0000:{device + 1:02X}:00.0  | 0           0    / 0          {used:<5}/ "
+            "65536         |",
             THICK,
         ]
     lines += [
         WIDE,
-        "| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |",
+        "| NPU     Chip              | Process id    | Process name             | Process "
+        "memory(MB)      |",
         THICK,
     ]
     for device in range(devices):
@@ -73,7 +80,7 @@ def respond(arguments: list[str], settings: Settings, busy: bool) -> tuple[int, 
         return 0, table(devices, busy)
     if rest in (["-l"], ["-m"]):
         return 0, listing(devices)
-    options = dict(zip(rest[::2], rest[1::2]))
+    options = dict(zip(rest[::2], rest[1::2], strict=False))
     number = options.get("-i", "0")
     if (
         set(options) - {"-t", "-i", "-c"}
@@ -93,7 +100,8 @@ def respond(arguments: list[str], settings: Settings, busy: bool) -> tuple[int, 
     if kind == "usages":
         return (
             0,
-            f"\t{'NPU ID':<31}: {number}\n\t{'HBM Capacity(MB)':<31}: 65536\n\t{'HBM Usage Rate(%)':<31}: {94 if busy and number == '0' else 5}",
+            f"\t{'NPU ID':<31}: {number}\n\t{'HBM Capacity(MB)':<31}: "
+            f"65536\n\t{'HBM Usage Rate(%)':<31}: {94 if busy and number == '0' else 5}",
         )
     return 1, f"Error parameter of -t {kind}"
 

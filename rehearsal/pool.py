@@ -1,4 +1,6 @@
-"""What the KV pool stand-ins share: a service that binds its ports, says so, answers metrics and obeys the fault language."""
+"""What the KV pool stand-ins share: a service that binds its ports, says so, answers metrics and
+obeys the fault language.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from rehearsal.web import Connection, Request
 
 
 class Pool:
-    """One pool service. `ports` are (address, port) that accept connections; `metrics` one that answers HTTP."""
+    """One pool service. `ports` are (address, port) that accept connections; `metrics` one that
+    answers HTTP.
+    """
 
     def __init__(
         self,
@@ -76,8 +80,12 @@ class Pool:
 
     def _answer(self, request: Request, connection: Connection) -> None:
         if self.broken:
-            return connection.reply(503, b"", "text/plain")
-        text = b"# TYPE master_active_clients gauge\nmaster_active_clients 0\n# TYPE master_key_count gauge\nmaster_key_count 0\n"
+            connection.reply(503, b"", "text/plain")
+            return
+        text = (
+            b"# TYPE master_active_clients gauge\nmaster_active_clients 0\n# TYPE "
+            b"master_key_count gauge\nmaster_key_count 0\n"
+        )
         connection.reply(
             200, b"OK" if request.path == "/health" else text, "text/plain; version=0.0.4"
         )

@@ -1,12 +1,15 @@
-"""`vllm serve`, stood in for: the process that parses the command, starts engines, meets the group and answers HTTP.
+"""`vllm serve`, stood in for: the process that parses the command, starts engines, meets the group
+and answers HTTP.
 
-Enters: argv, the rehearsal's environment. Touches: its ports, its child processes, standard output. Ends as vLLM ends:
+Enters: argv, the rehearsal's environment. Touches: its ports, its child processes, standard output.
+Ends as vLLM ends:
 0 after SIGTERM, 1 when an engine or the group fails, 2 for a command that does not parse.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -40,7 +43,9 @@ class Child:
 
 
 def bind(host: str, port: int, settings: Settings) -> socket.socket:
-    """A bound socket that does not listen yet, as vLLM makes one before its engines start. Raises OSError."""
+    """A bound socket that does not listen yet, as vLLM makes one before its engines start. Raises
+    OSError.
+    """
     if not settings.owns(host):
         raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -72,6 +77,7 @@ class Front:
         self.http: socket.socket | None = None
         self.servers: list[asyncio.AbstractServer] = []
         self.arrived = 0
+        self.work: asyncio.Future[None] | None = None
         self.loading = self.serving = self.closing = False
 
     @property
@@ -142,13 +148,13 @@ class Front:
             engine.fingerprint(args),
             local,
             self.settings.join_seconds,
-            self._startup_failed,
-            self._group_up,
-            self._engine_lost,
+            fail=self._startup_failed,
+            up=self._group_up,
+            lost=self._engine_lost,
         )
         self.group.open()
         if args.dp_local == args.dp_size:
-            return None
+            return
         host = self.settings.peer_address(args.dp_address)
         try:
             sock = bind(host, args.dp_port, self.settings)
@@ -159,9 +165,10 @@ class Front:
                 )
             )
         except OSError as error:
-            return self._startup_failed(
+            self._startup_failed(
                 f"zmq.error.ZMQError: {os.strerror(error.errno or 0)} (addr='tcp://{args.dp_address}:{args.dp_port}')"
             )
+            return
         console.info(
             "utils.py:1004", f"Waiting for data parallel engines at tcp://{host}:{args.dp_port}"
         )
@@ -203,7 +210,8 @@ class Front:
             self.serving = True
             console.info(
                 "serve.py:187",
-                f"Headless engines of ranks {self.children[0].rank} to {self.children[-1].rank} are serving.",
+                f"Headless engines of ranks {self.children[0].rank} to {self.children[-1].rank} "
+                "are serving.",
             )
             self.injector.fire("ready")
         else:
@@ -215,7 +223,7 @@ class Front:
     def _start_serving(self, engines: dict[int, Link]) -> None:
         self.serving = True
         self.api.attach(engines)
-        asyncio.ensure_future(self._listen())
+        self.work = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
         assert self.http
@@ -226,7 +234,8 @@ class Front:
             )
         except OSError as error:
             console.plain(console.trace(error))
-            return self._finish(1)
+            self._finish(1)
+            return
         console.info(
             "launcher.py:34",
             "Available routes are:\n"
@@ -234,8 +243,9 @@ class Front:
         )
         console.info("api_server.py:1880", f"Starting vLLM API server 0 on http://{host}:{port}")
         console.plain(
-            "INFO:     Started server process [%d]\nINFO:     Waiting for application startup.\nINFO:     Application startup complete."
-            % os.getpid()
+            f"INFO:     Started server process [{os.getpid()}]\n"
+            "INFO:     Waiting for application startup.\n"
+            "INFO:     Application startup complete."
         )
         self.injector.fire("ready")
 
@@ -264,15 +274,17 @@ class Front:
         console.plain(
             "Traceback (most recent call last):\n"
             '  File "vllm/v1/engine/utils.py", line 1070, in wait_for_engine_startup\n'
-            f"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {failed or {}}"
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core "
+            f"proc(s): {failed or {}}"
         )
         self._finish(1)
 
     def _engine_lost(self, rank: int) -> None:
         if self.closing:
-            return None
+            return
         if not self.serving:
-            return self._startup_failed("", {f"EngineCore_DP{rank}": None})
+            self._startup_failed("", {f"EngineCore_DP{rank}": None})
+            return
         console.error(
             "core_client.py:598",
             f"Engine core proc EngineCore_DP{rank} died unexpectedly, shutting down client.",
@@ -281,7 +293,8 @@ class Front:
             self.api.engine_dead()
             console.error(
                 "async_llm.py:480",
-                f"AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: {DEAD}",
+                "AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: "
+                f"{DEAD}",
             )
         self._finish(1)
 
@@ -293,17 +306,15 @@ class Front:
 
     def _kill_children(self) -> None:
         for child in self.children:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
     def _told_to_end(self) -> None:
         self.injector.fire("term")
         if self.closing or self.injector.ignores_term:
             return
         self.closing = True
-        asyncio.ensure_future(self._end())
+        self.work = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
         console.plain("INFO:     Shutting down")
@@ -333,7 +344,9 @@ class Front:
 
 
 def _reap(pid: int) -> int | None:
-    """The exit code of an engine that has closed its socket (negative: a signal); None if it cannot be told."""
+    """The exit code of an engine that has closed its socket (negative: a signal); None if it cannot
+    be told.
+    """
     for _ in range(20):
         try:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -351,7 +364,8 @@ def run(args: cli.ServeArgs, settings: Settings) -> NoReturn:
     console.info("api_server.py:1834", f"vLLM API server version {VERSION}")
     console.info(
         "utils.py:253",
-        f"non-default args: { {key: value for key, value in args.raw.items() if value is not False} }",
+        "non-default args: "
+        f"{ {key: value for key, value in args.raw.items() if value is not False} }",
     )
     front = Front(args, settings)
     front.prepare()

@@ -1,4 +1,6 @@
-"""The environment of a stand-in, read once: the only place in rehearsal/ that looks at `os.environ`."""
+"""The environment of a stand-in, read once: the only place in rehearsal/ that looks at
+`os.environ`.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +43,21 @@ class Settings:
         return None if self.devices is None else [str(n) for n in range(self.devices)]
 
     def bind_address(self, host: str | None) -> str:
-        """Where a server told to listen on `host` listens: wildcards become the node's own address."""
+        """Where a server told to listen on `host` listens: a wildcard is the own address."""
         if self.address and host in (None, "", "0.0.0.0", "::", "[::]"):
             return self.address
         return (host or "0.0.0.0").strip("[]")
 
     def peer_address(self, host: str) -> str:
-        """Loopback names mean this very node, although all nodes of a rehearsal share one loopback."""
+        """A loopback name is this very node, although all nodes here share one loopback."""
         if self.address and host in ("127.0.0.1", "localhost", "::1"):
             return self.address
         return host.strip("[]")
 
     def owns(self, host: str) -> bool:
-        """Whether this node could bind `host`: on a real node another node's address cannot be bound."""
+        """Whether this node could bind `host`: on a real node another node's address cannot be
+        bound.
+        """
         return (
             not self.address or not host.startswith("127.") or host in (self.address, "127.0.0.1")
         )

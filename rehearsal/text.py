@@ -55,7 +55,7 @@ def arithmetic(prompt: str) -> str | None:
         return None
     parts = re.findall(r"\d+(?:\.\d+)?|[-+*/x×÷]", found[-1])
     terms, signs = [float(parts[0])], ["+"]
-    for sign, number in zip(parts[1::2], parts[2::2]):
+    for sign, number in zip(parts[1::2], parts[2::2], strict=True):
         if sign in "*x×":
             terms[-1] *= float(number)
         elif sign in "/÷":
@@ -65,14 +65,15 @@ def arithmetic(prompt: str) -> str | None:
         else:
             terms.append(float(number))
             signs.append(sign)
-    total = sum(-term if sign == "-" else term for sign, term in zip(signs, terms))
+    total = sum(-term if sign == "-" else term for sign, term in zip(signs, terms, strict=True))
     return str(int(total)) if total == int(total) else f"{total:.6g}"
 
 
 def answer(prompt: Any, most: int, least: int, to_the_end: bool) -> tuple[list[str], str]:
     """The pieces (one a token) of the answer to a prompt, and the finish reason.
 
-    `most` tokens when `to_the_end` (ignore_eos), else it stops where the answer ends, but not before
+    `most` tokens when `to_the_end` (ignore_eos), else it stops where the answer ends, but not
+    before
     `least` tokens; the reason is `length` when the limit cut it, else `stop`.
     """
     text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))

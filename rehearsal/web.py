@@ -1,4 +1,6 @@
-"""A small HTTP/1.1 server: keep-alive, chunked answers, hundreds of open streams without a task each."""
+"""A small HTTP/1.1 server: keep-alive, chunked answers, hundreds of open streams without a task
+each.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 64 * 1024 * 1024
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Request:
 
 
 class Connection(asyncio.Protocol):
-    """One client. `handle(request, connection)` answers with `reply`, or with `stream`, `chunk`..., `end`."""
+    """One client. `handle(request, connection)` answers with `reply`, or with `stream`, `chunk`...,
+    `end`.
+    """
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class Connection(asyncio.Protocol):
             except ValueError as error:
                 self.closing = True
                 self.request = Request("-", "-", {}, b"", self.client)
-                return self.reply(
+                self.reply(
                     400,
                     {
                         "error": {
@@ -80,8 +84,9 @@ class Connection(asyncio.Protocol):
                         }
                     },
                 )
+                return
             if request is None:
-                return None
+                return
             self.request = request
             self.handle(request, self)
 
@@ -167,7 +172,10 @@ class Connection(asyncio.Protocol):
 
     def _head(self, status: int, kind: str, length: str) -> bytes:
         last = "connection: close\r\n" if self.closing else ""
-        return f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\nserver: uvicorn\r\ncontent-type: {kind}\r\n{length}\r\n{last}\r\n".encode()
+        return (
+            f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\nserver: uvicorn\r\n"
+            f"content-type: {kind}\r\n{length}\r\n{last}\r\n"
+        ).encode()
 
     def _send(self, data: bytes) -> None:
         if self.transport and not self.transport.is_closing():

@@ -1,4 +1,6 @@
-"""JSON messages, one a line, over a stream socket: between a server and its engines, between nodes, between a decoder and a prefiller."""
+"""JSON messages, one a line, over a stream socket: between a server and its engines, between nodes,
+between a decoder and a prefiller.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ LIMIT = 32 * 1024 * 1024
 
 
 class Link(asyncio.Protocol):
-    """One connection. `on_message` gets each message, `on_close` is called once when the other side is gone."""
+    """One connection. `on_message` gets each message, `on_close` is called once when the other side
+    is gone.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,11 @@ class Link(asyncio.Protocol):
             try:
                 message = json.loads(line)
             except ValueError:
-                return self.close()
+                self.close()
+                return
             if not isinstance(message, dict):
-                return self.close()
+                self.close()
+                return
             if message.get("t") == "bye":
                 self.said_bye = True
             self.on_message(self, message)
