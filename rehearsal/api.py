@@ -463,9 +463,14 @@ class Api:
 
     def engine_dead(self) -> None:
         """Tell every open request that its engine is gone."""
-        for generation in list(self.generations.values()):
-            generation.broken(500, DEAD)
-        self.generations.clear()
+        for rank in self.metrics:
+            self.engine_left(rank)
+
+    def engine_left(self, rank: int) -> None:
+        """Tell the open requests of one engine that it is gone."""
+        mine = [key for key, generation in self.generations.items() if generation.rank == rank]
+        for serial in mine:
+            self.generations.pop(serial).broken(500, DEAD)
 
     def _stats(self) -> None:
         prompt = sum(engine.counters["prompt_tokens"] for engine in self.metrics.values())

@@ -10,6 +10,7 @@ streams.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -147,10 +148,12 @@ def _optional(convert: Any) -> Any:
 
 def build_parser(table: dict[str, Any]) -> argparse.ArgumentParser:
     """The parser of `vllm`, with `serve` below it."""
-    parser = _Parser(prog="vllm")
+    # A fixed width: argparse would ask for the terminal's for each of the 317 options.
+    formatter = functools.partial(argparse.HelpFormatter, width=100)
+    parser = _Parser(prog="vllm", formatter_class=formatter)
     parser.add_argument("-v", "--version", action="version", version=table["vllm"])
     commands = parser.add_subparsers(dest="subparser", metavar=COMMANDS)
-    serve = commands.add_parser("serve", prog="vllm serve")
+    serve = commands.add_parser("serve", prog="vllm serve", formatter_class=formatter)
     serve.add_argument("model_tag", nargs="?", default=None)
     for option in table["options"]:
         names = [

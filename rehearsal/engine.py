@@ -267,6 +267,7 @@ class Engine:
                 self.prefiller.refuses = True
         elif what == "silent":
             self.silent = True
+            self.running.clear()
         elif what == "ignore-term":
             self.ignores_term = True
 

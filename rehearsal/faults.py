@@ -164,6 +164,7 @@ class Injector:
         self.started = time.monotonic()
         self.ignores_term = False
         self.loop: Any = None
+        self.watch_signals: Callable[[], None] = lambda: None
 
     def fire(self, moment: str, count: int = 0) -> None:
         """Carry out every fault that is due at this moment; may not return."""
@@ -175,9 +176,12 @@ class Injector:
                 since = time.monotonic() - self.started if moment == "start" else 0.0
                 self.loop.call_later(max(0.0, fault.after - since), self._act, fault)
 
-    def run_in(self, loop: Any) -> None:
-        """Take the event loop that times `+S` faults, and start those."""
-        self.loop = loop
+    def run_in(self, loop: Any, watch_signals: Callable[[], None]) -> None:
+        """Take the event loop that times `+S` faults, and start those. `watch_signals` installs the
+        loop's signal handlers: now, and again in a process that forked away.
+        """
+        self.loop, self.watch_signals = loop, watch_signals
+        watch_signals()
         self.fire("start")
 
     def _act(self, fault: Fault) -> None:
@@ -215,6 +219,8 @@ class Injector:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _hang(self, fault: Fault) -> None:
+        # The engines of a headless node answer others than their parent: they must fall silent too.
+        self.behave("silent", None)
         # A hung process still dies of a signal; ignore-term is a fault of its own.
         handler = signal.SIG_IGN if self.ignores_term else signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -233,6 +239,7 @@ class Injector:
 
             # asyncio remembers the process that runs the loop; this child goes on running it.
             asyncio._set_running_loop(self.loop)
+            self.watch_signals()
 
     def _ignore_term(self, fault: Fault) -> None:
         self.ignores_term = True

@@ -18,7 +18,7 @@ from rehearsal.wire import Link, Message
 
 class Group:
     """The members of one group. `fail(reason)` is called once when it cannot come up, `lost(rank)`
-    when a member is gone.
+    when a member is gone, `left(rank)` when it said goodbye first.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class Group:
         fail: Callable[[str], None],
         up: Callable[[], None],
         lost: Callable[[int], None],
+        left: Callable[[int], None],
     ) -> None:
         self.facts, self.local, self.join_seconds = facts, local, join_seconds
-        self.fail, self.up, self.lost = fail, up, lost
+        self.fail, self.up, self.lost, self.left = fail, up, lost, left
         self.members: dict[int, Link] = {}
         self.ready: set[int] = set()
-        self.closing = False
         self.overdue: asyncio.TimerHandle | None = None
         self.nudge: asyncio.TimerHandle | None = None
 
@@ -68,13 +68,14 @@ class Group:
     def on_close(self, link: Link) -> None:
         """A connection is gone."""
         rank = link.facts.get("rank")
-        if rank is None or self.members.get(rank) is not link or self.closing:
+        if rank is None or self.members.get(rank) is not link:
             return
         del self.members[rank]
         if link.said_bye:
             console.warning(
                 "core_client.py:640", f"engine of data parallel rank {rank} has shut down"
             )
+            self.left(rank)
         else:
             self.lost(rank)
 

@@ -51,8 +51,12 @@ class Pool:
     async def _live(self) -> int:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[int] = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_end, ended)
+
+        def watch_signals() -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._told_to_end, ended)
+
+        self.injector.run_in(loop, watch_signals)
         await asyncio.sleep(self.settings.load_seconds / 20)
         self.injector.fire("load")
         for host, port in self.ports:
@@ -68,7 +72,6 @@ class Pool:
             for host, port in [*self.ports, *([self.metrics] if self.metrics else [])]
         )
         console.plain(f"{self.name} started, listening on {places}")
-        self.injector.run_in(loop)
         self.injector.fire("ready")
         return await ended
 

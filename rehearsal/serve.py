@@ -124,14 +124,16 @@ class Front:
         """Until the end; the exit code."""
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self.loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._told_to_end)
+        self.injector.run_in(self.loop, self._watch_signals)
         if self.is_hub:
             await self._open_group()
         for child in self.children:
             await self._connect(child)
-        self.injector.run_in(self.loop)
         return await self.ended
+
+    def _watch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self._told_to_end)
 
     async def _connect(self, child: Child) -> None:
         link = Link(
@@ -151,6 +153,7 @@ class Front:
             fail=self._startup_failed,
             up=self._group_up,
             lost=self._engine_lost,
+            left=self.api.engine_left,
         )
         self.group.open()
         if args.dp_local == args.dp_size:
