@@ -1,4 +1,4 @@
-"""Condense a dump of the `vllm serve` parser into `rehearsal/flags.json`.
+"""Condense a dump of the `vllm serve` parser into `rehearsal/flags.json` and the linter's copy.
 
 Enters: the path of the dump (JSON: `{"vllm": version, "flags": [{flags, nargs, takes_value, kind,
 type, choices, default}]}`). Leaves: `flags.json` beside this file, one option a line. Run by hand
@@ -104,11 +104,13 @@ def main(argv: list[str]) -> int:
         return 2
     table = condense(json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     lines = ",\n".join(json.dumps(option) for option in table["options"])
-    target = Path(__file__).resolve().parent / "flags.json"
-    target.write_text(
-        f'{{"vllm": {json.dumps(table["vllm"])}, "options": [\n{lines}\n]}}\n', encoding="utf-8"
-    )
-    print(f"{target}: {len(table['options'])} options of vLLM {table['vllm']}")
+    root = Path(__file__).resolve().parent.parent
+    for target in (root / "rehearsal" / "flags.json", root / "steps/lint/data/vllm_flags.json"):
+        target.write_text(
+            f'{{"vllm": {json.dumps(table["vllm"])}, "options": [\n{lines}\n]}}\n',
+            encoding="utf-8",
+        )
+        print(f"{target}: {len(table['options'])} options of vLLM {table['vllm']}")
     return 0
 
 

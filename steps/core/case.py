@@ -29,14 +29,15 @@ class Ranks:
 
     port_start: int
     dp_rpc_port: int
-    dp_size: int
-    dp_size_local: int
-    dp_rank_start: int
-    tp_size: int
+    dp_size: int = 1
+    dp_size_local: int = 1
+    dp_rank_start: int = 0
+    tp_size: int = 1
     cp_size: int = 1
     sp_size: int = 1
     pp_size: int = 1
     dp_address: str = ""
+    host: str = "0.0.0.0"
 
     @property
     def devices_per_rank(self) -> int:
@@ -446,7 +447,7 @@ class _Builder:
     def _by_node(self, key: str) -> dict[int, tuple[int, Any]]:
         found: dict[int, tuple[int, Any]] = {}
         for at, entry in enumerate(self.data[key]):
-            index = entry["node_index"]
+            index = entry.get("node_index", at)
             if index in found:
                 self._problem(
                     "MN012",
@@ -466,6 +467,8 @@ class _Builder:
 
     def _split(self, dialect: str) -> Split | None:
         if dialect == "routing":
+            if self.data["routing"]["type"] != "disaggregated_prefill":
+                return None
             entry = self.data["routing"]["groups"]
             paths: tuple[tuple[str, ...], ...]
             paths = (("routing", "groups", "prefiller"), ("routing", "groups", "decoder"))
@@ -610,6 +613,7 @@ class _Builder:
         sampling = {key: numbers[key] for key in SAMPLED if numbers[key] is not None}
         if "ignore_eos" in entry:
             sampling["ignore_eos"] = _switch(entry["ignore_eos"])
+        own_gates += _upstream_limits(entry)
         return Benchmark(
             name=name,
             case_type=entry["case_type"],
@@ -634,6 +638,16 @@ class _Builder:
 
 
 SAMPLED = tuple(key for key in schema.SAMPLING if key != "ignore_eos")
+
+
+def _upstream_limits(entry: dict[str, Any]) -> list[gates.Gate]:
+    """Gates of upstream's later fields: mean milliseconds, 0 for none."""
+    found = []
+    for key, metric in (("tpot_threshold", "tpot_mean_ms"), ("ttft_threshold", "ttft_mean_ms")):
+        limit = _number(entry.get(key))
+        if limit:
+            found.append(gates.Gate(metric, "<=", float(limit)))
+    return found
 
 
 def _number(value: Any) -> Any:

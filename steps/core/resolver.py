@@ -95,11 +95,25 @@ def resolve(case: Case, cluster: Cluster, options: Options | None = None) -> Pla
         CaseError: variables nobody defines, no API server where one is
             needed, or more nodes than the cluster has.
     """
+    plan, problems = examine(case, cluster, options)
+    if problems:
+        raise CaseError(problems)
+    return plan
+
+
+def examine(
+    case: Case, cluster: Cluster, options: Options | None = None
+) -> tuple[Plan, list[Problem]]:
+    """The plan as far as it can be made, and what stands in the way of a whole one.
+
+    Only the linter looks at a plan that has problems.
+
+    Raises:
+        CaseError: the cluster has another number of nodes.
+    """
     resolver = _Resolver(case, cluster, options or Options())
     plan = resolver.plan()
-    if resolver.problems:
-        raise CaseError(sort_problems(resolver.problems))
-    return plan
+    return plan, sort_problems(resolver.problems)
 
 
 def side_of(case: Case, index: int) -> str:
@@ -337,6 +351,7 @@ class _Resolver:
             "LOCAL_IP": own,
             "MASTER_IP": master,
             "MODEL": self.case.model,
+            "HOST": ranks.host,
             "PORT_START": str(ranks.port_start),
             "PORT": str(ranks.port_start + local_rank),
             "DP_SIZE": str(ranks.dp_size),

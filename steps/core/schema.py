@@ -127,6 +127,18 @@ BENCHMARK: Field = {
     "ignore_eos": _field(_SWITCH, "Generate exactly `max_out_len` tokens."),
     "no_pred": _field(_SWITCH, "Do not keep predictions."),
     "trust_remote_code": _field(_SWITCH, "Let the tokenizer run code of its own."),
+    "tpot_threshold": _field(
+        _NUMBER, "Widest mean time per output token in ms; 0: not judged.", min_value=0
+    ),
+    "ttft_threshold": _field(
+        _NUMBER, "Widest mean time to the first token in ms; 0: not judged.", min_value=0
+    ),
+    "input_throughput_threshold": _field(
+        _NUMBER, "Read by later upstream harnesses; not judged here.", min_value=0
+    ),
+    "model_path": _field(
+        "string", "Tokenizer directory, where it is not the model's.", empty=False
+    ),
     "gates": _field(
         "list",
         "Further conditions, `metric op value`, such as `ttft_p99_ms <= 2000` or "
@@ -183,6 +195,7 @@ _COMMON: Field = {
         "with `script`, `args` or `command`.",
         ours=True,
     ),
+    "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
     "engine": _field("string", "Label of the engine, for reports.", ours=True),
     "proof": _field(
         "boolean",
@@ -246,7 +259,10 @@ ROUTING: Field = {
         required=True,
         schema={
             "type": _field(
-                "string", "The kind of fleet.", required=True, allowed=["disaggregated_prefill"]
+                "string",
+                "The kind of fleet: `disaggregated_prefill`, or `generic_dp` (no split).",
+                required=True,
+                allowed=["disaggregated_prefill", "generic_dp"],
             ),
             "groups": _field(
                 "dict",
@@ -255,8 +271,13 @@ ROUTING: Field = {
                 schema={
                     "prefiller": _indices("Nodes that prefill."),
                     "decoder": _indices("Nodes that decode."),
+                    "worker": _indices("Nodes of a fleet without a split (generic_dp)."),
                 },
             ),
+            "proxy_node_index": _index("Node of the proxy; it runs on node 0 here."),
+            "proxy_host": _field("string", "Address of the proxy; node 0's here."),
+            "proxy_port": _port("Port of the proxy; 1999 here."),
+            "proxy_script": _field("string", "Proxy script; see `proxy`."),
         },
     ),
     "config": _field(
@@ -266,15 +287,18 @@ ROUTING: Field = {
         schema={
             "type": "dict",
             "schema": {
-                "node_index": _field("strict_integer", "The node.", required=True, min=0),
+                "node_index": _index("The node; absent: the position in the list."),
+                "host": _field("string", "Address its ranks bind; `${HOST}` in templates."),
+                "dp_group": _field(["string", "number"], "Label of its group; not used."),
+                "node_group": _field(
+                    "strict_integer", "Nodes that hold one rank together.", min=-1
+                ),
                 "port_start": _port("API port of the node's first rank.", required=True),
                 "dp_rpc_port": _port("Port where the ranks of a group meet.", required=True),
-                "dp_size": _count("Ranks of the group.", required=True),
-                "dp_size_local": _count("Ranks on this node.", required=True),
-                "dp_rank_start": _field(
-                    "strict_integer", "First global rank on this node.", required=True, min=0
-                ),
-                "tp_size": _count("Tensor parallel size.", required=True),
+                "dp_size": _count("Ranks of the group (default 1)."),
+                "dp_size_local": _index("Ranks on this node (default 1)."),
+                "dp_rank_start": _index("First global rank on this node (default 0)."),
+                "tp_size": _count("Tensor parallel size (default 1)."),
                 "cp_size": _count("Context parallel size (default 1)."),
                 "sp_size": _count("Sequence parallel size (default 1)."),
                 "pp_size": _count("Pipeline parallel size (default 1)."),
@@ -291,7 +315,7 @@ ROUTING: Field = {
         schema={
             "type": "dict",
             "schema": {
-                "node_index": _field("strict_integer", "The node.", required=True, min=0),
+                "node_index": _index("The node; absent: the position in the list."),
                 "name": _field(["string", "number"], "Free text."),
                 "envs": _environment("Environment of this node's ranks, over `env_common`."),
                 "server_cmd_template": _field(
@@ -456,6 +480,9 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
             _suggest(source, dialect, path),
             field=field,
         )
+    if path[:-1] == ("benchmarks",) and path[-1] in BENCHMARK:
+        hint = f"'{path[-1]}' belongs under the name of a benchmark; check its indentation."
+        return Problem("MN005", f"{name}: is no benchmark", place, hint, field=field)
     if rule in ("type", "nullable"):
         expected = _expected(error.constraint if rule == "type" else None, error)
         return Problem(
@@ -555,6 +582,11 @@ def known_keys(dialect: str, path: DataPath) -> list[str]:
     return [str(key) for key in inner]
 
 
+def _is_benchmark(source: Source, path: DataPath) -> bool:
+    value = source.data["benchmarks"][path[1]][path[2]]
+    return isinstance(value, dict) and "case_type" in value
+
+
 def _suggest(source: Source, dialect: str, path: DataPath) -> str:
     key = str(path[-1])
     here = known_keys(dialect, path[:-1])
@@ -565,6 +597,8 @@ def _suggest(source: Source, dialect: str, path: DataPath) -> str:
         return f"'{key}' belongs at the top of the case; check its indentation."
     if key in BENCHMARK:
         return f"'{key}' belongs under a name in 'benchmarks'; check its indentation."
+    if path[:1] == ("benchmarks",) and len(path) == 3 and _is_benchmark(source, path):
+        return f"'{key}' looks like a benchmark: it belongs beside '{path[1]}', not in it."
     other = "routing" if dialect == "deployment" else "deployment"
     if not path[:-1] and key in FIELDS[other]:
         return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."

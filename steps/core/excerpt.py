@@ -1,0 +1,81 @@
+"""Problems as people read them: the line of the file, a caret, what to do.
+
+Enters: problems. Leaves: text. Touches: reads the files the problems are in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from steps.core.errors import Place, Problem, Severity
+
+_COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.INFO: "36"}
+_WIDTH = 120
+
+Lines = Callable[[str], Sequence[str]]
+
+
+@cache
+def lines_of(file: str) -> tuple[str, ...]:
+    """The lines of a file; none when it cannot be read."""
+    try:
+        return tuple(Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+    except (OSError, ValueError):
+        return ()
+
+
+def render(problem: Problem, *, colour: bool = False, lines: Lines = lines_of) -> str:
+    """One problem: place, severity, rule, message, excerpts of both places, hint."""
+    severity = problem.severity.value
+    if colour:
+        severity = f"\x1b[{_COLOURS[problem.severity]}m{severity}\x1b[0m"
+    parts = [f"{problem.place}: {severity} {problem.rule}: {problem.message}"]
+    parts += _excerpt(problem.place, lines)
+    for place in problem.related:
+        parts.append(f"  see also {place}")
+        parts += _excerpt(place, lines)
+    if problem.hint:
+        parts.append(f"  = {problem.hint}")
+    return "\n".join(parts)
+
+
+def render_all(
+    problems: Iterable[Problem], *, colour: bool = False, lines: Lines = lines_of
+) -> str:
+    """All problems, an empty line between them, and how many of each severity there are."""
+    every = list(problems)
+    parts = [render(problem, colour=colour, lines=lines) for problem in every]
+    parts.append(summary(every))
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(problems: Iterable[Problem]) -> str:
+    """How many of each severity, such as ``1 error, 2 warnings``."""
+    counts = Counter(problem.severity for problem in problems)
+    words = [
+        f"{counts[severity]} {severity.value}{'s' if counts[severity] != 1 else ''}"
+        for severity in Severity
+        if counts[severity] and severity is not Severity.INFO
+    ]
+    if counts[Severity.INFO]:
+        words.append(f"{counts[Severity.INFO]} info")
+    return ", ".join(words) or "no problems"
+
+
+def _excerpt(place: Place, lines: Lines) -> list[str]:
+    text = lines(place.file)
+    if not 0 < place.line <= len(text):
+        return []
+    line = text[place.line - 1].rstrip()
+    if not line.strip():
+        return []
+    start = max(place.column - 1, 0)
+    if len(line) > _WIDTH:
+        left = max(0, min(start - 20, len(line) - _WIDTH))
+        line, start = line[left : left + _WIDTH], start - left
+    pad = "".join("\t" if char == "\t" else " " for char in line[:start])
+    gutter = " " * len(str(place.line))
+    return [f"  {place.line} | {line}", f"  {gutter} | {pad}^"]

@@ -1,0 +1,137 @@
+"""Runs the rules over a case and honours what the author chose to ignore.
+
+Enters: a :class:`Case` and its :class:`Plan`. Leaves: problems. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from steps.core.case import Case
+from steps.core.errors import Place, Problem, Severity, sort_problems
+from steps.core.plan import Plan
+from steps.core.yamlsource import Source
+from steps.lint import rules  # noqa: F401  (registers every rule)
+from steps.lint.fleet import build
+from steps.lint.registry import RULES, Finding, Rule
+
+IGNORE = re.compile(r"#\s*multinode:\s*ignore\[([^\]]*)\]\s*(.*?)\s*$")
+USELESS_IGNORE = "MN199"
+
+
+@dataclass
+class _Ignore:
+    """One code that the author ignores, where, and on which lines (all when empty)."""
+
+    code: str
+    place: Place
+    lines: range | None
+    reason: str
+    used: bool = False
+
+    def covers(self, problem: Problem) -> bool:
+        if problem.rule != self.code:
+            return False
+        return self.lines is None or problem.place.line in self.lines
+
+
+def lint(case: Case, plan: Plan) -> list[Problem]:
+    """Every finding of every rule, but for those the author ignores."""
+    fleet = build(case, plan)
+    found: list[Problem] = []
+    for entry in RULES.values():
+        if entry.check is not None and entry.code[2] != "8":
+            found += (as_problem(entry, finding) for finding in entry.check(fleet))
+    return sort_problems(honour(case, found))
+
+
+def as_problem(entry: Rule, finding: Finding) -> Problem:
+    """A finding as the value every command prints."""
+    related = tuple(place for place in dict.fromkeys(finding.related) if place != finding.place)
+    return Problem(
+        entry.code,
+        finding.message,
+        finding.place,
+        finding.hint,
+        finding.severity or entry.severity,
+        finding.field,
+        related,
+    )
+
+
+def honour(case: Case, problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Leave out what is ignored; report ignores that ignore nothing, or give no reason."""
+    ignores = [*_in_comments(case.source), *_in_case(case)]
+    for problem in problems:
+        covering = [ignore for ignore in ignores if ignore.covers(problem)]
+        for ignore in covering:
+            ignore.used = True
+        if not covering:
+            yield problem
+    for ignore in ignores:
+        if not ignore.used and not ignore.code.startswith("MN8"):
+            yield _useless(ignore, "ignores nothing here", "Remove it, or correct the code.")
+        elif not ignore.reason:
+            yield _useless(ignore, "gives no reason", "Say why, behind the bracket.")
+
+
+def _useless(ignore: _Ignore, what: str, hint: str) -> Problem:
+    message = f"ignore[{ignore.code}] {what}"
+    return Problem(USELESS_IGNORE, message, ignore.place, hint, Severity.WARNING)
+
+
+def _in_case(case: Case) -> Iterator[_Ignore]:
+    for code, reason in case.lint_ignore.items():
+        yield _Ignore(code, case.place("lint", "ignore", code), None, reason)
+
+
+def _in_comments(source: Source) -> Iterator[_Ignore]:
+    for row, line in enumerate(source.lines, 1):
+        if "multinode:" not in line:
+            continue
+        match = IGNORE.search(line)
+        if match is None or _inside_text(source, row):
+            continue
+        alone = not line[: match.start()].strip()
+        lines = range(row, row + 2 if alone else row + 1)
+        last = _end_of_text(source, lines[-1])
+        lines = range(row, max(last, lines[-1]) + 1)
+        for code in match[1].split(","):
+            place = Place(source.file, row, match.start() + 1)
+            yield _Ignore(code.strip(), place, lines, match[2])
+
+
+def _inside_text(source: Source, row: int) -> bool:
+    """Whether the line belongs to a block of text, where ``#`` starts no comment."""
+    return any(
+        style in ("|", ">") and first < row <= _last(source, first, last)
+        for first, _, last, style in source.spans.values()
+    )
+
+
+def _end_of_text(source: Source, row: int) -> int:
+    """The last line of the block of text that starts on ``row``; ``row`` when none does."""
+    ends = [
+        _last(source, first, last)
+        for first, _, last, style in source.spans.values()
+        if style in ("|", ">") and first == row
+    ]
+    return max(ends, default=row)
+
+
+def _last(source: Source, first: int, last: int) -> int:
+    """A block of text ends before the comments and blank lines that follow it."""
+    indent = None
+    end = first
+    for row in range(first, min(last, len(source.lines))):
+        line = source.lines[row]
+        if not line.strip():
+            continue
+        width = len(line) - len(line.lstrip())
+        indent = width if indent is None else indent
+        if width < indent:
+            break
+        end = row + 1
+    return end

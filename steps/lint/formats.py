@@ -1,0 +1,148 @@
+"""Problems in the formats that other programs read.
+
+Enters: problems and the files that were looked at. Leaves: text. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from steps.core import VERSION
+from steps.core.errors import Place, Problem, Severity, errors_of
+from steps.core.excerpt import render
+from steps.lint.registry import RULES
+
+Format = Callable[[Sequence[Problem], Sequence[str]], str]
+
+
+def as_json(problems: Sequence[Problem], files: Sequence[str]) -> str:
+    """``{"files": n, "problems": [...]}``."""
+    body = {"files": len(files), "problems": [problem.to_dict() for problem in problems]}
+    return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+
+
+def as_github(problems: Sequence[Problem], files: Sequence[str]) -> str:
+    """GitHub's workflow commands, which annotate a pull request."""
+    levels = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
+    lines = []
+    for problem in problems:
+        message = problem.message
+        for place in problem.related:
+            message += f"\nsee also {place}"
+        if problem.hint:
+            message += f"\n{problem.hint}"
+        fields = (
+            f"file={_property(problem.place.file)},line={problem.place.line},"
+            f"col={problem.place.column},title={problem.rule}"
+        )
+        lines.append(f"::{levels[problem.severity]} {fields}::{_data(message)}\n")
+    return "".join(lines)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
+    """SARIF 2.1.0, which code scanning reads."""
+    levels = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+    used = sorted({problem.rule for problem in problems})
+    descriptions = []
+    for code in used:
+        entry: dict[str, Any] = {"id": code}
+        if code in RULES:
+            entry["shortDescription"] = {"text": RULES[code].title}
+            entry["fullDescription"] = {"text": RULES[code].explanation}
+            entry["defaultConfiguration"] = {"level": levels[RULES[code].severity]}
+        descriptions.append(entry)
+    results = []
+    for problem in problems:
+        text = f"{problem.message}. {problem.hint}" if problem.hint else problem.message
+        result: dict[str, Any] = {
+            "ruleId": problem.rule,
+            "ruleIndex": used.index(problem.rule),
+            "level": levels[problem.severity],
+            "message": {"text": text},
+            "locations": [{"physicalLocation": _location(problem.place)}],
+        }
+        if problem.related:
+            result["relatedLocations"] = [
+                {
+                    "id": number,
+                    "physicalLocation": _location(place),
+                    "message": {"text": "disagrees with"},
+                }
+                for number, place in enumerate(problem.related)
+            ]
+        results.append(result)
+    driver = {"name": "multinode", "version": VERSION, "rules": descriptions}
+    log = {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [
+            {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+        ],
+    }
+    return json.dumps(log, indent=2, ensure_ascii=False) + "\n"
+
+
+def _location(place: Place) -> dict[str, Any]:
+    return {
+        "artifactLocation": {"uri": place.file.replace("\\", "/")},
+        "region": {"startLine": place.line, "startColumn": place.column},
+    }
+
+
+def as_junit(problems: Sequence[Problem], files: Sequence[str]) -> str:
+    """JUnit: one test case a file; errors fail it, the rest is its output."""
+    suite = ElementTree.Element("testsuite", name="multinode validate", tests=str(len(files)))
+    failures = 0
+    for file in files:
+        case = ElementTree.SubElement(suite, "testcase", classname="validate", name=file, time="0")
+        mine = [problem for problem in problems if problem.place.file == file]
+        errors = errors_of(mine)
+        if errors:
+            failures += 1
+            failure = ElementTree.SubElement(
+                case, "failure", message=_xml(errors[0].message), type=errors[0].rule
+            )
+            failure.text = _xml("\n\n".join(render(problem) for problem in errors))
+        rest = [problem for problem in mine if problem.severity is not Severity.ERROR]
+        if rest:
+            output = ElementTree.SubElement(case, "system-out")
+            output.text = _xml("\n\n".join(render(problem) for problem in rest))
+    suite.set("failures", str(failures))
+    suite.set("errors", "0")
+    suite.set("skipped", "0")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _xml(text: str) -> str:
+    """Without the characters XML cannot hold."""
+    return "".join(
+        char
+        if char in "\t\n"
+        or 0x20 <= ord(char) < 0xD800
+        or 0xE000 <= ord(char) < 0xFFFE
+        or ord(char) > 0xFFFF
+        else "\ufffd"
+        for char in text
+    )
+
+
+FORMATS: dict[str, Format] = {
+    "json": as_json,
+    "github": as_github,
+    "sarif": as_sarif,
+    "junit": as_junit,
+}

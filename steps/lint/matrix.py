@@ -1,0 +1,128 @@
+"""The nightly matrix as the matrix rules look at it.
+
+Enters: the matrix file and the cases that were validated. Leaves: problems.
+Touches: reads the matrix, and cases it names that were not among those.
+
+A matrix maps each SoC to a list of entries: ``name``, ``case`` (a path, from
+the repository's root, from ``configs/``, or a bare name), ``size`` (nodes), and
+what else CI wants. ``excluded`` maps cases to the reason why no job runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steps.core.case import Case, load_case
+from steps.core.errors import CaseError, Place, Problem
+from steps.core.yamlsource import Source, load_yaml
+from steps.lint import rules  # noqa: F401  (registers every rule)
+from steps.lint.registry import RULES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One job of the matrix; ``case`` None: no such file; ``size`` None: not said."""
+
+    soc: str
+    name: str
+    written: str
+    path: Path | None
+    size: Any
+    num_nodes: int | None
+    place: Place
+    size_place: Place
+    case_place: Place
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What matrix rules look at."""
+
+    source: Source
+    entries: tuple[Entry, ...]
+    excluded: Mapping[str, str]
+    cases: Mapping[Path, Case]
+
+
+def check_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
+    """Every finding of the matrix rules."""
+    try:
+        source = load_yaml(path)
+    except CaseError as error:
+        return list(error.problems)
+    if not isinstance(source.data, dict):
+        return [Problem("MN003", "expected a mapping from each SoC to its entries", source.place())]
+    matrix = Matrix(source, tuple(_entries(source, path, cases)), _excluded(source), cases)
+    found = []
+    for entry in RULES.values():
+        if entry.check is not None and entry.code[2] == "8":
+            for finding in entry.check(matrix):
+                found.append(
+                    Problem(
+                        entry.code,
+                        finding.message,
+                        finding.place,
+                        finding.hint,
+                        finding.severity or entry.severity,
+                        related=finding.related,
+                    )
+                )
+    return [problem for problem in found if not _ignored(problem, cases)]
+
+
+def _ignored(problem: Problem, cases: Mapping[Path, Case]) -> bool:
+    owner = next((case for case in cases.values() if case.file == problem.place.file), None)
+    return owner is not None and problem.rule in owner.lint_ignore
+
+
+def _excluded(source: Source) -> dict[str, str]:
+    value = source.data.get("excluded") or {}
+    if isinstance(value, list):
+        return {str(name): "" for name in value}
+    return {str(name): str(reason or "") for name, reason in value.items()}
+
+
+def _entries(source: Source, path: Path, cases: Mapping[Path, Case]) -> Iterator[Entry]:
+    for soc, value in source.data.items():
+        if soc == "excluded" or not isinstance(value, list):
+            continue
+        for at, raw in enumerate(value):
+            if not isinstance(raw, dict):
+                continue
+            written = str(raw.get("case") or raw.get("config_file_path") or "")
+            found = locate(written, path)
+            nodes = None
+            if found is not None:
+                known = {file.resolve(): case for file, case in cases.items()}
+                case = known.get(found.resolve())
+                try:
+                    nodes = (case or load_case(found)).num_nodes
+                except CaseError:
+                    nodes = None
+            yield Entry(
+                str(soc),
+                str(raw.get("name", written)),
+                written,
+                found,
+                raw.get("size"),
+                nodes,
+                source.place(soc, at, "name"),
+                source.place(soc, at, "size"),
+                source.place(soc, at, "case"),
+            )
+
+
+def locate(written: str, matrix: Path) -> Path | None:
+    """The file an entry names; None when there is none."""
+    if not written:
+        return None
+    roots = [Path(), Path("configs"), matrix.parent, matrix.parent.parent]
+    roots += [root / "configs" for root in roots[2:]]
+    for root in roots:
+        for name in (written, f"{written}.yaml"):
+            if (root / name).is_file():
+                return root / name
+    return None

@@ -1,0 +1,164 @@
+"""Documentation of what the schema, the case builder and the resolver report.
+
+These are found by ``steps.core``; here they only get a page.
+"""
+
+from __future__ import annotations
+
+from steps.core.errors import Severity
+from steps.lint.examples import parallel, routing, split
+from steps.lint.registry import Example, Rule, register
+
+_ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
+    (
+        "MN001",
+        "Not YAML",
+        "The text cannot be read as one YAML document: broken quotes or indentation, a tab, a key "
+        "given twice in one mapping (PyYAML would silently keep the last), or absurd nesting.",
+        (parallel(("num_nodes: 2", "num_nodes: 2\nnum_nodes: 2")),),
+    ),
+    ("MN002", "Not readable", "There is no such file, it may not be read, or it is too large.", ()),
+    (
+        "MN003",
+        "Not a case",
+        "The document is not a mapping, or neither `deployment` nor `routing` is in it.",
+        (parallel(("deployment:", "deploymnt:")),),
+    ),
+    (
+        "MN004",
+        "Required key missing",
+        "A key that the harness cannot do without is not there.",
+        (parallel(("npu_per_node: 16\n", "")),),
+    ),
+    (
+        "MN005",
+        "Unknown key",
+        "Nobody reads this key. Most often it is misspelled or indented wrongly: a field of a "
+        "benchmark that stands beside the benchmark does nothing at all.",
+        (
+            parallel(("    baseline: 1800\n    threshold: 0.97\n", "  baseline: 1800\n")),
+            parallel(("num_nodes:", "debug_sleep: 600\nnum_nodes:")),
+        ),
+    ),
+    (
+        "MN006",
+        "Wrong type",
+        "The value has another type than the field takes.",
+        (parallel(("npu_per_node: 16", "npu_per_node: sixteen")),),
+    ),
+    (
+        "MN007",
+        "Value not allowed",
+        "The value has the right type but is not one of those allowed, or out of range.",
+        (parallel(("case_type: accuracy", "case_type: accurracy")),),
+    ),
+    (
+        "MN010",
+        "Counts disagree",
+        "`deployment`, `config`, `templates` and `cluster_hosts` have one entry a node, as many "
+        "as `num_nodes` says.",
+        (parallel(("num_nodes: 2", "num_nodes: 3")),),
+    ),
+    (
+        "MN011",
+        "Host listed twice",
+        "Each node has an address of its own.",
+        (parallel(("num_nodes: 2", "cluster_hosts: [10.0.0.1, 10.0.0.1]\nnum_nodes: 2")),),
+    ),
+    (
+        "MN012",
+        "Node index wrong",
+        "Nodes count from 0 to `num_nodes` - 1, each has one entry, in order.",
+        (split(("decoder_host_index: [1]", "decoder_host_index: [2]")),),
+    ),
+    (
+        "MN013",
+        "Open quote",
+        "A quote in a command is never closed, so that the rest of it is one word.",
+        (split(("'{\"enable_cpu_binding\": true}'", '\'{"enable_cpu_binding": true}')),),
+    ),
+    (
+        "MN014",
+        "Empty command",
+        "A node needs a `vllm serve` command.",
+        (),
+    ),
+    (
+        "MN015",
+        "Not a vllm command",
+        "A server command starts with `vllm serve MODEL`; no shell runs it, so there is no `&&`, "
+        "no `cd`, no redirection.",
+        (parallel(("vllm serve demo/moe\n      --host", "bash run.sh demo/moe\n      --host")),),
+    ),
+    (
+        "MN016",
+        "Ranks or ports out of range",
+        "`dp_rank_start + dp_size_local` is at most `dp_size`; the ports of all ranks are at most "
+        "65535.",
+        (routing(("dp_rank_start: 0\n    tp_size: 4", "dp_rank_start: 2\n    tp_size: 4")),),
+    ),
+    (
+        "MN017",
+        "Node with two roles",
+        "A node is a prefiller or a decoder, and listed once.",
+        (split(("decoder_host_index: [1]", "decoder_host_index: [0, 1]")),),
+    ),
+    (
+        "MN018",
+        "Key of another pool",
+        "`master_port` and `metrics_port` belong to mooncake, `meta_service_port` and "
+        "`config_store_port` to memcache.",
+        (
+            routing(
+                ("routing:\n", "kv_pool: {type: mooncake, meta_service_port: 5000}\nrouting:\n")
+            ),
+        ),
+    ),
+    (
+        "MN019",
+        "Gate not readable",
+        "A gate is `metric op value` with a metric the harness measures; `gate: none` needs a "
+        "`reason`.",
+        (parallel(("    baseline: 1800", "    gates: [tpot <= 50]\n    baseline: 1800")),),
+    ),
+    (
+        "MN020",
+        "Variable nobody defines",
+        "A command or a value uses `$NAME`, and neither the node's environment, nor the harness, "
+        "nor the image is known to define it. Upstream would pass the text `$NAME` on.",
+        (parallel(("--port $SERVER_PORT", "--port $SERVE_PORT")),),
+    ),
+    (
+        "MN021",
+        "No API server where one is needed",
+        "Benchmarks go to node 0, and under prefill/decode to a proxy over the servers of both "
+        "roles; headless nodes have no server.",
+        (split(("--host 0.0.0.0", "--headless")),),
+    ),
+    (
+        "MN022",
+        "Cluster of another size",
+        "The cluster has another number of nodes than the case wants.",
+        (),
+    ),
+)
+
+for _code, _title, _text, _fails in _ENTRIES:
+    register(Rule(_code, _title, Severity.ERROR, _text, _fails))
+
+register(
+    Rule(
+        "MN199",
+        "Ignore without effect",
+        Severity.WARNING,
+        "`# multinode: ignore[MN123] reason` or an entry of `lint: {ignore: ...}` that ignores "
+        "nothing, or that gives no reason.",
+        (parallel(("num_nodes: 2", "num_nodes: 2  # multinode: ignore[MN301] was too big")),),
+        (
+            parallel(
+                ("server_cmd: >", "server_cmd: >  # multinode: ignore[MN102] the old name"),
+                ("--max-num-seqs", "--max-num-seq"),
+            ),
+        ),
+    )
+)

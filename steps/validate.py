@@ -1,0 +1,210 @@
+"""Find every problem of cases before they cost a device-minute.
+
+Enters: case files. Leaves: problems: schema, then resolution on a neutral
+cluster, then the linter's rules. Touches: reads the files, prints.
+
+    python -m steps.validate configs/quickstart.yaml
+    python -m steps.validate --format sarif configs/*.yaml > lint.sarif
+    python -m steps.validate --explain MN406
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from steps.core import settings
+from steps.core.case import Case, load_case
+from steps.core.cluster import Cluster, loopback_nodes
+from steps.core.errors import (
+    CaseError,
+    Exit,
+    Problem,
+    Severity,
+    errors_of,
+    sort_problems,
+)
+from steps.core.excerpt import render_all, summary
+from steps.core.resolver import examine
+from steps.lint import formats, reference
+from steps.lint.engine import lint
+from steps.lint.matrix import check_matrix
+
+CONFIGS = Path("configs")
+MATRIX = Path("ci/nightly.yaml")
+#: Directories under ``configs`` that hold no cases.
+NOT_CASES = ("clusters", "data")
+
+#: What images for Ascend are known to define; a case may use it in its commands.
+IMAGE_VARIABLES = (
+    *settings.PASSED_THROUGH,
+    "PATH",
+    "PWD",
+    "HOSTNAME",
+    "ASCEND_OPP_PATH",
+    "ASCEND_AICPU_PATH",
+    "ASCEND_CUSTOM_OPP_PATH",
+    "ATB_HOME_PATH",
+    "TOOLCHAIN_HOME",
+    "LD_PRELOAD",
+    "SOC_VERSION",
+    "PIP_INDEX_URL",
+    "HF_HOME",
+    "HF_TOKEN",
+    "MODELSCOPE_CACHE",
+    "LWS_WORKER_INDEX",
+    "LWS_LEADER_ADDRESS",
+    "LWS_GROUP_SIZE",
+    "POD_IP",
+    "POD_NAME",
+    "NODE_NAME",
+    "LOG_PREFIX",
+    "BENCHMARK_JOB_NAME",
+    "VLLM_CI_RUNNER",
+    "FAIL_TAG",
+)
+
+
+def neutral_cluster(size: int) -> Cluster:
+    """A cluster that no case depends on, with everything an image may define."""
+    return Cluster(
+        name="validate",
+        backend="local",
+        nodes=loopback_nodes(size, "71.9"),
+        known={name: f"/{name.lower()}" for name in IMAGE_VARIABLES},
+    )
+
+
+def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> list[Problem]:
+    """Every problem of the cases, and of the matrix if one is named; in reading order."""
+    problems: list[Problem] = []
+    cases: dict[Path, Case] = {}
+    for path in paths:
+        case, found = validate_one(Path(path))
+        problems += found
+        if case is not None:
+            cases[Path(path)] = case
+    if matrix is not None:
+        problems += check_matrix(Path(matrix), cases)
+    return sort_problems(problems)
+
+
+def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
+    """One case, if it can be read at all, and its problems."""
+    try:
+        case = load_case(path)
+    except CaseError as error:
+        return None, list(error.problems)
+    try:
+        plan, problems = examine(case, neutral_cluster(case.num_nodes))
+    except CaseError as error:
+        return case, list(error.problems)
+    return case, sort_problems([*problems, *lint(case, plan)])
+
+
+def default_paths(root: Path = CONFIGS) -> list[Path]:
+    """Every case under ``configs``."""
+    return [
+        path
+        for path in sorted(root.rglob("*.y*ml"))
+        if path.suffix in (".yaml", ".yml")
+        and not set(path.relative_to(root).parts[:-1]) & set(NOT_CASES)
+    ]
+
+
+def run(
+    files: Sequence[str] = (),
+    *,
+    style: str = "text",
+    explain: str = "",
+    matrix: str = "",
+    strict: bool = False,
+) -> int:
+    """Print the problems of ``files`` (default: every case under configs).
+
+    Args:
+        style: ``text``, ``json``, ``github``, ``sarif`` or ``junit``.
+        explain: a rule code; explains it instead.
+        matrix: the matrix file; default: ci/nightly.yaml when all of configs is validated.
+        strict: warnings count as errors.
+
+    Returns:
+        0, or 2 when there is an error.
+    """
+    if explain:
+        try:
+            print(reference.explain(explain))
+        except KeyError:
+            print(f"unknown rule {explain!r}; docs/rules.md lists all of them", file=sys.stderr)
+            return Exit.USAGE
+        return Exit.PASS
+    paths = [path for name in files for path in _expand(Path(name))] or default_paths()
+    if not paths:
+        print(f"no case files: none named, and none under {CONFIGS}", file=sys.stderr)
+        return Exit.USAGE
+    chosen = Path(matrix) if matrix else (MATRIX if not files and MATRIX.is_file() else None)
+    problems = validate(paths, chosen)
+    failed = bool(problems if strict and _weighs(problems) else errors_of(problems))
+    if style == "text":
+        sys.stdout.write(text(problems, len(paths)))
+    else:
+        sys.stdout.write(formats.FORMATS[style](problems, [str(path) for path in paths]))
+    return Exit.USAGE if failed else Exit.PASS
+
+
+def text(problems: Sequence[Problem], files: int) -> str:
+    """The report for people."""
+    what = f"{files} file{'s' if files != 1 else ''}"
+    if not problems:
+        return f"{what}: no problems\n"
+    colour = sys.stdout.isatty() and not settings.read().no_color
+    body = render_all(problems, colour=colour).rstrip("\n")
+    return body.removesuffix(summary(problems)) + f"{what}: {summary(problems)}\n"
+
+
+def _weighs(problems: Sequence[Problem]) -> bool:
+    return any(problem.severity is not Severity.INFO for problem in problems)
+
+
+def _expand(path: Path) -> list[Path]:
+    return default_paths(path) if path.is_dir() else [path]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m steps.validate",
+        description="Find every problem of cases: form, resolution, and the fleet's rules. "
+        "Exit code 0, or 2 when there is an error.",
+    )
+    made.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
+    made.add_argument(
+        "--format", dest="style", default="text", choices=("text", *formats.FORMATS), help="output"
+    )
+    made.add_argument("--explain", default="", metavar="MN123", help="explain a rule and stop")
+    made.add_argument(
+        "--matrix",
+        default="",
+        metavar="FILE",
+        help="check this matrix too (default: ci/nightly.yaml with all of configs)",
+    )
+    made.add_argument("--strict", action="store_true", help="warnings count as errors")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    args = parser().parse_args(argv)
+    return run(
+        args.files,
+        style=args.style,
+        explain=args.explain,
+        matrix=args.matrix,
+        strict=args.strict,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
