@@ -1,0 +1,159 @@
+"""Events: one JSON line each, the one account of what happened.
+
+Enters: what somebody did. Leaves: lines in ``events.jsonl`` and calls of
+listeners. Touches: that file.
+
+The console, the summary, the timeline and JUnit's durations are views of these.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from steps.core.redaction import Redactor
+
+RUNNER = -1
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        time: seconds since the epoch.
+        node: index, or RUNNER.
+        what: a word such as ``phase``, ``started``, ``exited``, ``waiting``, ``cause``.
+    """
+
+    time: float
+    run: str
+    node: int
+    phase: str
+    what: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(
+            {
+                "time": round(self.time, 4),
+                "run": self.run,
+                "node": self.node,
+                "phase": self.phase,
+                "what": self.what,
+                **self.fields,
+            },
+            ensure_ascii=False,
+        )
+
+    @staticmethod
+    def from_json(line: str) -> Event | None:
+        """The event of a line; None when it is no event (a torn or foreign line)."""
+        try:
+            data = json.loads(line)
+            own = {key: data.pop(key) for key in ("time", "run", "node", "phase", "what")}
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return None
+        return Event(**own, fields=data)
+
+
+class EventLog:
+    """Appends events to a file and tells listeners; safe to use from any thread."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        run: str,
+        node: int,
+        redactor: Redactor | None = None,
+        listeners: Iterable[Callable[[Event], None]] = (),
+    ) -> None:
+        self.run = run
+        self.node = node
+        self.phase = "start"
+        self.redactor = redactor or Redactor()
+        self.listeners = list(listeners)
+        self._lock = threading.Lock()
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def emit(self, what: str, **fields: Any) -> Event:
+        """Write one event of the present phase."""
+        clean = self.redactor.value(fields)
+        event = Event(time.time(), self.run, self.node, self.phase, what, clean)
+        self.pass_on(event)
+        return event
+
+    def pass_on(self, event: Event) -> None:
+        """Write an event that happened elsewhere."""
+        with self._lock:
+            if self._file is not None and not self._file.closed:
+                try:
+                    self._file.write(event.to_json() + "\n")
+                except OSError:
+                    self._file = None
+        for listener in self.listeners:
+            listener(event)
+
+    def close(self) -> None:
+        """Write no more."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """Every event of a file; what is no event is passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [event for line in text.splitlines() if (event := Event.from_json(line))]
+
+
+def sentence(event: Event) -> str:
+    """An event as a person reads it, without time and node; empty when it is not worth a line."""
+    f = event.fields
+    text = str(f.get("text", ""))
+    seconds = float(f.get("seconds") or 0)
+    if event.what == "phase":
+        return f"{event.phase} ..." if f.get("state") == "begin" else ""
+    if event.what == "phase-end":
+        return f"{event.phase} {f.get('outcome', 'done')} in {seconds:.1f} s"
+    if event.what == "check":
+        return f"check {f.get('name')}: {f.get('status')} {f.get('detail', '')}".rstrip()
+    words = {
+        "started": f"started {f.get('process')} (pid {f.get('pid')})",
+        "exited": f"{f.get('process')} {f.get('how')}",
+        "ready": f"{f.get('who')} ready after {seconds:.1f} s",
+        "note": text,
+        "waiting": f"waiting for {f.get('missing')}",
+        "progress": text,
+        "answer": f"first answer from {f.get('url')}: {text!r}",
+        "benchmark": text,
+        "cause": f"CAUSE {text}",
+        "stopping": f"stopping: {text}",
+        "stopped": f"stopped {f.get('process')} in {seconds:.1f} s",
+        "verdict": f"verdict: {text}",
+        "warning": f"warning: {text}",
+        "joined": f"node {f.get('member')} joined from {f.get('address')}",
+    }
+    return words.get(event.what, "")
+
+
+def console_line(event: Event, started: float) -> str:
+    """An event as a plain line with time and phase; empty when it is not worth one."""
+    text = sentence(event)
+    if not text:
+        return ""
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    who = "runner" if event.node == RUNNER else f"node {event.node}"
+    return f"{clock} {event.time - started:+7.1f}s  {who:<7} {event.phase:<9} {text}"

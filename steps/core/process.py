@@ -1,0 +1,295 @@
+"""Processes of a node: started in groups of their own, watched, stopped whole.
+
+Enters: processes of the plan. Leaves: logs, ``processes.json``, exits told
+at once. Touches: child processes of this program, and only those.
+
+Never a shell. Each process leads a session and a group of its own; signals go
+to the group, since engines outlive a server that alone is signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steps.core import oom
+from steps.core.guard import MARKER, Guard, marked
+from steps.core.plan import Process
+from steps.core.records import ProcessRecord
+from steps.core.redaction import Redactor
+from steps.core.rundir import NodeDir, write_json
+
+KILL_WAIT = 5.0
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a process ended.
+
+    Attributes:
+        code: exit code, None when a signal ended it.
+        signal: name such as ``SIGKILL``, or empty.
+        expected: we were stopping it.
+        at: seconds since the epoch; ``mono`` by the monotonic clock.
+        oom: evidence of an out-of-memory kill, or empty.
+        survivors: members of its group that live on without it.
+    """
+
+    code: int | None
+    signal: str
+    expected: bool
+    at: float
+    mono: float
+    oom: str = ""
+    survivors: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if self.signal == "SIGKILL" and not self.expected:
+            return f"was killed by signal 9 ({self.oom or 'perhaps out of memory'})"
+        if self.signal:
+            number = getattr(signal, self.signal, None)
+            return f"was ended by signal {int(number) if number else '?'} ({self.signal})"
+        tail = ", though children of it live on" if self.survivors and not self.expected else ""
+        early = " before its time" if self.code == 0 and not self.expected else ""
+        return f"exited with code {self.code}{early}{tail}"
+
+
+@dataclass
+class Running:
+    """A started process."""
+
+    process: Process
+    popen: subprocess.Popen[bytes]
+    started: float
+    log: Path
+    exit: ExitStatus | None = None
+    stopping: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its group's and session's."""
+        return self.popen.pid
+
+
+class Supervisor:
+    """Starts, watches and stops the processes of one node.
+
+    Args:
+        marker: ``<run id>:<node>``, put into every child's environment.
+        on_exit: called from a thread of its own at each unexpected or expected exit.
+    """
+
+    def __init__(
+        self,
+        node_dir: NodeDir,
+        marker: str,
+        inherited: Mapping[str, str],
+        on_exit: Callable[[Running], None],
+        guard: Guard | None = None,
+        redactor: Redactor | None = None,
+        workdir: str = "",
+    ) -> None:
+        self._dir = node_dir
+        self._marker = marker
+        self._inherited = dict(inherited)
+        self._on_exit = on_exit
+        self._guard = guard
+        self._redactor = redactor or Redactor()
+        self._workdir = workdir
+        self._lock = threading.RLock()
+        self._running: dict[str, Running] = {}
+        self._oom_before = oom.kills()
+
+    @property
+    def running(self) -> list[Running]:
+        """Everything that was started, in that order."""
+        with self._lock:
+            return list(self._running.values())
+
+    def start(self, process: Process) -> Running:
+        """Start a process of the plan; its output goes to its log.
+
+        Raises:
+            OSError: the program is not there or cannot be executed.
+        """
+        log = self._dir.path / process.log
+        env = self.environment(process)
+        program = shutil.which(process.argv[0], path=env.get("PATH"))
+        if program is None:
+            raise FileNotFoundError(
+                2, f"No such file or directory: '{process.argv[0]}' is not on PATH"
+            )
+        work = Path(self._workdir) if self._workdir else self._dir.path / "work"
+        if not self._workdir:
+            work.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            popen = subprocess.Popen(
+                process.argv,
+                executable=program,
+                env=env,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            os.close(descriptor)
+        if self._guard:
+            self._guard.add(popen.pid)
+        running = Running(process, popen, time.time(), log)
+        with self._lock:
+            self._running[process.name] = running
+            self._write_table()
+        threading.Thread(
+            target=self._wait, args=(running,), name=f"wait-{process.name}", daemon=True
+        ).start()
+        return running
+
+    def environment(self, process: Process) -> dict[str, str]:
+        """The environment ``process`` is started with."""
+        env = {**self._inherited, **process.env, MARKER: self._marker}
+        for name, parts in process.paths.items():
+            env[name] = ":".join([*parts, *([env[name]] if env.get(name) else [])])
+        for name, file in process.files.items():
+            env[name] = str(self._dir.path / file)
+        return env
+
+    def check(self) -> None:
+        """Notice exits now, rather than when the waiting thread gets its turn."""
+        for running in self.running:
+            if running.exit is None and running.popen.poll() is not None:
+                running.ended.wait(1.0)
+
+    def signal(self, running: Running, number: int) -> None:
+        """Send a signal to the whole group of a process."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(running.pid, number)
+
+    def stop(self, names: Iterable[str], hurry: Callable[[], float]) -> dict[str, float]:
+        """TERM, grace, KILL to each group of ``names``, all at the same time.
+
+        Args:
+            hurry: factor on the graces, asked again all the time; a second
+                Ctrl-C lowers it.
+
+        Returns:
+            seconds each process took to end.
+        """
+        began = time.monotonic()
+        mine = [running for running in self.running if running.process.name in set(names)]
+        for running in mine:
+            running.stopping = True
+            if running.exit is None or group_members(running.pid):
+                self.signal(running, signal.SIGTERM)
+                self.signal(running, signal.SIGCONT)
+        took: dict[str, float] = {}
+        pending = list(mine)
+        while pending:
+            passed = time.monotonic() - began
+            for running in list(pending):
+                name = running.process.name
+                if running.ended.wait(0.02) and not group_members(running.pid):
+                    took[name] = round(passed, 3)
+                elif passed > running.process.grace * hurry():
+                    self.signal(running, signal.SIGKILL)
+                    running.ended.wait(KILL_WAIT)
+                    took[name] = round(time.monotonic() - began, 3)
+                else:
+                    continue
+                pending.remove(running)
+                if self._guard:
+                    self._guard.remove(running.pid)
+        with self._lock:
+            self._write_table()
+        return took
+
+    def kill_strays(self) -> list[int]:
+        """KILL what still carries the run's marker; says what there was."""
+        own = os.getpid()
+        found = [pid for pid in marked(self._marker) if pid != own]
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return found
+
+    def records(self) -> tuple[ProcessRecord, ...]:
+        """Every process as the record has it."""
+        return tuple(
+            ProcessRecord(
+                name=running.process.name,
+                pid=running.pid,
+                pgid=running.pid,
+                argv=tuple(self._redactor.value(list(running.process.argv))),
+                log=running.process.log,
+                started=round(running.started, 3),
+                exit=_exit_json(running.exit),
+            )
+            for running in self.running
+        )
+
+    def _wait(self, running: Running) -> None:
+        code = running.popen.wait()
+        mono, now = time.monotonic(), time.time()
+        name = ""
+        if code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"SIG{-code}"
+        evidence = ""
+        if name == "SIGKILL" and not running.stopping:
+            evidence = oom.evidence(running.pid, self._oom_before)
+        survivors = () if running.stopping else tuple(group_members(running.pid))
+        running.exit = ExitStatus(
+            None if code < 0 else code, name, running.stopping, now, mono, evidence, survivors
+        )
+        with self._lock:
+            self._write_table()
+        running.ended.set()
+        self._on_exit(running)
+
+    def _write_table(self) -> None:
+        with contextlib.suppress(OSError):
+            write_json(self._dir.processes, [asdict(record) for record in self.records()])
+
+
+def group_members(pgid: int) -> list[int]:
+    """Processes of a group that are no zombies (Linux; elsewhere none)."""
+    found = []
+    with contextlib.suppress(OSError):
+        os.killpg(pgid, 0)
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except (OSError, ValueError):
+                continue
+            if int(group) == pgid and state not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+def _exit_json(status: ExitStatus | None) -> dict[str, Any] | None:
+    if status is None:
+        return None
+    data: dict[str, Any] = {
+        "code": status.code,
+        "signal": status.signal,
+        "expected": status.expected,
+        "at": round(status.at, 4),
+        "how": str(status),
+    }
+    return data

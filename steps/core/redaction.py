@@ -1,0 +1,107 @@
+"""Secrets out of everything that leaves a process.
+
+Enters: text, files, known secret values. Leaves: the same with secrets
+replaced by ``<redacted>``. Touches: the files it is told to clean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MASK = "<redacted>"
+_NAMES = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|KUBECONFIG_B64|_AUTH)",
+    re.IGNORECASE,
+)
+_NOT_SECRET = re.compile(r"(TOKENIZER|MAX_.*TOKENS|NUM_.*TOKENS|TOKENS?_PER|BATCHED_TOKENS)", re.I)
+_PATTERNS = (
+    re.compile(r"(?P<keep>https?://[^/\s:@]+:)[^@\s/]+(?=@)"),
+    re.compile(r"(?P<keep>(?i:authorization)['\"]?\s*[:=]\s*['\"]?(?i:bearer|basic)\s+)[^\s'\"]+"),
+    re.compile(r"(?P<keep>--api-key[= ])(?!-)[^\s'\"]+"),
+    re.compile(
+        r"(?P<keep>)\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
+    ),
+    re.compile(r"(?P<keep>)\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\b"),
+)
+_CHUNK = 1 << 20
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name holds a secret."""
+    return bool(_NAMES.search(name)) and not _NOT_SECRET.search(name)
+
+
+class Redactor:
+    """Replaces known secret values and everything that looks like one.
+
+    Args:
+        secrets: values to hide; those shorter than six characters are left,
+            since hiding them would garble ordinary text.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        values = {secret for secret in secrets if len(secret) >= 6}
+        self._values = sorted(values, key=len, reverse=True)
+
+    @staticmethod
+    def of_environment(env: Mapping[str, str], extra: Iterable[str] = ()) -> Redactor:
+        """A redactor that knows the secrets of an environment."""
+        found = [value for name, value in env.items() if is_secret_name(name)]
+        return Redactor([*found, *extra])
+
+    def text(self, text: str) -> str:
+        """``text`` without secrets."""
+        for value in self._values:
+            if value in text:
+                text = text.replace(value, MASK)
+        for pattern in _PATTERNS:
+            text = pattern.sub(lambda match: f"{match['keep']}{MASK}", text)
+        return text
+
+    def value(self, value: Any, name: str = "") -> Any:
+        """A JSON value without secrets, also those under telling keys."""
+        if isinstance(value, str):
+            return MASK if value and name and is_secret_name(name) else self.text(value)
+        if isinstance(value, Mapping):
+            return {key: self.value(inner, str(key)) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(inner) for inner in value]
+        return value
+
+    def file(self, path: Path) -> bool:
+        """Clean a text file in place, line by line; true when something was hidden."""
+        if not self._suspicious(path):
+            return False
+        changed = False
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with (
+            os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out,
+            path.open(encoding="utf-8", errors="surrogateescape", newline="") as source,
+        ):
+            for line in source:
+                clean = self.text(line)
+                changed = changed or clean != line
+                out.write(clean)
+        if changed:
+            Path(name).replace(path)
+        else:
+            Path(name).unlink()
+        return changed
+
+    def _suspicious(self, path: Path) -> bool:
+        """A cheap look at the bytes, so that a gigabyte without secrets costs one read."""
+        needles = [value.encode() for value in self._values]
+        needles += [b"://", b"earer ", b"asic ", b"api-key", b"hf_", b"gh", b"sk-", b"eyJ"]
+        tail = b""
+        with path.open("rb") as source:
+            while chunk := source.read(_CHUNK):
+                window = tail + chunk
+                if any(needle in window for needle in needles):
+                    return True
+                tail = window[-512:]
+        return False

@@ -1,0 +1,156 @@
+"""The run directory: names of files that others read, and how they are written.
+
+Enters: values. Leaves: files, written atomically, readable by the owner
+only. Touches: the run directory.
+
+    runs/<run id>/case.yaml plan.json events.jsonl verdict.json junit.xml
+                  summary.md node-<i>/{record.json, processes.json, *.log, bench/}
+    runs/latest -> <run id>
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def new_run_id(now: float | None = None) -> str:
+    """A name that sorts by time and is free, such as ``20261123-181500-3fa2c1``."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True)
+class NodeDir:
+    """One node's part of a run directory."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """Written once, at the node's end."""
+        return self.path / "record.json"
+
+    @property
+    def processes(self) -> Path:
+        """Kept current while the run lives."""
+        return self.path / "processes.json"
+
+    @property
+    def events(self) -> Path:
+        """The node's own events."""
+        return self.path / "events.jsonl"
+
+    @property
+    def bench(self) -> Path:
+        """Results of benchmarks, a directory each."""
+        return self.path / "bench"
+
+    def make(self) -> NodeDir:
+        """Create it, for the owner only."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's directory."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan as it is carried out."""
+        return self.path / "plan.json"
+
+    @property
+    def case(self) -> Path:
+        """The case as it was validated."""
+        return self.path / "case.yaml"
+
+    @property
+    def events(self) -> Path:
+        """Events of all nodes and of the runner, in the order of their times."""
+        return self.path / "events.jsonl"
+
+    @property
+    def verdict(self) -> Path:
+        """The verdict."""
+        return self.path / "verdict.json"
+
+    @property
+    def junit(self) -> Path:
+        """The verdict as JUnit XML."""
+        return self.path / "junit.xml"
+
+    @property
+    def summary(self) -> Path:
+        """The verdict for people, as Markdown."""
+        return self.path / "summary.md"
+
+    @property
+    def token(self) -> Path:
+        """The run's token; removed at the end."""
+        return self.path / ".token"
+
+    def node(self, index: int) -> NodeDir:
+        """The part of one node."""
+        return NodeDir(self.path / f"node-{index}")
+
+    def make(self) -> RunDir:
+        """Create it, for the owner only."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
+
+
+def point_latest(run: Path) -> None:
+    """Let ``latest`` beside the run directory point at it."""
+    link = run.parent / "latest"
+    temporary = run.parent / f".latest.{secrets.token_hex(4)}"
+    with contextlib.suppress(OSError):
+        temporary.symlink_to(run.name)
+        temporary.replace(link)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once or not at all, readable by the owner only."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out:
+            out.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file at once or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None when it is absent or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return None
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
