@@ -44,6 +44,7 @@ class Cluster:
         workdir: working directory of the servers; empty: the node's own.
         proxy_script: where upstream's proxy script really is on the leader.
         router: the vllm-router program, if there is one.
+        ais_bench: the ais_bench program; empty: the one on PATH.
         python: the interpreter that runs scripts and pip on the nodes.
     """
 
@@ -58,6 +59,7 @@ class Cluster:
     workdir: str = ""
     proxy_script: str = ""
     router: str = ""
+    ais_bench: str = ""
     python: str = "python3"
     rehearsal: Rehearsal | None = None
     timeouts: Mapping[str, float] = field(default_factory=dict)

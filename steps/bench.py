@@ -1,0 +1,245 @@
+"""bench: measure, and hold the numbers against their gates.
+
+Enters: a :class:`NodeRun` on the leader whose fleet is ready. Leaves: a
+:class:`BenchResult` a benchmark, and its files in ``node-0/bench/<name>``.
+Touches: what the driver touches; probes the servers' health meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steps import bench_drivers
+from steps.bench_drivers import Job, Measurement
+from steps.core import cli, gates
+from steps.core.health import look
+from steps.core.noderun import NodeRun
+from steps.core.plan import BenchmarkPlan, NodePlan, Process
+from steps.core.records import BenchResult, to_dict
+from steps.core.rundir import write_json
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How health is probed during a benchmark.
+
+    A miss counts only when the server's log did not grow either; ``misses`` in
+    a row make a cause. Busy is not dead, and the process table, which is
+    watched all the time, is stronger evidence than a probe.
+    """
+
+    every: float
+    timeout: float
+    misses: int
+
+
+REAL = Patience(5.0, 10.0, 8)
+REHEARSED = Patience(0.5, 2.0, 4)
+
+
+def run(run: NodeRun) -> None:
+    """Run every benchmark in order; a failed one does not keep the next from running."""
+    health = threading.Event()
+    threading.Thread(target=_watch_health, args=(run, health), daemon=True).start()
+    try:
+        for number, entry in enumerate(run.plan.benchmarks):
+            result = _benchmark(run, entry, number)
+            run.benchmarks.append(result)
+            run.events.emit("benchmark", text=_sentence(result), name=result.name)
+    finally:
+        health.set()
+
+
+def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
+    name = entry.benchmark.name
+    directory = run.dir.bench / _file_name(name, number)
+    began, started = time.monotonic(), time.time()
+    if entry.driver == "none":
+        return _result(entry, "skipped", entry.skip_gates, started=started)
+    run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
+    measure = bench_drivers.driver(entry.driver)
+    found: list[Measurement] = []
+    for repetition in range(entry.benchmark.repeat):
+        run.begin_budget("bench")
+        place = directory if entry.benchmark.repeat == 1 else directory / f"run-{repetition + 1}"
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found.append(measure(run, Job(entry, run.plan.endpoint, place)))
+        run.check_end()
+        if found[-1].error or found[-1].skipped:
+            break
+    result = judge(entry, found, started, time.monotonic() - began, str(directory.name))
+    write_json(directory / "result.json", to_dict(result))
+    return result
+
+
+def judge(
+    entry: BenchmarkPlan,
+    found: Sequence[Measurement],
+    started: float,
+    seconds: float,
+    directory: str,
+) -> BenchResult:
+    """A benchmark's result from its measurements, a pure function.
+
+    With repetitions each metric is the median over them; the evidence checks
+    must hold in every one.
+    """
+    last = found[-1]
+    checks = tuple(check for measurement in found for check in measurement.checks)
+    metrics = _median(found)
+    common = {
+        "metrics": metrics,
+        "requests": last.requests,
+        "checks": checks,
+        "runs": tuple(m.metrics for m in found) if len(found) > 1 else (),
+        "started": started,
+        "seconds": round(seconds, 3),
+        "directory": directory,
+    }
+    if last.skipped:
+        return _result(entry, "skipped", last.skipped, **common)
+    if last.error:
+        return _result(entry, "error", last.error, fault=last.fault, **common)
+    failed = [check for check in checks if check.status == "fail"]
+    if failed:
+        reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        return _result(entry, "fail", reason, fault=last.fault, **common)
+    if not metrics:
+        return _result(entry, "error", "the driver measured nothing", fault="infra", **common)
+    held = tuple(
+        gates.GateResult(
+            str(gate), gate.metric, None, metrics.get(gate.metric), None, entry.skip_gates
+        )
+        if entry.skip_gates and gate.metric != "success_ratio"
+        else gates.hold(gate, metrics, entry.benchmark.baseline)
+        for gate in entry.gates
+    )
+    missed = [gate for gate in held if gate.passed is False]
+    if missed:
+        fault = "accuracy" if entry.benchmark.case_type == "accuracy" else "performance"
+        reason = "; ".join(_miss(gate) for gate in missed)
+        return _result(entry, "fail", reason, fault=fault, gates=held, **common)
+    return _result(entry, "pass", "", gates=held, **common)
+
+
+def _miss(gate: gates.GateResult) -> str:
+    found = "nothing" if gate.found is None else f"{gate.found:g}"
+    limit = "" if gate.limit is None else f" (that is {gate.limit:g})"
+    tail = f": {gate.reason}" if gate.reason else ""
+    return f"gate '{gate.gate}'{limit} missed: found {found}{tail}"
+
+
+def _result(entry: BenchmarkPlan, status: str, reason: str, **more: object) -> BenchResult:
+    benchmark = entry.benchmark
+    return BenchResult(
+        name=benchmark.name,
+        driver=entry.driver,
+        case_type=benchmark.case_type,
+        status=status,
+        reason=reason,
+        baseline=benchmark.baseline,
+        threshold=benchmark.threshold,
+        scaled=entry.scaled,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _median(found: Sequence[Measurement]) -> dict[str, float]:
+    names = set(found[0].metrics).intersection(*(m.metrics for m in found)) if found else set()
+    return {
+        name: statistics.median(m.metrics[name] for m in found)
+        for name in found[0].metrics
+        if name in names
+    }
+
+
+def _file_name(name: str, number: int) -> str:
+    return f"{number:02d}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:60]}"
+
+
+def _scale_note(entry: BenchmarkPlan) -> str:
+    return f", scaled down: {entry.scaled}" if entry.scaled else ""
+
+
+def _sentence(result: BenchResult) -> str:
+    words = [f"{result.name}: {result.status}"]
+    if result.reason:
+        words.append(f"({result.reason})")
+    requests = result.requests
+    if requests:
+        words.append(f"{requests.get('ok', 0)} of {requests.get('asked', 0)} requests ok")
+    for key, label, unit in (
+        ("output_throughput", "output", "token/s"),
+        ("ttft_p99_ms", "TTFT p99", "ms"),
+        ("tpot_mean_ms", "TPOT", "ms"),
+        ("accuracy", "accuracy", "%"),
+    ):
+        if key in result.metrics:
+            words.append(f"{label} {result.metrics[key]:.1f} {unit}")
+    skipped = [gate for gate in result.gates if gate.passed is None]
+    if skipped:
+        words.append(f"{len(skipped)} gates skipped: {skipped[0].reason}")
+    return ", ".join(words)
+
+
+def _watch_health(run: NodeRun, over: threading.Event) -> None:
+    """Probe every API server until the benchmarks are over."""
+    patience = REHEARSED if run.plan.rehearsed else REAL
+    for node, process in run.plan.probes():
+        if process.api:
+            threading.Thread(
+                target=_watch_one, args=(run, over, patience, node, process), daemon=True
+            ).start()
+
+
+def _watch_one(
+    run: NodeRun, over: threading.Event, patience: Patience, node: NodePlan, process: Process
+) -> None:
+    probe = process.probe
+    assert probe is not None
+    misses, before = 0, -1
+    while not (over.wait(patience.every) or run.ended.is_set()):
+        answer = look(probe, patience.timeout)
+        size = _log_size(run, node, process)
+        if answer.ok or size != before:
+            misses = 0
+        else:
+            misses += 1
+        before = size
+        if misses and misses < patience.misses:
+            run.events.emit(
+                "note", text=f"{node.name} {process.name}: health missed {misses}: {answer.detail}"
+            )
+        if misses >= patience.misses and not over.is_set():
+            sick = answer.status != 0
+            run.add_cause(
+                run.cause_of(
+                    "health",
+                    "crash" if sick else "hang",
+                    f"{misses} health probes in a row failed: {answer.detail}, and its log stands "
+                    "still, while the process lives",
+                    node=node,
+                    process=process.name,
+                    log=f"{node.name}/{process.log}",
+                    hint="It stopped serving without ending; its stacks and log tell where.",
+                )
+            )
+            return
+
+
+def _log_size(run: NodeRun, node: NodePlan, process: Process) -> int:
+    if node.index == run.me.index:
+        return run.log_sizes().get(process.name, 0)
+    member = run.leader.members.get(node.index) if run.leader else None
+    return int(member.progress.get(process.name, 0)) if member else 0
+
+
+main = cli.step("bench", __doc__, run, hold=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,353 @@
+"""smoke: a small streaming client that needs nothing installed.
+
+Enters: a benchmark and an endpoint. Leaves: a measurement, and one line a
+request in ``requests.jsonl``. Touches: HTTP requests to the endpoint.
+
+Sends N chat completions at the benchmark's concurrency and request rate.
+Latencies as AISBench defines them: TTFT from sending to the first token, E2EL
+to the last, TPOT = (E2EL - TTFT) / (output tokens - 1), ITL between chunks;
+throughput is output tokens over the wall time of the whole load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from steps.bench_drivers import Job, Measurement
+from steps.core.noderun import NodeRun
+from steps.core.records import Check
+
+REQUEST_SECONDS = 600.0
+REQUEST_SECONDS_REHEARSED = 20.0
+_WORDS = (
+    "count", "apples", "train", "river", "seven", "market", "window", "garden", "letter", "stone",
+    "ticket", "candle", "bridge", "school", "winter", "orange",
+)  # fmt: skip
+
+
+@dataclass
+class Sample:
+    """One request; times in seconds from its start, ``begun`` from the load's."""
+
+    index: int
+    begun: float = 0.0
+    ttft: float = 0.0
+    e2el: float = 0.0
+    itl: list[float] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    finish: str = ""
+    text: str = ""
+    error: str = ""
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per output token after the first; None with fewer than two."""
+        if self.output_tokens < 2:
+            return None
+        return (self.e2el - self.ttft) / (self.output_tokens - 1)
+
+
+class _BadAnswer(Exception):
+    """The server's answer is no stream of completions; the text says how."""
+
+
+def measure(run: NodeRun, job: Job) -> Measurement:
+    """Send the load and measure it; gives up when the run ends or nothing moves."""
+    entry = job.entry.benchmark
+    box: list[list[Sample] | BaseException] = []
+    moved = [0]
+    loop = asyncio.new_event_loop()
+    load = _Load(job, run.plan.rehearsed, moved)
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            box.append(loop.run_until_complete(load.send()))
+        except BaseException as error:
+            box.append(error)
+        finally:
+            loop.close()
+
+    began = time.monotonic()
+    thread = threading.Thread(target=work, name="smoke", daemon=True)
+    thread.start()
+    seen = 0
+
+    def done() -> bool:
+        nonlocal seen
+        if moved[0] != seen:
+            seen = moved[0]
+            run.progress()
+        return not thread.is_alive()
+
+    try:
+        run.until(
+            done,
+            lambda: f"{entry.name}: {load.finished} of {load.total} requests answered",
+            every=0.02,
+            blame=lambda: (run.me, "proxy" if job.endpoint.kind == "proxy" else "server"),
+        )
+    finally:
+        if thread.is_alive():
+            loop.call_soon_threadsafe(load.cancel)
+            thread.join(2)
+    took = time.monotonic() - began
+    result = box[0]
+    if isinstance(result, BaseException):
+        return Measurement(error=f"the smoke client failed: {type(result).__name__}: {result}")
+    with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
+        for sample in result:
+            out.write(json.dumps(asdict(sample)) + "\n")
+    return summarise(result, took, entry.max_out_len, load.exact)
+
+
+def summarise(
+    samples: Sequence[Sample], seconds: float, max_tokens: int, exact: bool
+) -> Measurement:
+    """Metrics and evidence from samples, a pure function.
+
+    Args:
+        exact: every answer must have ``max_tokens`` tokens (``ignore_eos``).
+    """
+    good = [s for s in samples if not s.error]
+    empty = [s for s in good if not s.text.strip() or s.output_tokens == 0]
+    short = [s for s in good if s not in empty and exact and s.output_tokens != max_tokens]
+    failed = [s for s in samples if s.error]
+    whole = [s for s in good if s not in empty and s not in short]
+    requests = {
+        "asked": len(samples),
+        "sent": len(samples),
+        "ok": len(whole),
+        "failed": len(failed),
+        "empty": len(empty),
+        "truncated": len(short),
+    }
+    checks = (
+        _count("requests failed", failed, lambda s: s.error),
+        _count("answers empty", empty, lambda s: "no text"),
+        _count("answers truncated", short, lambda s: f"{s.output_tokens} of {max_tokens} tokens"),
+    )
+    metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples) if samples else 0.0}
+    if good and seconds > 0:
+        metrics["output_throughput"] = sum(s.output_tokens for s in good) / seconds
+        tokens = sum(s.output_tokens + s.input_tokens for s in good)
+        metrics["total_throughput"] = tokens / seconds
+        metrics["request_throughput"] = len(good) / seconds
+        series = {
+            "e2el": [s.e2el for s in good],
+            "ttft": [s.ttft for s in good],
+            "tpot": [s.tpot for s in good if s.tpot is not None],
+            "itl": [gap for s in good for gap in s.itl],
+        }
+        for name, values in series.items():
+            metrics.update(statistics_of(name, [1000 * value for value in values]))
+    return Measurement({k: round(v, 4) for k, v in metrics.items()}, requests, checks)
+
+
+def statistics_of(name: str, values: Sequence[float]) -> dict[str, float]:
+    """mean, min, max, median and percentiles (linear interpolation, as NumPy's) of a series."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+
+    def percentile(share: float) -> float:
+        at = share * (len(ordered) - 1)
+        low = int(at)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+    found = {
+        "mean": sum(ordered) / len(ordered),
+        "min": ordered[0],
+        "max": ordered[-1],
+        "median": percentile(0.5),
+        "p75": percentile(0.75),
+        "p90": percentile(0.9),
+        "p95": percentile(0.95),
+        "p99": percentile(0.99),
+    }
+    return {f"{name}_{stat}_ms": value for stat, value in found.items()}
+
+
+def _count(name: str, samples: Sequence[Sample], say: Any) -> Check:
+    if not samples:
+        return Check(name, "pass", "0")
+    return Check(name, "fail", f"{len(samples)}, the first: {say(samples[0])}")
+
+
+class _Load:
+    """The load of one measurement, on an event loop of its own."""
+
+    def __init__(self, job: Job, rehearsed: bool, moved: list[int]) -> None:
+        entry = job.entry.benchmark
+        self.entry = entry
+        self.total = entry.num_prompts or 32
+        self.finished = 0
+        self.exact = bool(entry.sampling.get("ignore_eos", entry.case_type == "performance"))
+        self._endpoint = job.endpoint
+        self._limit = REQUEST_SECONDS_REHEARSED if rehearsed else REQUEST_SECONDS
+        self._moved = moved
+        self._random = random.Random(f"{entry.name}/{self.total}")
+        self._tasks: list[asyncio.Task[Sample]] = []
+        parts = urlsplit(job.endpoint.url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._tls = parts.scheme == "https"
+
+    async def send(self) -> list[Sample]:
+        """Send everything; requests that are not over in time become errors."""
+        room = asyncio.Semaphore(self.entry.batch_size)
+        began = time.monotonic()
+        for index in range(self.total):
+            task = asyncio.ensure_future(self._one(index, room, began))
+            self._tasks.append(task)
+            if self.entry.request_rate > 0:
+                await asyncio.sleep(self._random.expovariate(self.entry.request_rate))
+        return list(await asyncio.gather(*self._tasks))
+
+    def cancel(self) -> None:
+        """Give every request up."""
+        for task in asyncio.all_tasks():
+            task.cancel()
+
+    async def _one(self, index: int, room: asyncio.Semaphore, began: float) -> Sample:
+        sample = Sample(index)
+        async with room:
+            started = time.monotonic()
+            sample.begun = round(started - began, 6)
+            try:
+                await asyncio.wait_for(self._ask(sample, started), self._limit)
+            except asyncio.TimeoutError:
+                sample.error = f"no whole answer within {self._limit:g} s"
+            except (OSError, asyncio.IncompleteReadError) as error:
+                sample.error = f"{type(error).__name__}: {error}"
+            except (_BadAnswer, ValueError) as error:
+                sample.error = str(error)
+            sample.e2el = sample.e2el or time.monotonic() - started
+            self.finished += 1
+            self._moved[0] += 1
+        return sample
+
+    def _body(self, index: int) -> bytes:
+        words = " ".join(self._random.choice(_WORDS) for _ in range(24))
+        left, right = self._random.randint(1, 99), self._random.randint(1, 99)
+        sampling = {"temperature": 0.0, **self.entry.sampling, "ignore_eos": self.exact}
+        body: dict[str, Any] = {
+            "model": self._endpoint.model,
+            "messages": [
+                {"role": "user", "content": f"[{index}] {words}. What is {left} + {right}?"}
+            ],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": self.entry.max_out_len,
+            **sampling,
+        }
+        if self.entry.thinking is not None:
+            body["chat_template_kwargs"] = {"thinking": self.entry.thinking}
+        return json.dumps(body).encode()
+
+    async def _ask(self, sample: Sample, started: float) -> None:
+        body = self._body(sample.index)
+        reader, writer = await asyncio.open_connection(
+            self._host, self._port, ssl=self._tls or None, limit=1 << 20
+        )
+        try:
+            host = f"[{self._host}]" if ":" in self._host else self._host
+            writer.write(
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{self._port}\r\n"
+                "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+                f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            await writer.drain()
+            status, headers = await _head(reader)
+            if status != 200:
+                raw = await reader.read(2000)
+                raise _BadAnswer(
+                    f"HTTP {status}: {' '.join(raw.decode('utf-8', 'replace').split())[:300]}"
+                )
+            await self._stream(sample, started, _lines(reader, headers))
+        finally:
+            writer.close()
+
+    async def _stream(self, sample: Sample, started: float, lines: Any) -> None:
+        previous = 0.0
+        ended = False
+        async for line in lines:
+            if not line.startswith("data:"):
+                if line.strip() and not line.startswith((":", "event:", "id:", "retry:")):
+                    raise _BadAnswer(f"not a stream of events: {line[:120]!r}")
+                continue
+            payload = line[5:].strip()
+            if payload == "[DONE]":
+                ended = True
+                break
+            data = json.loads(payload)
+            if "error" in data:
+                raise _BadAnswer(f"an error in the middle of the stream: {json.dumps(data)[:200]}")
+            self._moved[0] += 1
+            usage = data.get("usage")
+            if usage:
+                sample.input_tokens = int(usage.get("prompt_tokens") or 0)
+                sample.output_tokens = int(usage.get("completion_tokens") or 0)
+            for choice in data.get("choices") or ():
+                delta = choice.get("delta") or {}
+                piece = delta.get("content") or delta.get("reasoning_content") or ""
+                piece = piece or delta.get("reasoning") or ""
+                if choice.get("finish_reason"):
+                    sample.finish = choice["finish_reason"]
+                if piece:
+                    now = time.monotonic() - started
+                    if not sample.text:
+                        sample.ttft = now
+                    else:
+                        sample.itl.append(now - previous)
+                    previous = now
+                    sample.text += piece
+        sample.e2el = time.monotonic() - started
+        if not ended:
+            raise _BadAnswer("the stream ended without [DONE]")
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """Status and headers of an answer."""
+    raw = await reader.readuntil(b"\r\n\r\n")
+    lines = raw.decode("latin-1").split("\r\n")
+    words = lines[0].split(" ", 2)
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
+        raise _BadAnswer(f"not HTTP: {lines[0][:80]!r}")
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines[1:])
+        if name
+    }
+    return int(words[1]), headers
+
+
+async def _lines(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
+    """Lines of the body, chunked or not."""
+    if "chunked" not in headers.get("transfer-encoding", ""):
+        while line := await reader.readline():
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+        return
+    rest = b""
+    while True:
+        size = int((await reader.readline()).split(b";")[0].strip() or b"0", 16)
+        chunk = await reader.readexactly(size)
+        await reader.readline()
+        rest += chunk
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace").rstrip("\r")
+        if size == 0:
+            if rest:
+                yield rest.decode("utf-8", "replace")
+            return

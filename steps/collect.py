@@ -1,0 +1,91 @@
+"""collect: bring everything worth keeping into the node's directory.
+
+Enters: a :class:`NodeRun` whose processes have stopped. Leaves: logs without
+secrets, Ascend's process logs of this run, and a list of all files with size
+and digest. Touches: the node's directory; reads ``~/ascend/log``, never
+deletes there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from steps.core import cli, settings
+from steps.core.noderun import NodeRun, free_bytes
+from steps.core.records import Artifact
+from steps.core.rundir import sha256_of
+
+PLOG_LIMIT = 2 << 30
+_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
+
+
+def run(run: NodeRun) -> tuple[Artifact, ...]:
+    """Collect; what cannot be read is named, never a reason to stop."""
+    plogs(run, settings.read().ascend_log)
+    clean(run)
+    return artifacts(run)
+
+
+def plogs(run: NodeRun, source: Path) -> None:
+    """Copy Ascend process logs that changed since the run began."""
+    copied = size = 0
+    with contextlib.suppress(OSError):
+        for path in sorted(source.rglob("*")) if source.is_dir() else ():
+            try:
+                stat = path.stat()
+                if not path.is_file() or stat.st_mtime < run.started - 1:
+                    continue
+                if size + stat.st_size > min(PLOG_LIMIT, free_bytes(run.dir.path) // 2):
+                    run.events.emit("warning", text=f"Ascend logs over {size >> 20} MiB left out")
+                    break
+                target = run.dir.path / "ascend" / path.relative_to(source)
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+            except OSError as error:
+                run.events.emit("warning", text=f"{path} was not collected: {error}")
+                continue
+            copied, size = copied + 1, size + stat.st_size
+    if copied:
+        run.events.emit("note", text=f"collected {copied} Ascend logs, {size >> 10} KiB")
+
+
+def clean(run: NodeRun) -> None:
+    """Take secrets out of every text file of the node."""
+    for path in _files(run.dir.path):
+        if path.suffix in _TEXT and path.name not in ("events.jsonl", "record.json"):
+            try:
+                run.redactor.file(path)
+            except OSError as error:
+                run.events.emit("warning", text=f"{path.name} was not cleaned: {error}")
+    work = run.dir.path / "work"
+    with contextlib.suppress(OSError):
+        work.rmdir()
+
+
+def artifacts(run: NodeRun) -> tuple[Artifact, ...]:
+    """Every file of the node's directory, but those still being written."""
+    found = []
+    for path in _files(run.dir.path):
+        if path.name in ("events.jsonl", "record.json", "node.log"):
+            continue
+        with contextlib.suppress(OSError):
+            name = str(path.relative_to(run.dir.path))
+            found.append(Artifact(name, path.stat().st_size, sha256_of(path)))
+    return tuple(found)
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _standalone(run_: NodeRun) -> None:
+    for artifact in run(run_):
+        run_.events.emit("note", text=f"{artifact.path} {artifact.size} bytes {artifact.sha256}")
+
+
+main = cli.step("collect", __doc__, _standalone, hold=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,250 @@
+"""What the command lines of all steps share.
+
+Enters: arguments. Leaves: exit codes, and messages on stderr that say what to
+do. Touches: the terminal; for a step run alone, what the step touches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from steps.core import fleet, settings
+from steps.core.case import load_case
+from steps.core.cluster import Rehearsal
+from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
+from steps.core.events import Event, EventLog, console_line
+from steps.core.noderun import NodeRun, RunEnded, StepFailed
+from steps.core.plan import Plan, from_json, to_json
+from steps.core.process import Supervisor
+from steps.core.redaction import Redactor
+from steps.core.resolver import Options, parse_timeouts, resolve
+from steps.core.rundir import RunDir, new_run_id, write_text
+from steps.core.verdict import CLASSES
+
+
+class StepMain(Protocol):
+    """The ``main`` of a step: arguments, or those of the process, to an exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the step alone."""
+
+
+CONFIGS = fleet.ROOT / "configs"
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run ``work``; errors meant for the user become a message and an exit code."""
+    try:
+        return int(work())
+    except MultinodeError as error:
+        print(_message(error), file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stderr.close()
+        return int(Exit.PASS)
+
+
+def _message(error: MultinodeError) -> str:
+    if isinstance(error, CaseError):
+        count = len(error.problems)
+        return f"{error}\n{count} problem{'s' if count != 1 else ''} found"
+    return f"error: {error}"
+
+
+def find_case(name: str) -> Path:
+    """A case by path, or by its name in ``configs/``; ``CONFIG_BASE_PATH`` is honoured.
+
+    Raises:
+        UsageError: there is none; lists close names.
+    """
+    import difflib
+
+    base = settings.read().config_base_path
+    for path in (Path(name), *([Path(base) / name] if base else []), CONFIGS / name):
+        if path.is_file():
+            return path
+    known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+    known = [path for path in known if not path.startswith("clusters/")]
+    close = difflib.get_close_matches(name, known, 3, 0.4)
+    raise UsageError(
+        f"no case {name!r}, neither as a path nor in configs/",
+        f"Did you mean {' or '.join(close)}?" if close else f"configs/ has: {', '.join(known)}.",
+    )
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--plan``/``--case``, ``--node-index``, ``--run-dir`` and what shapes a plan."""
+    where = parser.add_argument_group("what to run")
+    where.add_argument("--plan", help="a plan.json; default: runs/latest/plan.json")
+    where.add_argument("--case", help="a case: a path, or a name in configs/")
+    where.add_argument("--node-index", type=int, help="which node this is; default 0 (the leader)")
+    where.add_argument("--run-dir", help="default: the plan's directory, or runs/<run id>")
+    add_shape_arguments(parser)
+
+
+def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+    """What shapes a plan made from a case."""
+    shape = parser.add_argument_group("with --case")
+    shape.add_argument(
+        "--rehearse", action="store_true", help="stand-ins play the engines, on this machine"
+    )
+    shape.add_argument("--fault", action="append", default=[], help="inject a fault in a rehearsal")
+    shape.add_argument("--load-seconds", type=float, default=1.0, help="of a stand-in; default 1")
+    shape.add_argument("--bench", choices=("smoke", "aisbench", "none"), help="benchmark driver")
+    shape.add_argument(
+        "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
+    )
+    shape.add_argument("--network", default="", help="loopback network, such as 71.9")
+
+
+def options_of(arguments: argparse.Namespace, run: str) -> Options:
+    """Options of ``resolve`` from a command line.
+
+    Raises:
+        UsageError: a ``--timeout`` is wrong.
+    """
+    try:
+        return Options(run, arguments.bench or "", parse_timeouts(arguments.timeout))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def rehearsal_of(arguments: argparse.Namespace) -> Rehearsal | None:
+    """How to rehearse, or None."""
+    if not arguments.rehearse:
+        if arguments.fault:
+            raise UsageError("--fault works in a rehearsal only", "Add --rehearse.")
+        return None
+    return Rehearsal(arguments.load_seconds, tuple(arguments.fault))
+
+
+def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
+    """The plan a command line means, and its run directory.
+
+    Raises:
+        UsageError, CaseError, InfraError: it means none.
+    """
+    if arguments.case:
+        case = load_case(find_case(arguments.case))
+        run = new_run_id()
+        cluster = fleet.local(case, rehearsal=rehearsal_of(arguments), network=arguments.network)
+        plan = resolve(case, cluster, options_of(arguments, run))
+        return plan, Path(arguments.run_dir or Path("runs") / run)
+    path = Path(arguments.plan or Path(arguments.run_dir or "runs/latest") / "plan.json")
+    if not path.is_file():
+        raise UsageError(
+            f"no plan: {path} is not there",
+            "Give --case CASE [--rehearse], --plan FILE, or --run-dir of an earlier run.",
+        )
+    try:
+        plan = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InfraError(f"{path}: {error}") from None
+    return plan, Path(arguments.run_dir or path.parent)
+
+
+def printer(stream: object = None) -> Callable[[Event], None]:
+    """A listener that prints events as plain lines."""
+    started = time.time()
+
+    def show(event: Event) -> None:
+        line = console_line(event, started)
+        if line:
+            with contextlib.suppress(OSError, ValueError):
+                print(line, flush=True)
+
+    return show
+
+
+def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> StepMain:
+    """The ``main`` of a step run alone.
+
+    Args:
+        hold: the step leaves processes running; hold them until Ctrl-C or until
+            one of them ends.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        parser = argparse.ArgumentParser(
+            prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_plan_arguments(parser)
+        arguments = parser.parse_args(argv)
+        return guarded(lambda: _alone(arguments, body, hold))
+
+    return main
+
+
+def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
+    plan, path = plan_of(arguments)
+    index = arguments.node_index or 0
+    if not 0 <= index < len(plan.nodes):
+        raise UsageError(f"--node-index: found {index}, expected 0 to {len(plan.nodes) - 1}")
+    run_dir = RunDir(path).make()
+    if not run_dir.plan.exists():
+        write_text(run_dir.plan, to_json(plan))
+    redactor = Redactor.of_environment(settings.inherited())
+    events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
+    run = NodeRun(plan, index, run_dir, events, redactor)
+    run.supervisor = supervisor_of(run, None)
+    stop = threading.Event()
+
+    def interrupt(number: int, _frame: object) -> None:
+        run.interrupts += 1
+        stop.set()
+        run.ended.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        with run.phase(events.phase if events.phase != "start" else "load"):
+            body(run)
+        while hold and run.supervisor.running and not run.ended.wait(0.5):
+            pass
+    except StepFailed as failure:
+        run.add_cause(failure.cause)
+    except RunEnded:
+        pass
+    finally:
+        names = [running.process.name for running in run.supervisor.running]
+        run.supervisor.stop(reversed(names), run.hurry)
+        run.supervisor.kill_strays()
+        events.close()
+    causes = run.own_causes()
+    if causes:
+        print(f"error: {causes[0]['reason']}", file=sys.stderr)
+        for line in causes[0]["evidence"]:
+            print(f"    | {line}", file=sys.stderr)
+        if causes[0]["hint"]:
+            print(f"    {causes[0]['hint']}", file=sys.stderr)
+        return int(CLASSES[causes[0]["verdict"]])
+    return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
+
+
+def supervisor_of(run: NodeRun, guard: object) -> Supervisor:
+    """The supervisor of a node's run; environment scripts of the profile are sourced first."""
+    from steps.core.envscripts import sourced
+    from steps.core.guard import Guard
+
+    inherited = sourced(run.plan.cluster.scripts, settings.inherited())
+    return Supervisor(
+        run.dir,
+        f"{run.plan.run}:{run.me.index}",
+        inherited,
+        run.on_exit,
+        guard if isinstance(guard, Guard) else None,
+        run.redactor,
+        run.plan.cluster.workdir,
+    )

@@ -1,0 +1,421 @@
+"""One node's share of a run: what every step is given to work with.
+
+Enters: a plan, a node index, a run directory. Leaves: phases, events, causes,
+a record. Touches: through its parts only: the supervisor's processes, the
+rendezvous, the node's directory.
+
+Everything that waits waits here, in :meth:`NodeRun.until`, so that the end of
+the run, a phase's budget and a stall are noticed in every step alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from steps.core import evidence, records
+from steps.core.events import EventLog
+from steps.core.plan import LEADER, Budget, NodePlan, Plan
+from steps.core.process import Running, Supervisor
+from steps.core.records import BenchResult, Cause, Check, PhaseRecord, Record
+from steps.core.redaction import Redactor
+from steps.core.rendezvous import Leader, Link
+from steps.core.rundir import NodeDir, RunDir
+from steps.core.verdict import first_cause
+
+POLL = 0.05
+SAY_EVERY = 10.0
+DUMP_SECONDS = 15.0
+
+
+class RunEnded(Exception):
+    """The run is over for this node, for a reason that is already known."""
+
+
+class StepFailed(Exception):
+    """A step found why the run cannot go on."""
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.reason)
+        self.cause = cause
+
+
+class NodeRun:
+    """The state of one node's run, shared by its steps and its threads."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        run_dir: RunDir,
+        events: EventLog,
+        redactor: Redactor | None = None,
+    ) -> None:
+        self.plan = plan
+        self.me: NodePlan = plan.nodes[index]
+        self.run_dir = run_dir
+        self.dir: NodeDir = run_dir.node(index).make()
+        self.events = events
+        self.redactor = redactor or Redactor()
+        self.started = time.time()
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        self.leader: Leader | None = None
+        self.link: Link | None = None
+        self.supervisor: Supervisor | None = None
+        self.state: Mapping[str, Any] = {}
+        self.cause: Cause | None = None
+        self.phases: list[PhaseRecord] = []
+        self.checks: list[Check] = []
+        self.benchmarks: list[BenchResult] = []
+        self.versions: dict[str, str] = {}
+        self.left: list[str] = []
+        self.interrupts = 0
+        self._causes: list[tuple[Cause, float]] = []
+        self._lock = threading.RLock()
+        self._progress = self.began
+        self._mark: Any = None
+        self._phase_began = self.began
+        self._budget: Budget | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads the run."""
+        return self.me.index == LEADER
+
+    @property
+    def phase_name(self) -> str:
+        """The phase this node is in."""
+        return self.events.phase
+
+    # Phases and waiting
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase with its events, its record and its budget."""
+        self.check_end()
+        before = (self._budget, self._phase_began)
+        self.events.phase = name
+        began, started = time.monotonic(), time.time()
+        self._budget, self._phase_began = self.plan.budgets.get(name), began
+        self.progress()
+        self.events.emit("phase", state="begin")
+        if self.link and self.link.joined.is_set():
+            self.link.report()
+        outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+        except RunEnded:
+            outcome = "cut"
+            raise
+        finally:
+            seconds = round(time.monotonic() - began, 3)
+            self.phases.append(PhaseRecord(name, round(started, 3), seconds, outcome))
+            self.events.emit("phase-end", seconds=seconds, outcome=outcome)
+            self._budget, self._phase_began = before
+
+    def note_phase(self, name: str, started: float, seconds: float) -> None:
+        """Record a phase that runs after the run's end, and so has no budget of its own."""
+        seconds = round(seconds, 3)
+        self.phases.append(PhaseRecord(name, round(started, 3), seconds))
+        self.events.emit("phase-end", seconds=seconds, outcome="done")
+
+    def check_end(self) -> None:
+        """Raise :class:`RunEnded` when the run is over."""
+        if self.ended.is_set():
+            raise RunEnded
+
+    def begin_budget(self, name: str) -> None:
+        """Give the budget of ``name`` anew; each benchmark has one of its own."""
+        self.check_end()
+        self._budget, self._phase_began = self.plan.budgets.get(name), time.monotonic()
+        self.progress()
+
+    def progress(self) -> None:
+        """Something moved; the stall clock starts anew."""
+        self._progress = time.monotonic()
+
+    def until(
+        self,
+        done: Callable[[], bool],
+        what: Callable[[], str],
+        every: float = POLL,
+        blame: Callable[[], tuple[NodePlan, str]] | None = None,
+    ) -> None:
+        """Wait until ``done``; say ``what`` is missing now and then.
+
+        Args:
+            blame: the node and process to name when the phase's budget ends.
+
+        Raises:
+            RunEnded: the run is over.
+            StepFailed: the phase's budget or its stall limit is used up.
+        """
+        said = time.monotonic()
+        while not done():
+            if self.ended.wait(every):
+                raise RunEnded
+            now = time.monotonic()
+            self._watch_progress()
+            if now - said >= SAY_EVERY:
+                said = now
+                self.events.emit("waiting", missing=what(), seconds=round(now - self._phase_began))
+            self._hold_budget(now, what, blame)
+        self.check_end()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, unless the run ends."""
+        if self.ended.wait(seconds):
+            raise RunEnded
+
+    def _hold_budget(
+        self,
+        now: float,
+        what: Callable[[], str],
+        blame: Callable[[], tuple[NodePlan, str]] | None,
+    ) -> None:
+        budget = self._budget
+        if budget is None:
+            return
+        spent, still = now - self._phase_began, now - self._progress
+        if spent <= budget.seconds and still <= budget.stall:
+            return
+        node, process = blame() if blame else (self.me, "")
+        if spent > budget.seconds:
+            kind, reason = "deadline", f"the phase's {budget.seconds:g} s passed"
+        else:
+            kind, reason = "stall", f"no progress and no log line for {budget.stall:g} s"
+        log = self.dir.path / f"{process}.log" if node is self.me and process else None
+        found = evidence.of_log(log) if log else evidence.Evidence()
+        raise StepFailed(
+            self.cause_of(
+                kind,
+                "hang",
+                f"{reason} while waiting for {what()}",
+                node=node,
+                process=process,
+                evidence=found.lines,
+                hint=f"Raise it with timeouts: {{{self.phase_name}: ...}} only if the logs show "
+                "that work went on; stacks of hanging processes are in stacks-*.txt.",
+            )
+        )
+
+    def _watch_progress(self) -> None:
+        mark = self.log_sizes()
+        if self.leader:
+            mark["*"] = sum(sum(m.progress.values()) for m in self.leader.members.values())
+        if mark != self._mark:
+            self._mark = mark
+            self.progress()
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes in each process's log."""
+        if self.supervisor is None:
+            return {}
+        sizes = {}
+        for running in self.supervisor.running:
+            with contextlib.suppress(OSError):
+                sizes[running.process.name] = running.log.stat().st_size
+        return sizes
+
+    # Causes
+
+    def cause_of(
+        self,
+        kind: str,
+        verdict: str,
+        reason: str,
+        *,
+        node: NodePlan | None = None,
+        process: str = "",
+        **more: Any,
+    ) -> Cause:
+        """A cause that happens now, on this node unless another is named."""
+        where = node or self.me
+        return Cause(
+            kind=kind,
+            verdict=verdict,
+            reason=reason,
+            node=where.index,
+            role=where.role if where.side == "plain" else f"{where.role}, {where.side}",
+            process=process,
+            phase=more.pop("phase", self.phase_name),
+            seconds=round(time.monotonic() - self.began, 3),
+            at=time.time(),
+            **more,
+        )
+
+    def add_cause(self, cause: Cause, mono: float | None = None) -> None:
+        """Note a cause; the run ends."""
+        with self._lock:
+            if self.ended.is_set() and self.cause is not None:
+                return
+            self._causes.append((cause, time.monotonic() if mono is None else mono))
+        self.ended.set()
+        if self.link:
+            threading.Thread(target=self.link.report, name="report", daemon=True).start()
+
+    def on_exit(self, running: Running) -> None:
+        """A process of ours ended: unless we stopped it, that ends the run."""
+        status = running.exit
+        assert status is not None
+        self.events.emit("exited", process=running.process.name, how=str(status), pid=running.pid)
+        if status.expected or self.cause is not None:
+            return
+        self.add_cause(self.exit_cause(running), status.mono)
+
+    def exit_cause(self, running: Running) -> Cause:
+        """What an unexpected exit means."""
+        status = running.exit
+        assert status is not None
+        found = evidence.of_log(running.log)
+        started = self.state.get("serving") or (
+            self.leader is not None and self.leader.state.get("serving")
+        )
+        verdict = "crash" if started else "startup"
+        signature = found.signature
+        if signature and signature.verdict in ("infra", "config") and not started:
+            verdict = signature.verdict
+        reason = str(status)
+        hint = signature.hint if signature else f"Read {self.me.name}/{running.process.log}."
+        if signature:
+            reason += f": {signature.explanation}"
+        if status.oom:
+            hint = "Look at the memory limit of the node or pod, and at what else runs there."
+        cause = self.cause_of(
+            "exit",
+            verdict,
+            reason,
+            process=running.process.name,
+            exit_code=status.code,
+            signal=status.signal,
+            evidence=tuple(self.redactor.value(list(found.lines))),
+            log=f"{self.me.name}/{running.process.log}",
+            signature=signature.id if signature else "",
+            hint=hint,
+            consequence=bool(signature and signature.consequence) and not status.signal,
+        )
+        return replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+
+    def own_causes(self) -> list[dict[str, Any]]:
+        """What this node knows, for the leader: each cause with its ``mono``."""
+        if self.supervisor:
+            self.supervisor.check()
+        with self._lock:
+            return [{**asdict(cause), "mono": mono} for cause, mono in self._causes]
+
+    def look(self) -> dict[str, Any]:
+        """What a beat says."""
+        return {
+            "phase": self.phase_name,
+            "progress": self.log_sizes(),
+            "causes": self.own_causes(),
+        }
+
+    def decide(self) -> Cause | None:
+        """Leader: call the roll, find the first cause, tell everybody. None is a clean end."""
+        assert self.leader is not None
+        reported = self.leader.roll_call() if self.plan_size > 1 else []
+        now, wall = time.monotonic(), time.time()
+        found = []
+        if self.supervisor:
+            self.supervisor.check()
+        with self._lock:
+            local = list(self._causes)
+        for entry in reported:
+            cause = records.cause_from(entry)
+            if cause is not None:
+                local.append((cause, float(entry["mono"])))
+        for cause, mono in local:
+            found.append(
+                replace(
+                    cause,
+                    at=round(wall - (now - mono), 4),
+                    seconds=round(mono - self.began, 3),
+                )
+            )
+        first = first_cause(found)
+        self.all_causes = tuple(sorted(found, key=lambda c: c.at))
+        self.cause = first
+        self.ended.set()
+        if first is not None:
+            self.events.emit("cause", text=str(first), verdict=first.verdict)
+        self.leader.tell(
+            phase="stop",
+            ended={"cause": asdict(first) if first else None},
+        )
+        return first
+
+    all_causes: tuple[Cause, ...] = ()
+
+    @property
+    def plan_size(self) -> int:
+        """How many nodes the plan has."""
+        return len(self.plan.nodes)
+
+    # Stacks and record
+
+    def dump_stacks(self) -> None:
+        """Stacks of our processes, where py-spy is there; for a hang."""
+        spy = shutil.which("py-spy")
+        if spy is None or self.supervisor is None:
+            self.events.emit("note", text="py-spy is not installed: no stacks of hanging processes")
+            return
+        deadline = time.monotonic() + DUMP_SECONDS
+        for running in self.supervisor.running:
+            if running.exit is not None or time.monotonic() > deadline:
+                continue
+            path = self.dir.path / f"stacks-{running.process.name}.txt"
+            with contextlib.suppress(OSError, subprocess.SubprocessError), path.open("w") as out:
+                subprocess.run(
+                    [spy, "dump", "--subprocesses", "--pid", str(running.pid)],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=5,
+                    check=False,
+                )
+
+    def record(self, artifacts: tuple[records.Artifact, ...] = ()) -> Record:
+        """This node's account of itself."""
+        causes = self.all_causes or tuple(cause for cause, _ in self._causes)
+        return Record(
+            run=self.plan.run,
+            node=self.me.index,
+            role=self.me.role,
+            side=self.me.side,
+            address=self.me.address,
+            host=socket.gethostname(),
+            started=round(self.started, 3),
+            ended=round(time.time(), 3),
+            outcome="pass" if self.cause is None else self.cause.verdict,
+            phases=tuple(self.phases),
+            processes=self.supervisor.records() if self.supervisor else (),
+            cause=self.cause,
+            causes=causes,
+            benchmarks=tuple(self.benchmarks),
+            checks=tuple(self.checks),
+            artifacts=artifacts,
+            versions=self.versions,
+            left=tuple(self.left),
+            plan=self.plan.fingerprint(),
+        )
+
+    def hurry(self) -> float:
+        """Factor on graces: a second interrupt shortens them, a third ends them."""
+        return {0: 1.0, 1: 1.0, 2: 0.2}.get(self.interrupts, 0.0)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the file system ``path`` is on."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

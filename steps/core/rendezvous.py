@@ -1,0 +1,567 @@
+"""Rendezvous: the nodes of a run tell one another how it goes.
+
+Enters: beats, causes and records of the nodes. Leaves: the run's state, told
+to everybody at once. Touches: one TCP port on the leader, one connection a
+worker.
+
+The leader serves HTTP on the plan's control port; every request carries the
+run's token. A worker posts a beat; the leader holds the answer until the
+state changes or a second has passed, so an end is known to all at once and a
+beat is due each second. Four seconds without a beat are a lost node; so are
+two after its connection broke. One slow answer is neither, and time in which
+the leader itself did not run does not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BEAT = 1.0
+LOST_AFTER = 4.0
+GONE_AFTER = 2.0
+TICK = 0.2
+MAX_HEADER = 16 << 10
+MAX_BODY = 4 << 20
+ROLL_WAIT = LOST_AFTER + 0.6
+
+_log = logging.getLogger("multinode.rendezvous")
+
+
+@dataclass
+class Member:
+    """What the leader knows of a worker."""
+
+    node: int
+    address: str
+    joined: float
+    last: float
+    phase: str = ""
+    roll: int = 0
+    seen: int = -1
+    broken: float = 0.0
+    lost: bool = False
+    done: bool = False
+    reported: int = 0
+    progress: Mapping[str, int] = field(default_factory=dict)
+    causes: list[dict[str, Any]] = field(default_factory=list)
+    hello: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Leader:
+    """The leader's side: a ledger of members and the state they are told.
+
+    Args:
+        refuse: asked with each joining node's hello; a sentence refuses it.
+        on_cause: called when a member reports a cause or is lost.
+        on_join: called with each new member.
+        on_record: called with a node's record as it ends.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        token: str,
+        size: int,
+        *,
+        refuse: Callable[[int, Mapping[str, Any]], str] = lambda node, hello: "",
+        on_cause: Callable[[dict[str, Any]], None] = lambda cause: None,
+        on_join: Callable[[Member], None] = lambda member: None,
+        on_record: Callable[[int, Any], None] = lambda node, record: None,
+    ) -> None:
+        self.address = address
+        self.port = port
+        self._token = token.encode()
+        self.size = size
+        self._refuse = refuse
+        self._on_cause = on_cause
+        self._on_join = on_join
+        self._on_record = on_record
+        self.members: dict[int, Member] = {}
+        self.plan = ""
+        self.state: dict[str, Any] = {"seq": 0, "roll": 0, "phase": "join", "ended": None}
+        self._changed = threading.Condition()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._held: set[asyncio.Future[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._writers: set[asyncio.Transport] = set()
+
+    # Called by the node program
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the port is taken or the address is not ours.
+        """
+        ready: list[BaseException | None] = []
+        started = threading.Event()
+
+        def run() -> None:
+            loop = asyncio.new_event_loop()
+            self._loop = loop
+
+            async def listen() -> None:
+                self._server = await loop.create_server(
+                    lambda: _Connection(self), self.address, self.port, backlog=1024
+                )
+
+            try:
+                loop.run_until_complete(listen())
+                ready.append(None)
+            except OSError as error:
+                ready.append(error)
+                loop.close()
+                return
+            finally:
+                started.set()
+            ticker = loop.create_task(self._tick())
+            loop.run_forever()
+            ticker.cancel()
+            if self._server:
+                self._server.close()
+            for transport in list(self._writers):
+                transport.abort()
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(asyncio.gather(ticker, return_exceptions=True))
+            loop.close()
+
+        self._thread = threading.Thread(target=run, name="rendezvous", daemon=True)
+        self._thread.start()
+        started.wait()
+        if ready[0] is not None:
+            raise ready[0]
+
+    def close(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._loop and self._thread and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+
+    def tell(self, **changes: Any) -> None:
+        """Change the state; everybody hears of it at once."""
+        with self._changed:
+            self.state = {**self.state, **changes, "seq": self.state["seq"] + 1}
+        self._release()
+
+    def wait(self, until: Callable[[], bool], seconds: float) -> bool:
+        """Wait for something about the members; false when ``seconds`` have passed."""
+        with self._changed:
+            return self._changed.wait_for(until, seconds)
+
+    def joined(self) -> list[int]:
+        """Indices of the workers that joined."""
+        with self._changed:
+            return sorted(self.members)
+
+    def roll_call(self, seconds: float = ROLL_WAIT) -> list[dict[str, Any]]:
+        """Ask every worker for what it knows; wait for answers or losses.
+
+        Returns:
+            every cause reported so far, with ``mono``, the leader's clock.
+        """
+        roll = self.state["roll"] + 1
+        self.tell(roll=roll)
+
+        def answered() -> bool:
+            return all(m.roll >= roll or m.lost or m.done for m in self.members.values())
+
+        self.wait(answered, seconds)
+        with self._changed:
+            return [cause for member in self.members.values() for cause in member.causes]
+
+    def all_done(self) -> bool:
+        """Whether every worker has ended or is lost."""
+        return all(member.done or member.lost for member in self.members.values())
+
+    # Called on the loop's thread
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], bool]:
+        """Status, answer and whether to hold it, for one request."""
+        if path == "/v1/state":
+            return 200, dict(self.state), False
+        if path == "/v1/plan":
+            return 200, {"plan": self.plan}, False
+        node = body.get("node")
+        if not isinstance(node, int) or isinstance(node, bool) or not 0 < node < self.size:
+            return 400, {"error": f"node: found {node!r}, expected 1 to {self.size - 1}"}, False
+        now = time.monotonic()
+        member = self.members.get(node)
+        if member is None or (body.get("hello") and body["hello"] != member.hello):
+            hello = body.get("hello") or {}
+            if member is not None and not member.lost and now - member.last < LOST_AFTER:
+                return 409, {"error": f"node {node} is already here, from {member.address}"}, False
+            refusal = self._refuse(node, hello)
+            if refusal:
+                return 403, {"error": refusal}, False
+            member = Member(node, str(body.get("address", "")), now, now, hello=hello)
+            with self._changed:
+                self.members[node] = member
+                self._changed.notify_all()
+            self._on_join(member)
+        member.last = now
+        member.broken = 0.0
+        member.phase = str(body.get("phase", ""))
+        if isinstance(body.get("progress"), dict):
+            member.progress = body["progress"]
+        fresh = [c for c in body.get("causes", []) if isinstance(c, dict)][member.reported :]
+        member.reported += len(fresh)
+        for cause in fresh:
+            entry = {**cause, "mono": now - float(cause.pop("age", 0.0))}
+            member.causes.append(entry)
+            self._on_cause(entry)
+        if path == "/v1/done":
+            self._on_record(node, body.get("record"))
+            member.done = True
+        member.seen = int(body.get("seq", -1))
+        roll = int(body.get("roll", 0))
+        if roll > member.roll or fresh or member.done:
+            member.roll = max(roll, member.roll)
+            with self._changed:
+                self._changed.notify_all()
+        hold = path == "/v1/beat" and member.seen == self.state["seq"]
+        return 200, dict(self.state), hold
+
+    async def held(self) -> dict[str, Any]:
+        """The state, as soon as it changes or a beat has passed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._held.add(future)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(future, BEAT)
+        self._held.discard(future)
+        return dict(self.state)
+
+    def broke(self, node: int) -> None:
+        """A worker's beat connection ended without an answer taken."""
+        member = self.members.get(node)
+        if member and not member.done:
+            member.broken = time.monotonic()
+
+    def allowed(self, authorization: str) -> bool:
+        """Whether a request carries the run's token."""
+        return hmac.compare_digest(authorization.encode(), b"Bearer " + self._token)
+
+    def _release(self) -> None:
+        def release() -> None:
+            for future in self._held:
+                if not future.done():
+                    future.set_result(None)
+
+        if self._loop and self._loop.is_running():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(release)
+
+    async def _tick(self) -> None:
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            missed = now - before - TICK
+            before = now
+            for member in list(self.members.values()):
+                if missed > TICK:
+                    member.last += missed
+                    member.broken += missed if member.broken else 0.0
+                silent = now - member.last
+                gone = member.broken and now - member.broken > GONE_AFTER
+                if not (member.done or member.lost) and (silent > LOST_AFTER or gone):
+                    self._lose(member, silent)
+
+    def _lose(self, member: Member, silent: float) -> None:
+        member.lost = True
+        how = "its connection broke and it did not come back" if member.broken else "no heartbeat"
+        cause = {
+            "kind": "lost",
+            "verdict": "infra",
+            "reason": f"node {member.node} is lost: {how} for {silent:.1f} s",
+            "node": member.node,
+            "role": "worker",
+            "phase": member.phase,
+            "mono": member.last,
+        }
+        with self._changed:
+            member.causes.append(cause)
+            self._changed.notify_all()
+        self._on_cause(cause)
+
+
+class _Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection; answers one request at a time."""
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+        self._buffer = b""
+        self._task: asyncio.Task[None] | None = None
+        self._node = 0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._leader._writers) > 4 * self._leader.size + 64:
+            transport.abort()
+            return
+        self._transport = transport
+        self._leader._writers.add(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._transport:
+            self._leader._writers.discard(self._transport)
+        if self._task:
+            self._task.cancel()
+        if self._node:
+            self._leader.broke(self._node)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > MAX_HEADER + MAX_BODY:
+            self._reply(413, {"error": "too large"}, close=True)
+            return
+        self._next()
+
+    def _next(self) -> None:
+        if self._task is not None or self._transport is None or self._transport.is_closing():
+            return
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
+            if len(self._buffer) > MAX_HEADER:
+                self._reply(431, {"error": "headers too large"}, close=True)
+            return
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:])
+        }
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            self._reply(413, {"error": "too large"}, close=True)
+            return
+        if not self._leader.allowed(headers.get("authorization", "")):
+            self._reply(401, {"error": "wrong or missing token"}, close=True)
+            return
+        if len(rest) < int(length):
+            return
+        body, self._buffer = rest[: int(length)], rest[int(length) :]
+        words = lines[0].split(" ")
+        path = words[1] if len(words) > 1 else ""
+        if path not in ("/v1/beat", "/v1/done", "/v1/state", "/v1/plan"):
+            self._reply(404, {"error": "no such path"})
+            return
+        try:
+            data = json.loads(body) if body else {}
+            if not isinstance(data, dict):
+                raise ValueError
+        except ValueError:
+            self._reply(400, {"error": "the body is no JSON object"}, close=True)
+            return
+        try:
+            status, answer, hold = self._leader.answer(path, data)
+        except (TypeError, ValueError, AttributeError) as error:
+            self._reply(400, {"error": f"{type(error).__name__}: {error}"}, close=True)
+            return
+        if status == 200 and path == "/v1/beat" and data.get("main"):
+            self._node = data["node"]
+        if path == "/v1/done":
+            self._node = 0
+        if hold:
+            self._task = asyncio.get_running_loop().create_task(self._hold())
+        else:
+            self._reply(status, answer)
+
+    async def _hold(self) -> None:
+        answer = await self._leader.held()
+        self._task = None
+        self._reply(200, answer)
+
+    def _reply(self, status: int, answer: dict[str, Any], close: bool = False) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        body = json.dumps(answer).encode()
+        reason = http.client.responses.get(status, "")
+        ending = "Connection: close\r\n" if close else ""
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n{ending}"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._transport.write(head.encode() + body)
+        if close:
+            self._transport.close()
+        elif self._buffer:
+            asyncio.get_running_loop().call_soon(self._next)
+
+
+class Refused(Exception):
+    """The leader does not want this node; the text says why."""
+
+
+class Link:
+    """A worker's side: beats in a thread, tells what changed.
+
+    Args:
+        hello: what the leader compares before it lets the node in.
+        look: called before each beat; gives ``phase``, ``progress`` and ``causes``, each
+            cause with ``mono``, this node's monotonic clock.
+        on_state: called with each new state.
+        on_lost: called once when the leader does not answer any more.
+        on_refused: called once when the leader refuses the node.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        token: str,
+        node: int,
+        own_address: str,
+        hello: Mapping[str, Any],
+        *,
+        look: Callable[[], dict[str, Any]],
+        on_state: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[str], None],
+        on_refused: Callable[[str], None],
+    ) -> None:
+        self._target = (address, port)
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self.node = node
+        self._own = own_address
+        self._hello = dict(hello)
+        self._look = look
+        self._on_state = on_state
+        self._on_lost = on_lost
+        self._on_refused = on_refused
+        self.state: dict[str, Any] = {"seq": -1, "roll": 0}
+        self.joined = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Beat no more."""
+        self._stop.set()
+
+    def report(self) -> None:
+        """Tell the leader what ``look`` knows now, without waiting for the next beat."""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError, Refused):
+            # A sequence of -2 is never the present one, so the answer is not held.
+            self._post(self._connect(2.0), "/v1/beat", self._body(main=False, seq=-2))
+
+    def done(self, record: Any, seconds: float = 10.0) -> bool:
+        """Hand the node's record over; false when the leader did not take it."""
+        deadline = time.monotonic() + seconds
+        self._stop.set()
+        while time.monotonic() < deadline:
+            try:
+                body = {**self._body(main=False, seq=-2), "record": record}
+                self._post(self._connect(5.0), "/v1/done", body)
+                return True
+            except Refused:
+                return False
+            except (OSError, http.client.HTTPException, ValueError):
+                threading.Event().wait(TICK)
+        return False
+
+    def plan(self) -> str:
+        """The leader's plan as JSON; empty until it has one.
+
+        Raises:
+            OSError, ValueError, Refused: the leader does not answer, or not so.
+        """
+        answer = self._post(self._connect(LOST_AFTER), "/v1/plan", {})
+        return str(answer["plan"])
+
+    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self._target, timeout=timeout)
+
+    def _body(self, *, main: bool, seq: int) -> dict[str, Any]:
+        roll = self.state["roll"]
+        seen = self._look()
+        now = time.monotonic()
+        aged = [
+            {**{k: v for k, v in cause.items() if k != "mono"}, "age": now - cause["mono"]}
+            for cause in seen["causes"]
+        ]
+        return {
+            "node": self.node,
+            "address": self._own,
+            "hello": self._hello,
+            "phase": seen["phase"],
+            "progress": seen["progress"],
+            "seq": seq,
+            "roll": roll,
+            "main": main,
+            "causes": aged,
+        }
+
+    def _post(
+        self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        connection.request("POST", path, json.dumps(body), self._headers)
+        response = connection.getresponse()
+        answer = json.loads(response.read() or b"{}")
+        if response.status in (401, 403, 409):
+            raise Refused(str(answer.get("error", response.status)))
+        if response.status != 200:
+            raise ValueError(f"HTTP {response.status}: {answer.get('error', '')}")
+        return dict(answer)
+
+    def _run(self) -> None:
+        connection: http.client.HTTPConnection | None = None
+        heard = time.monotonic()
+        refused_since = 0.0
+        before = heard
+        while not self._stop.is_set():
+            try:
+                if connection is None:
+                    connection = self._connect(LOST_AFTER)
+                    connection.connect()
+                    if connection.sock is not None:
+                        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                state = self._post(
+                    connection, "/v1/beat", self._body(main=True, seq=self.state["seq"])
+                )
+                heard, refused_since = time.monotonic(), 0.0
+                before = heard
+                self.joined.set()
+                if state["seq"] != self.state["seq"]:
+                    self.state = state
+                    self._on_state(state)
+            except Refused as error:
+                if not self._stop.is_set():
+                    self._on_refused(str(error))
+                return
+            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                if connection is not None:
+                    connection.close()
+                connection = None
+                now = time.monotonic()
+                if now - before > LOST_AFTER + 1.0:
+                    heard += now - before - 1.0
+                before = now
+                if isinstance(error, ConnectionError):
+                    refused_since = refused_since or now
+                else:
+                    refused_since = 0.0
+                dead = refused_since and now - refused_since > GONE_AFTER
+                if self.joined.is_set() and (now - heard > LOST_AFTER or dead):
+                    if not self._stop.is_set():
+                        self._on_lost(f"{type(error).__name__}: {error}")
+                    return
+                self._stop.wait(TICK)
+        if connection is not None:
+            connection.close()

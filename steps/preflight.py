@@ -1,0 +1,214 @@
+"""preflight: everything that can be known to be wrong before anything is started.
+
+Enters: a :class:`NodeRun`. Leaves: nothing, or one cause that names all
+problems at once. Touches: binds and releases the node's ports, asks npu-smi,
+looks at disks and interfaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from steps.core import cli, vllmargs
+from steps.core.cluster import own_addresses
+from steps.core.noderun import NodeRun, StepFailed, free_bytes
+from steps.core.plan import Port
+from steps.core.records import Check
+
+NEEDED_BYTES = 1 << 30
+PACKAGES = ("vllm", "vllm-ascend", "torch", "torch-npu", "transformers", "mooncake-transfer-engine")
+_NPU_PROCESS = re.compile(r"^\|\s*(\d+)\s+(\d+)\s*\|\s*(\d+)\s*\|\s*(\S+)")
+
+
+def run(run: NodeRun) -> None:
+    """Look at everything.
+
+    Raises:
+        StepFailed: with every problem found, class infra.
+    """
+    problems = [
+        *addresses(run),
+        *ports(run),
+        *programs(run),
+        *models(run),
+        *devices(run),
+        *disk(run),
+    ]
+    run.versions.update(versions(run))
+    if problems:
+        raise StepFailed(
+            run.cause_of(
+                "preflight",
+                "infra",
+                "; ".join(problems),
+                evidence=tuple(problems),
+                hint="Nothing was started. Mend what is named and run again.",
+            )
+        )
+    run.checks.append(Check("preflight", "pass", f"node {run.me.index}"))
+
+
+def addresses(run: NodeRun) -> Iterator[str]:
+    """The node's address must be one of this machine's."""
+    try:
+        own = ipaddress.ip_address(run.me.address)
+    except ValueError:
+        return
+    if own.is_loopback and own.version == 4:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((run.me.address, 0))
+            except OSError:
+                yield (
+                    f"the loopback address {run.me.address} cannot be used; on macOS add it "
+                    f"first: sudo ifconfig lo0 alias {run.me.address}"
+                )
+        return
+    table = own_addresses()
+    if not any(str(own) == entry for entries in table.values() for entry in entries):
+        found = ", ".join(entry for entries in table.values() for entry in entries)
+        yield f"the plan gives this node the address {own}, but it has {found}"
+
+
+def ports(run: NodeRun) -> Iterator[str]:
+    """Every port this node will listen on must be free now."""
+    for port in run.plan.ports:
+        if port.node == run.me.index and port.listens and port.purpose != "control":
+            with contextlib.suppress(ValueError):
+                yield from _port(run, port)
+
+
+def _port(run: NodeRun, port: Port) -> Iterator[str]:
+    family = socket.AF_INET6 if ":" in run.me.address else socket.AF_INET
+    for number in range(port.port, port.port + port.count):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((run.me.address, number))
+                probe.listen(1)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    yield (
+                        f"port {number} ({port.purpose} of {port.process}) is in use"
+                        f"{_holder(number)}"
+                    )
+                elif error.errno == errno.EACCES:
+                    yield f"port {number} ({port.purpose} of {port.process}) needs more rights"
+
+
+def _holder(port: int) -> str:
+    """Which program listens on a port, if we may see it."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN":
+                name = psutil.Process(connection.pid).name() if connection.pid else "?"
+                return f" by {name} (pid {connection.pid}) on {connection.laddr.ip}"
+    return ""
+
+
+def programs(run: NodeRun) -> Iterator[str]:
+    """Every program the node will start must be on its PATH."""
+    assert run.supervisor is not None
+    for process in run.me.processes:
+        path = run.supervisor.environment(process).get("PATH", "")
+        if shutil.which(process.argv[0], path=path) is None:
+            yield f"{process.argv[0]!r}, which {process.name} needs, is not on PATH"
+        script = process.argv[1] if process.kind == "proxy" and len(process.argv) > 1 else ""
+        if script.endswith(".py") and not _found(run, script):
+            yield f"the proxy script {script} is not there"
+
+
+def _found(run: NodeRun, script: str) -> bool:
+    base = Path(run.plan.cluster.workdir) if run.plan.cluster.workdir else run.dir.path / "work"
+    return (base / script).is_file()
+
+
+def models(run: NodeRun) -> Iterator[str]:
+    """Weights given as a path must be there; hub ids are the engine's business."""
+    if run.plan.rehearsed:
+        return
+    for process in run.me.processes:
+        model = vllmargs.model(process.argv) if process.kind == "server" else None
+        if model and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
+            yield f"the model directory {model} is not there"
+            return
+
+
+def devices(run: NodeRun) -> Iterator[str]:
+    """Devices must be as many as the case says, and idle; asked of npu-smi where it is."""
+    if run.me.devices == 0:
+        return
+    assert run.supervisor is not None
+    servers = [process for process in run.me.processes if process.kind == "server"]
+    if not servers:
+        return
+    env = {**run.supervisor.environment(servers[0]), "REHEARSAL_PROCESS": "npu-smi"}
+    program = shutil.which("npu-smi", path=env.get("PATH"))
+    if program is None:
+        run.checks.append(Check("devices", "skipped", "npu-smi is not on this node"))
+        return
+    try:
+        done = subprocess.run(
+            [program, "info"], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield f"npu-smi does not answer: {error}"
+        return
+    if done.returncode:
+        yield f"npu-smi info failed with code {done.returncode}: {done.stdout.strip()[-200:]}"
+        return
+    for line in done.stdout.splitlines():
+        match = _NPU_PROCESS.match(line)
+        if match:
+            npu, chip, pid, name = match.groups()
+            yield f"device {npu}/{chip} is busy: process {name} (pid {pid}) holds it"
+
+
+def disk(run: NodeRun) -> Iterator[str]:
+    """The run directory needs room for logs."""
+    free = free_bytes(run.dir.path)
+    if free < NEEDED_BYTES:
+        yield f"{run.dir.path} has {free >> 20} MiB free, expected at least {NEEDED_BYTES >> 20}"
+
+
+def versions(run: NodeRun) -> dict[str, str]:
+    """Versions of the packages that matter, from the servers' interpreter."""
+    if run.plan.rehearsed:
+        return {"engine": "rehearsal stand-in"}
+    assert run.supervisor is not None
+    script = (
+        "import importlib.metadata as m, json\nfound = {}\n"
+        f"for name in {PACKAGES!r}:\n    try:\n        found[name] = m.version(name)\n"
+        "    except Exception:\n        pass\nprint(json.dumps(found))"
+    )
+    servers = [process for process in run.me.processes if process.kind == "server"]
+    env = run.supervisor.environment(servers[0]) if servers else None
+    try:
+        done = subprocess.run(
+            [run.plan.cluster.python, "-c", script],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return dict(json.loads(done.stdout))
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return {}
+
+
+main = cli.step("preflight", __doc__, run, hold=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

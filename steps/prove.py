@@ -1,0 +1,167 @@
+"""prove: every side and every rank really served requests.
+
+Enters: a :class:`NodeRun` on the leader after its benchmarks. Leaves: checks.
+Touches: reads /metrics of every API server.
+
+A split fleet whose decoders quietly compute everything themselves looks
+healthy and fast; only the engines' own counters tell. Names of metrics are
+vLLM's (``/metrics``, vLLM 0.32).
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from steps.core import cli
+from steps.core.noderun import NodeRun, StepFailed
+from steps.core.plan import NodePlan, Plan, Process
+from steps.core.records import Check
+
+_LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+REQUESTS = "vllm:request_success_total"
+TOKENS = "vllm:prompt_tokens_by_source_total"
+#: Fewer requests than this for each engine prove nothing about an idle one.
+ENOUGH = 2
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one API server's counters say: requests by engine, prompt tokens by source."""
+
+    node: NodePlan
+    process: Process
+    requests: Mapping[str, float]
+    tokens: Mapping[str, float]
+    known: bool
+
+    @property
+    def name(self) -> str:
+        """Node and process."""
+        return f"{self.node.name} {self.process.name}"
+
+
+def run(run: NodeRun) -> None:
+    """Check the counters of every API server.
+
+    Raises:
+        StepFailed: a side or a rank served nothing, class functional.
+    """
+    if not run.plan.proof:
+        run.checks.append(Check("traffic", "skipped", "the case says proof: false"))
+        return
+    served = []
+    for node, process in run.plan.servers():
+        if process.api:
+            run.check_end()
+            served.append(read(node, process))
+    checks = list(judge(run.plan, served))
+    for check in checks:
+        run.events.emit("check", name=check.name, status=check.status, detail=check.detail)
+    run.checks += checks
+    failed = [check for check in checks if check.status == "fail"]
+    if failed:
+        raise StepFailed(
+            run.cause_of(
+                "proof",
+                "functional",
+                "; ".join(f"{check.name}: {check.detail}" for check in failed),
+                hint="The fleet answered, but not as the case says it should; look at the proxy's "
+                "backends and at kv_transfer_config. 'proof: false' in the case skips this.",
+            )
+        )
+
+
+def read(node: NodePlan, process: Process) -> Served:
+    """The counters of one server; unknown when it does not tell them."""
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{process.api}/metrics", timeout=10) as answer:
+            text = answer.read().decode("utf-8", "replace")
+    except (OSError, urllib.error.URLError, ValueError):
+        return Served(node, process, {}, {}, False)
+    return Served(
+        node,
+        process,
+        _sum(text, REQUESTS, "engine"),
+        _sum(text, TOKENS, "source"),
+        REQUESTS in text,
+    )
+
+
+def _sum(text: str, metric: str, label: str) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match and match["name"] == metric:
+            labels = dict(_LABEL.findall(match["labels"] or ""))
+            found[labels.get(label, "")] += float(match["value"])
+    return dict(found)
+
+
+def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
+    """Checks from counters, a pure function of them and the plan."""
+    for entry in served:
+        if not entry.known:
+            yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {REQUESTS}")
+    told = [entry for entry in served if entry.known]
+    yield from _engines(told)
+    if plan.proxy is not None:
+        yield from _sides(told)
+
+
+def _engines(told: list[Served]) -> Iterator[Check]:
+    """Every rank of a data-parallel group served something."""
+    groups: dict[str, list[Served]] = defaultdict(list)
+    for entry in told:
+        groups[entry.process.group].append(entry)
+    for group, entries in sorted(groups.items()):
+        counts = {
+            f"{entry.name} engine {engine or 0}": count
+            for entry in entries
+            for engine, count in (entry.requests or {"0": 0.0}).items()
+        }
+        total = sum(counts.values())
+        idle = [name for name, count in counts.items() if not count]
+        detail = ", ".join(f"{name}: {count:g} requests" for name, count in counts.items())
+        if total == 0:
+            yield Check(f"traffic {group}", "fail", f"served nothing ({detail})")
+        elif idle and total < ENOUGH * len(counts):
+            reason = f"only {total:g} requests for {len(counts)} engines ({detail})"
+            yield Check(f"traffic {group}", "skipped", reason)
+        elif idle:
+            yield Check(f"traffic {group}", "fail", f"{', '.join(idle)} served nothing ({detail})")
+        else:
+            yield Check(f"traffic {group}", "pass", detail)
+
+
+def _sides(told: list[Served]) -> Iterator[Check]:
+    """The decoders' prompt tokens came from the prefillers, not from themselves."""
+    decoders = [entry for entry in told if entry.node.side == "decoder"]
+    tokens: dict[str, float] = defaultdict(float)
+    for entry in decoders:
+        for source, count in entry.tokens.items():
+            tokens[source] += count
+    if not tokens:
+        yield Check("handoff", "skipped", f"no decoder tells {TOKENS}")
+        return
+    external = tokens.get("external_kv_transfer", 0.0)
+    local = tokens.get("local_compute", 0.0)
+    detail = ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
+    if external == 0:
+        yield Check("handoff", "fail", f"no prompt token reached a decoder as KV ({detail})")
+    elif local > external:
+        yield Check("handoff", "fail", f"the decoders computed most prompts themselves ({detail})")
+    else:
+        yield Check("handoff", "pass", f"prompt tokens on the decoders: {detail}")
+
+
+main = cli.step("prove", __doc__, run, hold=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

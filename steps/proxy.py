@@ -1,0 +1,22 @@
+"""proxy: start the proxy in front of a split fleet.
+
+Enters: a :class:`NodeRun` on the leader. Leaves: the running proxy. Touches:
+starts that process. A fleet without a split has none, and nothing happens.
+"""
+
+from __future__ import annotations
+
+from steps.core import cli
+from steps.core.launch import start
+from steps.core.noderun import NodeRun
+
+
+def run(run: NodeRun) -> None:
+    """Start the proxy, if this node has one."""
+    start(run, "proxy")
+
+
+main = cli.step("proxy", __doc__, run, hold=True)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,103 @@
+"""report: the verdict of a run directory, for programs and for people.
+
+Enters: a run directory with a plan and records. Leaves: ``verdict.json``,
+``summary.md``, ``results-*.json`` in upstream's form, one ``events.jsonl`` of
+all nodes. Touches: those files. JUnit and HTML are made on the runner (``ci``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from steps.core import cli, records, summary
+from steps.core.errors import InfraError, UsageError
+from steps.core.events import read_events
+from steps.core.plan import Plan, from_json
+from steps.core.records import Cause, Record
+from steps.core.redaction import Redactor
+from steps.core.rundir import RunDir, read_json, write_json, write_text
+from steps.core.verdict import Verdict, compute
+
+
+def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Verdict:
+    """Compute and write the verdict of a run directory.
+
+    Raises:
+        InfraError: the directory has no plan, so nothing can be said.
+    """
+    plan = load_plan(run_dir)
+    found = load_records(run_dir, plan)
+    verdict = compute(plan, found, observed)
+    merge_events(run_dir, plan)
+    redactor = Redactor()
+    write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
+    write_text(run_dir.summary, redactor.text(summary.markdown(plan, verdict, found)))
+    for name, content in summary.upstream_results(plan, verdict, found).items():
+        write_json(run_dir.path / name, redactor.value(content))
+    return verdict
+
+
+def load_plan(run_dir: RunDir) -> Plan:
+    """The plan of a run directory.
+
+    Raises:
+        InfraError: it has none that can be read.
+    """
+    try:
+        return from_json(run_dir.plan.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InfraError(
+            f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."
+        ) from None
+    except ValueError as error:
+        raise InfraError(f"{run_dir.plan}: {error}") from None
+
+
+def load_records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
+    """Each node's record; None for one that left none, a torn one or one of another run."""
+    found: dict[int, Record | None] = {}
+    for node in plan.nodes:
+        record = records.record_from(read_json(run_dir.node(node.index).record))
+        if record is not None and (record.run != plan.run or record.node != node.index):
+            record = None
+        found[node.index] = record
+    return found
+
+
+def merge_events(run_dir: RunDir, plan: Plan) -> None:
+    """One file with the events of all nodes, and of the runner, by time."""
+    own = [event for event in read_events(run_dir.events) if event.node < 0]
+    for node in plan.nodes:
+        own += read_events(run_dir.node(node.index).events)
+    own.sort(key=lambda event: event.time)
+    write_text(run_dir.events, "".join(event.to_json() + "\n" for event in own))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m steps.report --run-dir DIR [--format text|json]``."""
+    parser = argparse.ArgumentParser(prog="report", description=__doc__)
+    parser.add_argument("--run-dir", default="runs/latest", help="default: runs/latest")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        path = Path(arguments.run_dir)
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such run directory", "Name one with --run-dir.")
+        verdict = run(RunDir(path))
+        if arguments.format == "json":
+            json.dump(verdict.to_dict(), sys.stdout, indent=2)
+            print()
+        else:
+            print((path / "summary.md").read_text(encoding="utf-8"))
+        return verdict.exit_code
+
+    return cli.guarded(work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

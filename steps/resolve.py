@@ -1,0 +1,97 @@
+"""resolve: the plan of a case, printed (``invoke plan``).
+
+Enters: a case and where it would run. Leaves: the plan as text or JSON; with
+``--output`` in a file. Touches: nothing else; nothing is started.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from steps.core import cli, fleet
+from steps.core.case import Case, load_case
+from steps.core.cluster import Cluster, ClusterNode
+from steps.core.errors import UsageError
+from steps.core.plan import Plan, to_json
+from steps.core.resolver import resolve
+from steps.core.rundir import write_text
+
+
+def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
+    """The plan of ``case`` on ``cluster`` with a command line's options."""
+    return resolve(case, cluster, cli.options_of(arguments, arguments.run_id))
+
+
+def text(plan: Plan) -> str:
+    """The plan for people: nodes, commands, ports, benchmarks."""
+    lines = [f"{plan.case_name} on {plan.cluster.name}: {len(plan.nodes)} nodes"]
+    lines += [f"  {note}" for note in plan.notes]
+    lines.append(f"  benchmarks go to {plan.endpoint.url} ({plan.endpoint.kind})")
+    for node in plan.nodes:
+        headless = ", headless" if node.headless else ""
+        lines.append(
+            f"\nnode {node.index}: {node.address} {node.role}, {node.side}{headless}, "
+            f"master {node.master}"
+        )
+        for process in node.processes:
+            rank = "" if process.rank is None else f" rank {process.rank}"
+            count = f" to {process.rank + process.ranks - 1}" if process.rank is not None and process.ranks > 1 else ""
+            lines.append(f"  {process.name} {process.group}{rank}{count}".rstrip())
+            lines.append(f"    {' '.join(_quoted(word) for word in process.argv)}")
+            if process.probe:
+                lines.append(f"    ready when {process.probe.url}")
+    lines.append("\nports")
+    for port in plan.ports:
+        last = f"-{port.port + port.count - 1}" if port.count > 1 else ""
+        lines.append(f"  node {port.node} {port.port}{last} {port.purpose} ({port.process})")
+    lines.append("\nbenchmarks")
+    for entry in plan.benchmarks:
+        gates = ", ".join(map(str, entry.gates)) or "no gate"
+        skipped = f" [not judged: {entry.skip_gates}]" if entry.skip_gates else ""
+        lines.append(f"  {entry.benchmark.name}: {entry.driver}, {gates}{skipped}")
+    return "\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m steps.resolve --case CASE [--rehearse | --hosts A,B]``."""
+    parser = argparse.ArgumentParser(prog="plan", description=__doc__)
+    parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
+    parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
+    parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--output", help="write the JSON plan to this file")
+    cli.add_shape_arguments(parser)
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        case = load_case(cli.find_case(arguments.case))
+        plan = run(case, _cluster(case, arguments), arguments)
+        if arguments.output:
+            write_text(Path(arguments.output), to_json(plan))
+        print(to_json(plan) if arguments.format == "json" else text(plan))
+        return 0
+
+    return cli.guarded(work)
+
+
+def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
+    hosts = [host for host in arguments.hosts.split(",") if host] or list(case.cluster_hosts)
+    if hosts and not arguments.rehearse:
+        if len(hosts) != case.num_nodes:
+            raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
+        return fleet.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
+    return fleet.local(
+        case, rehearsal=cli.rehearsal_of(arguments), network=arguments.network or "71.9"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

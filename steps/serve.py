@@ -1,0 +1,48 @@
+"""serve: start this node's processes, the KV pool before the servers.
+
+Enters: a :class:`NodeRun`. Leaves: running processes, each with its log.
+Touches: starts processes; writes the files the plan gives them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from steps.core import cli
+from steps.core.health import look
+from steps.core.launch import start
+from steps.core.noderun import NodeRun
+from steps.core.plan import Probe
+
+
+def run(run: NodeRun) -> None:
+    """Start the pool, if this node has it, and the servers."""
+    pool(run)
+    servers(run)
+
+
+def pool(run: NodeRun) -> None:
+    """Start the KV pool and wait until it accepts connections."""
+    start(run, "pool")
+    probes = [process.probe for process in run.me.processes if process.kind == "pool"]
+    for probe in filter(None, probes):
+        run.until(
+            partial(_answers, probe),
+            partial("the KV pool at {}".format, probe.url),
+            blame=lambda: (run.me, "pool"),
+        )
+
+
+def _answers(probe: Probe) -> bool:
+    return look(probe, 1.0).ok
+
+
+def servers(run: NodeRun) -> None:
+    """Start every server of this node."""
+    start(run, "server")
+
+
+main = cli.step("serve", __doc__, run, hold=True)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,138 @@
+"""wait: until the fleet is ready, proven by a completion.
+
+Enters: a :class:`NodeRun`. Leaves: events that say who became ready when, and
+a check ``completion``. Touches: short HTTP requests to the servers and the
+proxy.
+
+Ready means: every API server and the proxy answer their probe with 200 within
+its time limit, and one real completion through the endpoint that the
+benchmarks will use returned text. A 503 is not ready.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from steps.core import chat, cli, evidence
+from steps.core.health import Answer, look
+from steps.core.noderun import NodeRun, StepFailed
+from steps.core.plan import NodePlan, Process
+from steps.core.records import Check
+
+PROBE_EVERY, PROBE_EVERY_REAL = 0.1, 0.25
+ATTEMPTS = 12
+ATTEMPT_SECONDS, ATTEMPT_SECONDS_REAL = 10.0, 120.0
+
+
+@dataclass
+class _Watch:
+    """One server that is waited for."""
+
+    node: NodePlan
+    process: Process
+    ready: threading.Event = field(default_factory=threading.Event)
+    answer: Answer = field(default_factory=lambda: Answer(False, "not asked yet"))
+
+    @property
+    def name(self) -> str:
+        return f"{self.node.name} {self.process.name}"
+
+
+def run(run: NodeRun) -> None:
+    """Wait for every probe, then for one completion."""
+    ready(run)
+    completion(run)
+
+
+def ready(run: NodeRun) -> None:
+    """Wait until every API server, the pool and the proxy answer their probes.
+
+    Raises:
+        StepFailed: the budget or the stall limit is used up; names who is missing.
+    """
+    began = time.monotonic()
+    watches = [_Watch(node, process) for node, process in run.plan.probes()]
+    for watch in watches:
+        threading.Thread(target=_probe, args=(run, watch, began), daemon=True).start()
+
+    def missing() -> list[_Watch]:
+        return [watch for watch in watches if not watch.ready.is_set()]
+
+    def blame() -> tuple[NodePlan, str]:
+        first = missing()[0]
+        return first.node, first.process.name
+
+    run.until(
+        lambda: not missing(),
+        lambda: ", ".join(_describe(run, watch) for watch in missing()),
+        blame=blame,
+    )
+
+
+def completion(run: NodeRun) -> None:
+    """Ask the endpoint for one completion, a bounded number of times.
+
+    Raises:
+        StepFailed: no attempt returned text.
+    """
+    endpoint = run.plan.endpoint
+    limit = ATTEMPT_SECONDS if run.plan.rehearsed else ATTEMPT_SECONDS_REAL
+    last = chat.Reply(0, "", "not asked yet")
+    for attempt in range(ATTEMPTS):
+        last = chat.ask(endpoint.url, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+        run.check_end()
+        if last.text.strip():
+            run.events.emit("answer", url=endpoint.url, text=last.text[:120], attempt=attempt + 1)
+            run.checks.append(
+                Check("completion", "pass", f"{last.text.strip()[:80]!r} from {endpoint.url}")
+            )
+            return
+        run.events.emit("note", text=f"completion {attempt + 1} of {ATTEMPTS}: {last.error}")
+        run.sleep(min(0.2 * 2**attempt, 3.0))
+    run.checks.append(Check("completion", "fail", last.error))
+    raise StepFailed(
+        run.cause_of(
+            "completion",
+            "functional",
+            f"{ATTEMPTS} completions through {endpoint.url} returned no text; the last: "
+            f"{last.error}",
+            process="proxy" if endpoint.kind == "proxy" else "server",
+            evidence=evidence.of_log(run.dir.path / "proxy.log").lines,
+            hint="Every server is healthy, so look at the handoff: the proxy's log, then the "
+            "decoder's.",
+        )
+    )
+
+
+def _probe(run: NodeRun, watch: _Watch, began: float) -> None:
+    """Probe one server until it is ready or the run ends."""
+    probe = watch.process.probe
+    assert probe is not None
+    every = PROBE_EVERY if run.plan.rehearsed else PROBE_EVERY_REAL
+    while not run.ended.is_set():
+        answer = look(probe)
+        if answer.detail != watch.answer.detail:
+            run.progress()
+        watch.answer = answer
+        if answer.ok:
+            seconds = round(time.monotonic() - began, 3)
+            run.progress()
+            run.events.emit("ready", who=watch.name, url=probe.url, seconds=seconds)
+            watch.ready.set()
+            return
+        run.ended.wait(every)
+
+
+def _describe(run: NodeRun, watch: _Watch) -> str:
+    log = run.run_dir.node(watch.node.index).path / watch.process.log
+    line = evidence.last_line(log)
+    text = f"{watch.name} ({watch.answer.detail}"
+    return f"{text}; its log ends: {line})" if line else f"{text})"
+
+
+main = cli.step("wait", __doc__, run, hold=False)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
