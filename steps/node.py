@@ -442,9 +442,30 @@ class Program:
             if not words:
                 self._interrupt("the runner is gone", "runner")
                 return
-            for word in words.split():
-                if word == b"stop":
-                    self._interrupt("interrupted by the runner")
+            for line in words.decode("utf-8", "replace").splitlines():
+                self._obey(line)
+
+    def _obey(self, line: str) -> None:
+        """A word of the starter: ``stop``, or ``lost I HOW`` for a node program that ended."""
+        word, _, rest = line.partition(" ")
+        if word == "stop":
+            self._interrupt("interrupted by the runner")
+        elif word == "lost" and self.run is not None and self.run.cause is None:
+            number, _, how = rest.partition(" ")
+            run = self.run
+            if number.isdigit() and int(number) < len(run.plan.nodes):
+                node = run.plan.nodes[int(number)]
+                run.add_cause(
+                    run.cause_of(
+                        "lost",
+                        "infra",
+                        f"node {node.index} is lost: its program {how}",
+                        node=node,
+                        process="node",
+                        hint=f"Look at {node.name}/node.log.",
+                    )
+                )
+                self._told.set()
 
 
 def install(run: NodeRun) -> None:

@@ -37,7 +37,11 @@ def text(plan: Plan) -> str:
         )
         for process in node.processes:
             rank = "" if process.rank is None else f" rank {process.rank}"
-            count = f" to {process.rank + process.ranks - 1}" if process.rank is not None and process.ranks > 1 else ""
+            count = (
+                f" to {process.rank + process.ranks - 1}"
+                if process.rank is not None and process.ranks > 1
+                else ""
+            )
             lines.append(f"  {process.name} {process.group}{rank}{count}".rstrip())
             lines.append(f"    {' '.join(_quoted(word) for word in process.argv)}")
             if process.probe:

@@ -142,6 +142,7 @@ class Case:
     timeouts: Mapping[str, float]
     engine: str
     proof: bool
+    rehearse: bool
     lint_ignore: Mapping[str, str]
     source: Source = field(repr=False, compare=False)
 
@@ -254,6 +255,7 @@ class _Builder:
             timeouts=self._timeouts(),
             engine=data.get("engine", ""),
             proof=data.get("proof", True),
+            rehearse=data.get("rehearse", False),
             lint_ignore=dict((data.get("lint") or {}).get("ignore") or {}),
             source=self.source,
         )

@@ -116,7 +116,7 @@ class NodeRun:
             yield
             outcome = "done"
         except RunEnded:
-            outcome = "cut"
+            outcome = "done" if name == "hold" else "cut"
             raise
         finally:
             seconds = round(time.monotonic() - began, 3)

@@ -423,10 +423,11 @@ class _Resolver:
         except (ValueError, TypeError, AttributeError):
             return
         if 0 < port <= 65535:
-            width = process.ranks * vllmargs.number(process.argv, "--tensor-parallel-size", 1)
-            self.ports.append(
-                Port(index, port, "kv-transfer", process.name, max(width, 1), listens=False)
-            )
+            # Each rank takes a port for each of its devices, in the order of the ranks.
+            width = vllmargs.number(process.argv, "--tensor-parallel-size", 1)
+            first = min(port + (process.rank or 0) * max(width, 1), 65535)
+            count = process.ranks * max(width, 1)
+            self.ports.append(Port(index, first, "kv-transfer", process.name, count, listens=False))
 
     # KV pool and proxy
 

@@ -197,6 +197,11 @@ _COMMON: Field = {
     ),
     "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
     "engine": _field("string", "Label of the engine, for reports.", ours=True),
+    "rehearse": _field(
+        "boolean",
+        "The case has no real weights: it is always rehearsed (default false).",
+        ours=True,
+    ),
     "proof": _field(
         "boolean",
         "Check after the benchmarks that every side and rank served requests (default true).",

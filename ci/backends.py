@@ -1,0 +1,55 @@
+"""Backends: who starts the node programs, and where.
+
+Enters: a :class:`Request`. Leaves: a run directory with every node's files,
+and what only the backend saw. A new backend is one module with
+``run(request) -> tuple[Cause, ...]`` and one line in ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from steps.core.case import Case
+from steps.core.events import EventLog
+from steps.core.records import Cause
+from steps.core.rundir import RunDir
+
+BACKENDS = {
+    "local": "ci.local",
+    "hosts": "ci.hosts",
+    "k8s": "k8s.backend",
+}
+
+
+@dataclass
+class Request:
+    """One run to carry out.
+
+    Attributes:
+        arguments: the command line of ``ci.run``.
+        interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them.
+        on_interrupt: what the backend wants to be told at each of them.
+    """
+
+    case: Case
+    run: str
+    run_dir: RunDir
+    events: EventLog
+    arguments: argparse.Namespace
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    interrupts: int = 0
+    on_interrupt: list[Callable[[int], None]] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        self.events.emit("note", text=text)
+
+
+def backend(name: str) -> Callable[[Request], tuple[Cause, ...]]:
+    """The ``run`` function of a backend; imported when it is asked for."""
+    run: Callable[[Request], tuple[Cause, ...]] = importlib.import_module(BACKENDS[name]).run
+    return run

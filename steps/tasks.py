@@ -1,0 +1,118 @@
+"""One invoke task a step; each passes its options on to the step's own command line.
+
+Enters: options. Leaves: the step's exit code. Touches: what the step touches.
+Steps are imported when they are called, so that ``invoke --list`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from invoke import Context, Task, task
+from invoke.exceptions import Exit as Leave
+
+_LISTS = ["fault", "timeout"]
+
+
+def _call(module: str, options: dict[str, Any]) -> None:
+    """Run a step's ``main`` with options as its command line."""
+    argv: list[str] = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            argv.append(flag)
+        elif isinstance(value, list):
+            argv += [part for item in value for part in (flag, item)]
+        elif value not in (None, False, ""):
+            argv += [flag, str(value)]
+    try:
+        code = importlib.import_module(f"steps.{module}").main(argv)
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 2
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End invoke with a step's exit code."""
+    if code:
+        raise Leave(code=code)
+
+
+_SHAPE = {
+    "rehearse": "stand-ins play the engines, on this machine",
+    "fault": "inject a fault in a rehearsal (may be repeated)",
+    "bench": "benchmark driver: smoke, aisbench or none",
+    "timeout": "PHASE=SECONDS, a phase's budget (may be repeated)",
+}
+_PLAN = {
+    "plan": "a plan.json; default: runs/latest/plan.json",
+    "case": "a case: a path, or a name in configs/",
+    "node_index": "which node this is; default 0, the leader",
+    "run_dir": "default: the plan's directory, or runs/<run id>",
+    **_SHAPE,
+}
+
+
+@task(help={"files": "cases; default: all of configs/", "format": "text, json, github, sarif"})
+def validate(c: Context, files: str = "", format: str = "text", explain: str = "") -> None:
+    """Find every mistake in cases: schema, plan and the rules of fleets."""
+    argv = [*files.split(), "--format", format] + (["--explain", explain] if explain else [])
+    _leave(importlib.import_module("steps.validate").main(argv))
+
+
+@task(
+    help={"hosts": "addresses, comma separated", "format": "text or json", **_SHAPE},
+    iterable=_LISTS,
+)
+def plan(
+    c: Context,
+    case: str,
+    hosts: str = "",
+    format: str = "text",
+    output: str = "",
+    rehearse: bool = False,
+    fault: list[str] | None = None,
+    bench: str = "",
+    timeout: list[str] | None = None,
+) -> None:
+    """Print the plan of a case: processes, ports, benchmarks; nothing is started."""
+    _call("resolve", {key: value for key, value in locals().items() if key != "c"})
+
+
+def _step(name: str, doc: str) -> Task[Any]:
+    """The task of a step that takes a plan, a node and a run directory."""
+
+    def body(
+        c: Context,
+        plan: str = "",
+        case: str = "",
+        node_index: int | None = None,
+        run_dir: str = "",
+        rehearse: bool = False,
+        fault: list[str] | None = None,
+        bench: str = "",
+        timeout: list[str] | None = None,
+    ) -> None:
+        _call(name, {key: value for key, value in locals().items() if key in _PLAN})
+
+    body.__name__, body.__doc__ = name, doc
+    decorate: Callable[..., Task[Any]] = task(help=_PLAN, iterable=_LISTS)
+    return decorate(body)
+
+
+node = _step("node", "Run one node's whole share of a run.")
+preflight = _step("preflight", "Look at ports, devices, programs and disks; starts nothing.")
+serve = _step("serve", "Start one node's servers and hold them until Ctrl-C.")
+proxy = _step("proxy", "Start the proxy of a split fleet and hold it until Ctrl-C.")
+wait = _step("wait", "Wait until the fleet is ready, proven by a completion.")
+bench = _step("bench", "Run the benchmarks against a fleet that is up.")
+prove = _step("prove", "Check that every side and rank served requests.")
+collect = _step("collect", "Collect logs into the run directory, without secrets.")
+
+
+@task(help={"run_dir": "default: runs/latest", "format": "text or json"})
+def report(c: Context, run_dir: str = "runs/latest", format: str = "text") -> None:
+    """Compute and print the verdict of a run directory."""
+    _call("report", {"run_dir": run_dir, "format": format})
