@@ -1,0 +1,596 @@
+"""Prefill and decode: roles, connectors, sizes, engine ids, ports of the handoff.
+
+Sources: the upstream harness (roles, proxy), vLLM's KVTransferConfig, and
+vllm-ascend's Mooncake connectors: a rank's handshake port is ``kv_port`` plus
+its data-parallel rank times its width plus its tensor rank; AscendDirect takes
+ports from 20000 on, 1000 for each device of the node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from steps.core.errors import Place, Severity
+from steps.core.plan import LEADER
+from steps.lint.examples import parallel, routing, split
+from steps.lint.fleet import Fleet, Group, Server
+from steps.lint.registry import Finding, rule
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+KV = "--kv-transfer-config"
+EPHEMERAL = range(32768, 61000)
+SIDES = {"prefiller": "prefill", "decoder": "decode"}
+_SPLIT = (
+    "disaggregated_prefill:\n  enabled: true\n  prefiller_host_index: [0]\n"
+    "  decoder_host_index: [1]\n"
+)
+
+_THIRD = """\
+      vllm serve demo/moe-w8a8 --host 0.0.0.0 --port $SERVER_PORT --quantization ascend
+      --data-parallel-size 4 --tensor-parallel-size 4 --max-model-len 8192
+      --kv-transfer-config '{"kv_connector": "MooncakeConnectorV1", "kv_role": "kv_consumer",
+      "kv_port": "14200", "engine_id": "2"}'
+"""
+
+
+def _who(server: Server) -> str:
+    return f"{server.side} node {server.index}"
+
+
+def _configured_elsewhere(server: Server) -> bool:
+    """A configuration file may hold what the command does not."""
+    return server.command.option("--config") is not None
+
+
+@rule(
+    "MN401",
+    ERROR,
+    "Role and kv_role disagree",
+    fails=(
+        split(('"kv_role": "kv_producer"', '"kv_role": "kv_consumer"')),
+        split(('"kv_role": "kv_consumer"', '"kv_role": "kv_producer"')),
+        routing(('"kv_role": "kv_consumer"', '"kv_role": "kv_producer"')),
+    ),
+    passes=(split(('"kv_role": "kv_producer"', '"kv_role": "kv_both"')),),
+)
+def roles_agree(fleet: Fleet) -> Iterator[Finding]:
+    """A node that the case lists as prefiller produces KV blocks, a decoder consumes them;
+    `kv_both` may stand anywhere."""
+    wrong = {"prefiller": "kv_consumer", "decoder": "kv_producer"}
+    for server in fleet.commands:
+        if server.side not in wrong:
+            continue
+        entries = [server.kv, *server.transfers]
+        if any(entry.get("kv_role") == wrong[server.side] for entry in entries):
+            right = "kv_producer" if server.side == "prefiller" else "kv_consumer"
+            yield Finding(
+                f"node {server.index} is a {server.side}, but its kv_role is {wrong[server.side]}",
+                server.key_place(KV, "kv_role"),
+                f"Write {right}, or list the node under the other role.",
+                (fleet.role_place(),),
+            )
+
+
+@rule(
+    "MN402",
+    ERROR,
+    "Node without a role",
+    fails=(
+        split(
+            ("num_nodes: 2", "num_nodes: 3"),
+            ("benchmarks:\n", f"  - server_cmd: >\n{_THIRD}benchmarks:\n"),
+        ),
+    ),
+    passes=(split(),),
+)
+def every_node_has_a_role(fleet: Fleet) -> Iterator[Finding]:
+    """Under prefill/decode each node with an API server is listed as prefiller or decoder: the
+    proxy sends nothing to the others. A headless node that is not listed belongs to the group
+    before it. In the routing dialect every node is listed."""
+    split_of = fleet.case.split
+    if split_of is None:
+        return
+    listed = {*split_of.prefillers, *split_of.decoders}
+    for server in fleet.commands:
+        if server.index in listed:
+            continue
+        if fleet.routing or not server.headless:
+            yield Finding(
+                f"node {server.index} is neither a prefiller nor a decoder",
+                fleet.role_place(),
+                "List it under its role.",
+                (server.command.place(0),),
+                severity=ERROR if fleet.routing or server.kv else WARNING,
+            )
+
+
+@rule(
+    "MN403",
+    ERROR,
+    "No connector on one side",
+    fails=(
+        split(
+            (
+                '      --kv-transfer-config\n      \'{"kv_connector": "MooncakeConnectorV1",\n'
+                '      "kv_role": "kv_producer",\n      "kv_port": "14000",\n'
+                '      "engine_id": "0",\n      "kv_connector_extra_config": {\n'
+                '        "prefill": {"dp_size": 2, "tp_size": 8},\n'
+                '        "decode": {"dp_size": 4, "tp_size": 4}}}\'\n',
+                "",
+            )
+        ),
+    ),
+    passes=(split(), parallel()),
+)
+def connector_given(fleet: Fleet) -> Iterator[Finding]:
+    """Under prefill/decode every server has a `--kv-transfer-config`; a side without one never
+    hands over, and the decoder computes every prompt again."""
+    if fleet.case.split is None:
+        return
+    having = [server for server in fleet.commands if server.kv]
+    for server in fleet.commands:
+        given = server.command.option(KV) or server.command.option("--ec-transfer-config")
+        if given is None and not _configured_elsewhere(server):
+            yield Finding(
+                f"node {server.index} ({server.side}) has no {KV}",
+                server.command.place(0),
+                "Give every server of both roles the same connector.",
+                tuple(other.command.place_of(KV) for other in having[:1]),
+                severity=ERROR if having else WARNING,
+            )
+
+
+@rule(
+    "MN404",
+    WARNING,
+    "Producer or consumer without a split",
+    fails=(split((_SPLIT, "")),),
+    passes=(
+        split(
+            (_SPLIT, ""),
+            ('"kv_role": "kv_producer"', '"kv_role": "kv_both"'),
+            ('"kv_role": "kv_consumer"', '"kv_role": "kv_both"'),
+        ),
+    ),
+)
+def split_given(fleet: Fleet) -> Iterator[Finding]:
+    """A command says `kv_producer` or `kv_consumer`, but the case has no
+    `disaggregated_prefill` (or it is not enabled): no proxy is started, and benchmarks go straight
+    to node 0."""
+    if fleet.case.split is not None:
+        return
+    for server in fleet.commands:
+        if any(
+            entry.get("kv_role") in ("kv_producer", "kv_consumer") for entry in server.transfers
+        ):
+            yield Finding(
+                f"node {server.index} is a {server.kv.get('kv_role')}, but the case has no split",
+                server.key_place(KV, "kv_role"),
+                "Add disaggregated_prefill with the nodes of both roles.",
+            )
+
+
+def _family(name: str) -> str:
+    """Connectors of one family speak one handoff: the V1 is only an older name."""
+    return re.sub(r"(V\d+)$", "", name)
+
+
+@rule(
+    "MN405",
+    ERROR,
+    "Connectors of different families",
+    fails=(split(('"MooncakeConnectorV1"', '"MooncakeLayerwiseConnector"')),),
+    passes=(split(('"MooncakeConnectorV1"', '"MooncakeConnector"')),),
+)
+def one_family(fleet: Fleet) -> Iterator[Finding]:
+    """Prefill and decode servers hand over through connectors of one family; pools beside them
+    (AscendStore, LMCache...) do not matter."""
+    if fleet.case.split is None:
+        return
+    first: Server | None = None
+    for server in fleet.commands:
+        names = {_family(str(entry.get("kv_connector"))) for entry in server.transfers}
+        if not names:
+            continue
+        if first is None:
+            first, wanted = server, names
+        elif not names & wanted:
+            yield Finding(
+                f"{_who(server)} hands over through {', '.join(sorted(names))}, {_who(first)} "
+                f"through {', '.join(sorted(wanted))}",
+                server.key_place(KV, "kv_connector"),
+                "Use one connector on all nodes.",
+                (first.key_place(KV, "kv_connector"),),
+            )
+
+
+def _sizes(groups: list[Group]) -> dict[str, set[int]]:
+    """Every reading of a side's sizes that can be right: of one instance, of a node, of all."""
+    dp: set[int] = set()
+    for group in groups:
+        dp |= {group.size, sum(max(member.local, 1) for member in group.members)}
+        for member in group.members:
+            nodes = sum(m.local for m in group.members if m.index == member.index)
+            dp |= {member.dp_size, max(member.local, 1), nodes}
+            ranks = member.node.ranks
+            if ranks is not None:
+                dp |= {ranks.dp_size, ranks.dp_size_local}
+        if group.first.ray:
+            dp.add(group.first.command.number("--data-parallel-size", 1))
+    if groups:
+        dp.add(sum(group.size for group in groups))
+        dp.add(sum(m.local for group in groups for m in group.members))
+    members = [member for group in groups for member in group.members]
+    return {
+        "dp_size": dp,
+        "tp_size": {m.tp for m in members} | {m.tp * m.pcp for m in members},
+        "pp_size": {m.pp for m in members},
+    }
+
+
+@rule(
+    "MN406",
+    ERROR,
+    "Sizes of the handoff are not the real ones",
+    fails=(
+        split(('"decode": {"dp_size": 4, "tp_size": 4}', '"decode": {"dp_size": 2, "tp_size": 8}')),
+        split(('"prefill": {"dp_size": 2,', '"prefill": {"dp_size": 4,')),
+        routing(('"tp_size": 8}', '"tp_size": 16}')),
+    ),
+    passes=(split(('"prefill": {"dp_size": 2,', '"prefill": {"dp_size": "2",')),),
+)
+def real_sizes(fleet: Fleet) -> Iterator[Finding]:
+    """`kv_connector_extra_config` tells the connector the sizes of both sides: they are those of
+    the commands. For several instances of one side, the size of one, of a node, and of all
+    together are accepted."""
+    if fleet.case.split is None:
+        return
+    real = {
+        short: _sizes([group for group in fleet.groups if group.side == side])
+        for side, short in SIDES.items()
+    }
+    leaders = {side: next(iter(fleet.side(side)), None) for side in SIDES}
+    for server in fleet.commands:
+        for entry in server.transfers:
+            extra = entry.get("kv_connector_extra_config")
+            if not isinstance(extra, dict):
+                continue
+            for side, short in SIDES.items():
+                said = extra.get(short)
+                for key, accepted in real[short].items():
+                    value = _number(said.get(key)) if isinstance(said, dict) else None
+                    leader = leaders[side]
+                    if value is None or value in accepted or leader is None:
+                        continue
+                    yield Finding(
+                        f"node {server.index} tells the connector that {short} has {key} {value}, "
+                        f"but {_list(accepted)} is real",
+                        _in_side(server, short, key),
+                        f"Write {_list(accepted)} on every node.",
+                        (_size_place(fleet, leader, key),),
+                    )
+
+
+def _list(values: set[int]) -> str:
+    return " or ".join(map(str, sorted(value for value in values if value > 0)))
+
+
+def _number(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _in_side(server: Server, side: str, key: str) -> Place:
+    """Where ``key`` of a side stands: the first one behind the side's name."""
+    start = server.key_place(KV, side)
+    lines = server.lines
+    column = start.column - 1
+    for row in range(start.line - 1, min(start.line + 6, len(lines))):
+        spot = lines[row].find(f'"{key}"', column)
+        if spot >= 0:
+            return Place(start.file, row + 1, spot + 1)
+        column = 0
+    return start
+
+
+def _size_place(fleet: Fleet, server: Server, key: str) -> Place:
+    if fleet.routing:
+        return fleet.config_place(server, key)
+    names = {
+        "dp_size": "--data-parallel-size",
+        "tp_size": "--tensor-parallel-size",
+        "pp_size": "--pipeline-parallel-size",
+    }
+    return server.command.place_of(names[key])
+
+
+@rule(
+    "MN407",
+    ERROR,
+    "Engine id not unique",
+    fails=(split(('"engine_id": "1"', '"engine_id": "0"')),),
+    passes=(split(('      "engine_id": "1",\n', "")), routing()),
+)
+def engine_ids(fleet: Fleet) -> Iterator[Finding]:
+    """Engines are told apart by `engine_id`: two groups with the same one take each other's
+    blocks. Ranks of one group may share it (vLLM adds the rank), and without one vLLM makes up a
+    unique one."""
+    owners: dict[str, Server] = {}
+    for group in fleet.groups:
+        mine: dict[str, Server] = {}
+        for member in group.members:
+            for entry in member.transfers:
+                value = entry.get("engine_id")
+                if value is not None and "$" not in str(value):
+                    mine.setdefault(str(value), member)
+        for value, member in mine.items():
+            owner = owners.setdefault(value, member)
+            if owner is not member and owner.side != "plain":
+                yield Finding(
+                    f"engine_id {value} of node {member.index} is that of node {owner.index} too",
+                    member.key_place(KV, "engine_id"),
+                    "Give each group its own, or none.",
+                    (owner.key_place(KV, "engine_id"),),
+                )
+
+
+def _kv_ports(server: Server) -> Iterator[tuple[int, int, int]]:
+    """(first port, ports taken by this server's ranks, offset of its first rank)."""
+    width = server.tp * server.pcp * server.pp
+    for entry in server.transfers:
+        port = _number(entry.get("kv_port"))
+        if port:
+            yield port, max(server.local, 1) * width, server.start * width
+
+
+@rule(
+    "MN408",
+    ERROR,
+    "KV ports meet another port",
+    fails=(
+        split(('"kv_port": "14000"', '"kv_port": "8080"')),
+        split(('"kv_port": "14000"', '"kv_port": "8070"')),
+        routing(('"kv_port": "14000"', '"kv_port": "1995"')),
+    ),
+    passes=(
+        split(('"kv_port": "14200"', '"kv_port": "14000"')),
+        split(('"kv_port": "14000"', '"kv_port": "8060"')),
+    ),
+)
+def kv_ports(fleet: Fleet) -> Iterator[Finding]:
+    """A server's ranks listen from `kv_port` on, one port a device. None of these may be another
+    port of the same host: an API, rpc, proxy, pool or metrics port. The same `kv_port` on two
+    hosts is fine."""
+    for index, servers in fleet.nodes.items():
+        others = _other_ports(fleet, index)
+        reported: set[tuple[int, int]] = set()
+        for server in servers:
+            for port, count, offset in _kv_ports(server):
+                for other, purpose in others:
+                    plain = port <= other < port + count
+                    shifted = port + offset <= other < port + offset + count
+                    if not (plain or shifted) or (port, other) in reported:
+                        continue
+                    reported.add((port, other))
+                    end = port + count - 1
+                    yield Finding(
+                        f"kv_port {port} of node {index} takes ports {port} to {end}, and "
+                        f"{other} is its {purpose} port",
+                        server.key_place(KV, "kv_port"),
+                        f"Leave {count} ports free from kv_port on.",
+                        (_port_place(fleet, server, purpose),),
+                        severity=ERROR if plain and (shifted or other == port) else WARNING,
+                    )
+                if port + count - 1 > 65535:
+                    yield Finding(
+                        f"kv_port {port} of node {index} leaves no room for {count} ports",
+                        server.key_place(KV, "kv_port"),
+                        "Choose a lower one.",
+                    )
+
+
+def _other_ports(fleet: Fleet, node: int) -> list[tuple[int, str]]:
+    found = [
+        (port.port, port.purpose)
+        for port in fleet.plan.ports
+        if port.node == node and port.listens and port.purpose != "control"
+    ]
+    for server in fleet.nodes[node]:
+        for name, purpose in (("--master-port", "master"), ("--data-parallel-rpc-port", "rpc")):
+            text = server.command.text(name)
+            if text.isdigit() and (purpose == "master" or server.start == 0):
+                found.append((int(text), purpose))
+        base = server.process.env.get("HCCL_IF_BASE_PORT", "")
+        if base.isdigit():
+            found += [(int(base) + n, "HCCL base") for n in range(16)]
+    return list(dict.fromkeys(found))
+
+
+def _port_place(fleet: Fleet, server: Server, purpose: str) -> Place:
+    if purpose == "api":
+        return (
+            fleet.config_place(server, "port_start")
+            if fleet.routing
+            else server.command.place_of("--port")
+        )
+    if purpose.startswith("kv-pool"):
+        return fleet.case.place("kv_pool")
+    if purpose == "HCCL base":
+        return fleet.env_place(server.node, "HCCL_IF_BASE_PORT")
+    if purpose == "master":
+        return server.command.place_of("--master-port")
+    if purpose == "proxy":
+        return fleet.role_place()
+    return server.command.place_of("--data-parallel-rpc-port")
+
+
+@rule(
+    "MN409",
+    WARNING,
+    "KV ports in a range that others use",
+    fails=(
+        split(('"kv_port": "14000"', '"kv_port": "30000"')),
+        split(('"kv_port": "14000"', '"kv_port": "40000"')),
+    ),
+    passes=(split(('"kv_port": "14000"', '"kv_port": "61100"')),),
+)
+def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
+    """The kernel gives outgoing connections ports from 32768 to 60999
+    (`net.ipv4.ip_local_port_range`), and Mooncake's AscendDirect transport takes ports from 20000
+    on, 1000 for each device of the node: a `kv_port` there works until the day it does not."""
+    direct = range(20000, 20000 + 1000 * max(fleet.case.npu_per_node, 1))
+    for servers in fleet.nodes.values():
+        server = servers[0]
+        for entry in server.transfers:
+            port = _number(entry.get("kv_port"))
+            if not port:
+                continue
+            end = port + max(server.tp * server.pcp * server.pp, 1) * len(servers) - 1
+            mooncake = "Mooncake" in str(entry.get("kv_connector"))
+            if mooncake and (port in direct or end in direct):
+                yield Finding(
+                    f"kv_port {port} lies in {direct.start}-{direct.stop - 1}, where AscendDirect "
+                    "takes ports of its own",
+                    server.key_place(KV, "kv_port"),
+                    "Choose one below 20000.",
+                )
+            elif port in EPHEMERAL or end in EPHEMERAL:
+                yield Finding(
+                    f"kv_port {port} lies in the kernel's range for outgoing connections "
+                    f"({EPHEMERAL.start}-{EPHEMERAL.stop - 1})",
+                    server.key_place(KV, "kv_port"),
+                    "Choose one below 20000.",
+                )
+
+
+@rule(
+    "MN411",
+    ERROR,
+    "Two things listen on one port",
+    fails=(
+        parallel(("--data-parallel-rpc-port 13389", "--data-parallel-rpc-port 8080")),
+        routing(("port_start: 7100", "port_start: 12320")),
+        routing(("routing:\n", "kv_pool: {type: mooncake, master_port: 7101}\nrouting:\n")),
+    ),
+    passes=(routing(("port_start: 7100", "port_start: 12322")),),
+)
+def ports_unique(fleet: Fleet) -> Iterator[Finding]:
+    """Each port of a host has one purpose: API servers, rpc, pool, metrics, proxy."""
+    by_port: dict[tuple[int, int], list[str]] = {}
+    for port in fleet.plan.ports:
+        if not port.listens:
+            continue
+        for number in range(port.port, port.port + port.count):
+            by_port.setdefault((port.node, number), []).append(port.purpose)
+    for servers in fleet.nodes.values():
+        server = servers[0]
+        master = server.command.text("--master-port")
+        if master.isdigit() and server.command.number("--node-rank", 0) == 0:
+            by_port.setdefault((server.index, int(master)), []).append("master")
+    for (node, number), purposes in sorted(by_port.items()):
+        if len(set(purposes)) < 2:
+            continue
+        if node not in fleet.nodes:
+            continue
+        server = fleet.nodes[node][0]
+        places = [_port_place(fleet, server, purpose) for purpose in dict.fromkeys(purposes)]
+        control = "control" in purposes
+        yield Finding(
+            f"port {number} of node {node} is used for {' and '.join(dict.fromkeys(purposes))}",
+            places[-1] if node == LEADER or not control else places[0],
+            "Choose another port for one of them."
+            if not control
+            else "The harness itself uses it; choose another, or set MULTINODE_CONTROL_PORT.",
+            tuple(places[:-1]),
+            severity=WARNING if control else ERROR,
+        )
+
+
+#: Keys of additional-config that belong on one side (vllm-ascend's documentation).
+_ONE_SIDED = {
+    "layer_sharding": "prefiller",
+    "c8_enable_reshape_optim": "prefiller",
+    "lmhead_tensor_parallel_size": "decoder",
+    "oproj_tensor_parallel_size": "decoder",
+}
+
+
+@rule(
+    "MN412",
+    WARNING,
+    "Option on the wrong side",
+    fails=(
+        split(('{"enable_cpu_binding": true}', '{"lmhead_tensor_parallel_size": 8}')),
+        split(
+            ("      --enforce-eager\n", '      -cc \'{"cudagraph_mode": "FULL_DECODE_ONLY"}\'\n')
+        ),
+        parallel(
+            (
+                "--enable-expert-parallel",
+                "--additional-config '{\"recompute_scheduler_enable\": true}'",
+            )
+        ),
+    ),
+    passes=(split(('{"enable_cpu_binding": true}', '{"recompute_scheduler_enable": true}')),),
+)
+def right_side(fleet: Fleet) -> Iterator[Finding]:
+    """Some options mean something on one side only: layer sharding on prefillers, the split
+    lm_head and o_proj and decode-only graphs on decoders, the recompute scheduler under
+    prefill/decode."""
+    for server in fleet.commands:
+        config = server.command.mapping("--additional-config")
+        nested = config.get("finegrained_tp_config")
+        flat = {**(nested if isinstance(nested, dict) else {}), **config}
+        for key, side in _ONE_SIDED.items():
+            if server.side in SIDES and server.side != side and flat.get(key):
+                yield Finding(
+                    f"{key} is for {side}s, node {server.index} is a {server.side}",
+                    server.key_place("--additional-config", key),
+                    "Remove it here.",
+                )
+        on = str(config.get("recompute_scheduler_enable", "")).lower() == "true"
+        if on and server.side == "plain" and not server.kv:
+            yield Finding(
+                f"recompute_scheduler_enable is for prefill/decode, node {server.index} is not",
+                server.key_place("--additional-config", "recompute_scheduler_enable"),
+                "Remove it: vllm-ascend refuses it outside of prefill/decode.",
+            )
+        mode = server.command.mapping("--compilation-config").get("cudagraph_mode")
+        if (
+            server.side == "prefiller"
+            and mode == "FULL_DECODE_ONLY"
+            and not server.command.has("--enforce-eager")
+        ):
+            yield Finding(
+                f"cudagraph_mode FULL_DECODE_ONLY on prefiller node {server.index}, which decodes "
+                "nothing",
+                server.key_place("--compilation-config", "cudagraph_mode"),
+                "A prefiller usually has --enforce-eager.",
+                severity=INFO,
+            )
+
+
+@rule(
+    "MN413",
+    WARNING,
+    "Generic data parallel has no proxy here",
+    fails=(
+        routing(
+            ("type: disaggregated_prefill", "type: generic_dp"),
+            ("prefiller: [0]\n    decoder: [1]", "worker: [0, 1]"),
+        ),
+    ),
+    passes=(routing(),),
+)
+def generic_dp(fleet: Fleet) -> Iterator[Finding]:
+    """`routing.type: generic_dp` asks for a balancing proxy over all ranks, which this harness
+    does not start: benchmarks go to the first rank of node 0."""
+    if fleet.routing and fleet.case.split is None:
+        yield Finding(
+            "generic_dp: benchmarks go to the first rank of node 0, no proxy balances",
+            fleet.case.place("routing", "type"),
+        )
