@@ -354,7 +354,7 @@ def _kv_ports(server: Server) -> Iterator[tuple[int, int, int]]:
     fails=(
         split(('"kv_port": "14000"', '"kv_port": "8080"')),
         split(('"kv_port": "14000"', '"kv_port": "8070"')),
-        routing(('"kv_port": "14000"', '"kv_port": "1995"')),
+        routing(("routing:\n", "kv_pool: {type: mooncake, master_port: 14003}\nrouting:\n")),
     ),
     passes=(
         split(('"kv_port": "14200"', '"kv_port": "14000"')),
