@@ -231,6 +231,8 @@ def command(
         "names", nargs="*", metavar="NAME", help=f"build these: {', '.join(rows)}; none: list all"
     )
     names = parser.parse_args(arguments).names
+    if arguments is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name in names:
             ensure(name, lambda line: print(line, flush=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -216,6 +218,49 @@ def test_long_steps_are_heard_of_with_their_last_line(tmp_path, monkeypatch):
     builder.run([sys.executable, "-c", code], "installing", todo="-")
     assert lines[0] == "thing: installing"
     assert any(line.startswith("thing: installing, 0 s | Collecting numpy") for line in lines[1:])
+
+
+INTERRUPTED = """
+import sys
+from ci import cache
+
+slot = cache.Slot("things", "thing", "0")
+code = "import os, time; open(os.environ['FIFO'], 'w').write(str(os.getpid())); time.sleep(60)"
+
+
+class Recipe:
+    summary, needs_megabytes = "", 0
+
+
+def build(path, builder):
+    builder.run([sys.executable, "-c", code], "sleeping", todo="-")
+
+
+def ensure(name, say):
+    cache.keep(slot, build, needs_megabytes=0, say=say)
+
+
+sys.exit(cache.command("things", "", {"thing": (slot, Recipe())}, ensure, None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_no_process(tmp_path, number):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    builder = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, "thing"],
+        env={**os.environ, "FIFO": str(fifo)},
+        cwd=Path(cache.__file__).parent.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started = int(fifo.read_text())
+    builder.send_signal(number)
+    assert "interrupted" in builder.communicate(timeout=30)[1]
+    assert builder.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)
 
 
 def test_a_program_that_is_not_there(tmp_path):
