@@ -44,6 +44,7 @@ class Live:
         line = console_line(event, self._started)
         hidden = event.what in _VERBOSE_ONLY and not self._verbose
         hidden = hidden or (event.what == "phase" and event.node > 0 and not self._verbose)
+        hidden = hidden or (event.fields.get("expected") is True and not self._verbose)
         if line and not hidden:
             self._show(line, event)
         if self._status is not None:

@@ -279,7 +279,11 @@ def _kill(member: Member) -> None:
 def _sweep(request: Request, plan: Plan) -> None:
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
     for _ in range(20):
-        left = [pid for node in plan.nodes for pid in guard.marked(f"{plan.run}:{node.index}")]
+        left = [
+            pid
+            for node in plan.nodes
+            for pid in guard.marked(cli.marker(request.run_dir, node.index))
+        ]
         if not left:
             return
         time.sleep(0.1)

@@ -28,17 +28,26 @@ from pathlib import Path
 from typing import Any
 
 from steps import bench, collect, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, settings
-from steps.core.case import Case
-from steps.core.errors import Exit, InfraError, MultinodeError, UsageError
+from steps.core import VERSION, cli, fleet, joining, settings
+from steps.core.case import Case, load_case
+from steps.core.cluster import Cluster, own_addresses
+from steps.core.errors import (
+    CaseError,
+    DeadlineError,
+    Exit,
+    InfraError,
+    MultinodeError,
+    UsageError,
+)
 from steps.core.events import Event, EventLog
 from steps.core.guard import Guard
-from steps.core.noderun import NodeRun, RunEnded, StepFailed
-from steps.core.plan import LEADER, Plan, to_json
-from steps.core.records import cause_from, to_dict
+from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.plan import LEADER, Plan, from_json, to_json
+from steps.core.records import Cause, cause_from, to_dict
 from steps.core.redaction import Redactor
 from steps.core.rendezvous import ROLL_WAIT, Leader, Link, Member
-from steps.core.rundir import RunDir, write_json, write_text
+from steps.core.resolver import BUDGETS, Options, resolve
+from steps.core.rundir import RunDir, new_run_id, write_json, write_text
 from steps.core.verdict import CLASSES
 
 HANDOVER_SECONDS = 20.0
@@ -50,9 +59,9 @@ class Start:
     """How this node was started.
 
     Attributes:
-        plan: the whole plan, when the starter made it; else ``case`` and ``leader`` are given.
+        plan: the whole plan, when the starter made it; else the leader makes it from ``case``,
+            ``cluster``, whose addresses may be names, and ``options``.
         bound: the run ends when standard input closes (its starter is gone).
-        hold: stay after the end, for files to be fetched, this many seconds.
     """
 
     index: int
@@ -60,10 +69,9 @@ class Start:
     run_dir: RunDir
     plan: Plan | None = None
     case: Case | None = None
-    hosts: tuple[str, ...] = ()
-    arguments: argparse.Namespace | None = None
+    cluster: Cluster | None = None
+    options: Options = field(default_factory=Options)
     bound: bool = False
-    hold: float = 0.0
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
 
 
@@ -85,6 +93,8 @@ class Program:
         self._early_interrupts = 0
         self._refused = ""
         self._state: dict[str, Any] = {}
+        self._said = time.monotonic()
+        self._joined_at: tuple[float, float] | None = None
 
     # The whole
 
@@ -99,8 +109,10 @@ class Program:
             return self._finish(run)
         except MultinodeError as error:
             self.events.emit("warning", text=str(error))
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            return int(error.exit_code)
+            if not isinstance(error, CaseError):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                return int(error.exit_code)
+            raise
         except RunEnded:
             return int(Exit.INTERRUPTED)
         finally:
@@ -113,25 +125,159 @@ class Program:
             self.events.close()
 
     def _open_guard(self) -> None:
-        marker = self.start.plan.run if self.start.plan else self._local_run_id()
-        self.guard = Guard(f"{marker}:{self.start.index}")
-
-    def _local_run_id(self) -> str:
-        return self.start.run_dir.path.name
+        self.guard = Guard(cli.marker(self.start.run_dir, self.start.index))
 
     # Joining
 
     def _join(self) -> Plan:
-        """Meet the other nodes; the leader's plan is everybody's."""
-        if self.start.plan is not None:
-            return self.start.plan
-        raise InfraError("joining without a plan is not built yet")
+        """The plan: the starter's, else the one the leader makes when all nodes are there."""
+        start = self.start
+        if start.plan is not None:
+            return start.plan
+        assert start.case is not None
+        assert start.cluster is not None
+        self.events.phase = "join"
+        self._joined_at = (time.time(), time.monotonic())
+        deadline = time.monotonic() + self._join_seconds(start.case)
+
+        def again(what: str) -> None:
+            self._wait_early(deadline, f"the address of {what}")
+
+        leader = joining.look_up(start.cluster.nodes[LEADER].address, again)
+        own = joining.look_up(start.cluster.nodes[start.index].address, again)
+        identity = joining.identify(start.cluster, start.index, own)
+        hello = joining.hello(identity, start.case, start.cluster, start.options)
+        if start.index == LEADER:
+            return self._assemble(own, hello, deadline)
+        return self._ask_for_plan(leader, own, hello, deadline)
+
+    def _join_seconds(self, case: Case) -> float:
+        given = {**case.timeouts, **self.start.options.timeouts}
+        return given.get("join", BUDGETS["join"].seconds)
+
+    def _wait_early(self, deadline: float, what: str) -> None:
+        """Wait a moment, before there is a run to wait in.
+
+        Raises:
+            RunEnded: interrupted.
+            DeadlineError: the budget to join is used up.
+        """
+        if self._early.wait(0.2):
+            raise RunEnded
+        now = time.monotonic()
+        if now > deadline:
+            raise DeadlineError(
+                f"waiting for {what} took longer than the phase join may",
+                "Is it started there, and is the control port open between the nodes? "
+                "--timeout join=SECONDS waits longer.",
+            )
+        if now - self._said > SAY_EVERY:
+            self._said = now
+            self.events.emit("waiting", missing=what)
+
+    def _assemble(self, own: str, hello: dict[str, Any], deadline: float) -> Plan:
+        """Leader: wait for everybody, make the plan of what they told."""
+        start = self.start
+        assert start.case is not None
+        assert start.cluster is not None
+        size = len(start.cluster.nodes)
+        leader = self._open_leader(own, start.cluster.control_port, size, hello)
+        names = [f"{node.index} ({node.address})" for node in start.cluster.nodes]
+        while len(leader.joined()) < size - 1:
+            missing = [names[i] for i in range(1, size) if i not in leader.joined()]
+            self._wait_early(deadline, f"node {', '.join(missing)}")
+        hellos = {LEADER: hello, **{m.node: m.hello for m in leader.members.values()}}
+        cluster = joining.assemble(start.cluster, hellos)
+        try:
+            plan = resolve(start.case, cluster, start.options)
+        except CaseError as error:
+            cause = Cause("config", "config", str(error), phase="join", at=time.time())
+            leader.tell(ended={"cause": to_dict(cause)})
+            leader.wait(leader.all_done, 5.0)
+            raise
+        leader.plan = to_json(plan)
+        leader.tell(planned=True)
+        return plan
+
+    def _ask_for_plan(self, leader: str, own: str, hello: dict[str, Any], deadline: float) -> Plan:
+        """Worker: join, and take the leader's plan."""
+        assert self.start.cluster is not None
+        link = self._open_link((leader, self.start.cluster.control_port), own, hello)
+        while not (link.joined.is_set() and self._state.get("planned")):
+            if self._refused:
+                raise UsageError(
+                    f"the leader refused this node: {self._refused}",
+                    "Use the same case, options and version of the harness on every node.",
+                )
+            ended = self._state.get("ended")
+            if ended is not None:
+                cause = cause_from(ended.get("cause"))
+                raise UsageError(f"the leader ended the run: {cause.reason if cause else ''}")
+            self._wait_early(deadline, f"the leader at {leader} and its plan")
+        return from_json(link.plan())
+
+    def _open_leader(self, address: str, port: int, size: int, hello: dict[str, Any]) -> Leader:
+        """Listen for the workers.
+
+        Raises:
+            InfraError: the control port cannot be opened.
+        """
+        self.leader = Leader(
+            address,
+            port,
+            self.start.token,
+            size,
+            refuse=lambda node, theirs: self._refusal(node, hello, theirs),
+            on_cause=lambda cause: self._heard(),
+            on_join=self._on_join,
+            on_record=self._on_record,
+        )
+        try:
+            self.leader.start()
+        except OSError as error:
+            raise InfraError(
+                f"the control port {port} on {address} cannot be opened: {error.strerror or error}",
+                "Is another run going on? MULTINODE_CONTROL_PORT chooses another.",
+            ) from None
+        return self.leader
+
+    def _refusal(self, node: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+        why = joining.differs(ours, theirs)
+        if why:
+            self.events.emit("warning", text=f"node {node} was refused: {why}")
+        return why
+
+    def _open_link(self, leader: tuple[str, int], own: str, hello: dict[str, Any]) -> Link:
+        """Begin to beat."""
+        self.link = Link(
+            *leader,
+            self.start.token,
+            self.start.index,
+            own,
+            hello,
+            look=self._look,
+            on_state=self._on_state,
+            on_lost=self._on_lost,
+            on_refused=self._on_refused,
+        )
+        self.link.start()
+        return self.link
+
+    def _look(self) -> dict[str, Any]:
+        if self.run is None:
+            return {"phase": "join", "progress": {}, "causes": []}
+        return self.run.look()
 
     def _make_run(self, plan: Plan) -> NodeRun:
         self.events.run = plan.run
         run = NodeRun(plan, self.start.index, self.start.run_dir, self.events, self.redactor)
+        if not self.start.run_dir.plan.exists():
+            write_text(self.start.run_dir.plan, to_json(plan))
+        run.state = self._state
         self.run = run
         run.interrupts = self._early_interrupts
+        if self._joined_at:
+            run.note_phase("assemble", self._joined_at[0], time.monotonic() - self._joined_at[1])
         run.supervisor = cli.supervisor_of(run, self.guard)
         if self._early.is_set():
             self._interrupt("interrupted before the start")
@@ -168,34 +314,21 @@ class Program:
             )
 
     def _meet(self, run: NodeRun) -> None:
-        """Open the rendezvous and wait until everybody is there."""
+        """Open the rendezvous, if it is not, and wait until everybody is there."""
         plan = run.plan
         control = plan.nodes[LEADER].address, plan.cluster.control_port
         hello = {"plan": plan.fingerprint(), "harness": VERSION}
+        run.leader, run.link = self.leader, self.link
         if run.is_leader:
-            self.leader = Leader(
-                *control,
-                self.start.token,
-                len(plan.nodes),
-                refuse=lambda node, theirs: _differs(hello, theirs),
-                on_cause=lambda cause: self._heard(run),
-                on_join=self._on_join,
-                on_record=self._on_record,
-            )
-            try:
-                self.leader.start()
-            except OSError as error:
-                raise StepFailed(
-                    run.cause_of(
-                        "preflight",
-                        "infra",
-                        f"the control port {control[1]} on {control[0]} cannot be opened: "
-                        f"{error.strerror or error}",
-                        hint="Is another run going on? MULTINODE_CONTROL_PORT chooses another.",
-                    )
-                ) from None
-            run.leader = self.leader
-            leader = self.leader
+            if self.leader is None:
+                try:
+                    run.leader = self._open_leader(*control, len(plan.nodes), hello)
+                except InfraError as error:
+                    raise StepFailed(
+                        run.cause_of("preflight", "infra", error.message, hint=error.hint)
+                    ) from None
+            leader = run.leader
+            assert leader is not None
             expected = set(range(1, len(plan.nodes)))
 
             def missing() -> list[int]:
@@ -207,21 +340,10 @@ class Program:
                 blame=lambda: (plan.nodes[missing()[0]], "node"),
             )
             return
-        self.link = Link(
-            *control,
-            self.start.token,
-            run.me.index,
-            run.me.address,
-            hello,
-            look=run.look,
-            on_state=lambda state: self._on_state(run, state),
-            on_lost=lambda why: self._on_lost(run, why),
-            on_refused=lambda why: self._on_refused(run, why),
-        )
-        run.link = self.link
-        self.link.start()
+        link = self.link or self._open_link(control, run.me.address, hello)
+        run.link = link
         run.until(
-            self.link.joined.is_set,
+            link.joined.is_set,
             lambda: f"the leader at {control[0]}:{control[1]}",
             blame=lambda: (plan.nodes[LEADER], "node"),
         )
@@ -236,33 +358,44 @@ class Program:
             with contextlib.suppress(OSError, TypeError):
                 write_json(place.record, record)
 
-    def _heard(self, run: NodeRun) -> None:
+    def _heard(self) -> None:
         """A worker reported a cause or was lost: the run is over, the main thread decides."""
-        run.ended.set()
+        if self.run is not None:
+            self.run.ended.set()
 
-    def _on_state(self, run: NodeRun, state: dict[str, Any]) -> None:
-        run.state = state
+    def _on_state(self, state: dict[str, Any]) -> None:
+        self._state = state
+        if self.run is None:
+            return
+        self.run.state = state
         if state.get("ended") is not None:
-            run.cause = cause_from(state["ended"].get("cause"))
+            self.run.cause = cause_from(state["ended"].get("cause"))
             self._told.set()
-            run.ended.set()
+            self.run.ended.set()
 
-    def _on_lost(self, run: NodeRun, why: str) -> None:
-        leader = run.plan.nodes[LEADER]
+    def _on_lost(self, why: str) -> None:
+        run = self.run
+        if run is None:
+            self._refused = f"it is lost: {why}"
+            return
         run.add_cause(
             run.cause_of(
                 "lost",
                 "infra",
                 f"the leader is lost: {why}",
-                node=leader,
+                node=run.plan.nodes[LEADER],
+                process="node",
                 hint="Look at the leader's node and logs.",
             )
         )
         self._told.set()
 
-    def _on_refused(self, run: NodeRun, why: str) -> None:
-        run.add_cause(run.cause_of("config", "config", f"the leader refused this node: {why}"))
-        self._told.set()
+    def _on_refused(self, why: str) -> None:
+        self._refused = why
+        run = self.run
+        if run is not None:
+            run.add_cause(run.cause_of("config", "config", f"the leader refused this node: {why}"))
+            self._told.set()
 
     # Leading and following
 
@@ -397,7 +530,6 @@ class Program:
 
     def _conclude(self, run: NodeRun) -> int:
         """The leader's verdict from the records it has; for a run that nobody else looks at."""
-        write_text(run.run_dir.plan, to_json(run.plan)) if not run.run_dir.plan.exists() else None
         verdict = report.run(run.run_dir)
         text = verdict.verdict if verdict.cause is None else f"{verdict.verdict}: {verdict.cause}"
         self.events.phase = "verdict"
@@ -510,17 +642,6 @@ def install(run: NodeRun) -> None:
         )
 
 
-def _differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Why a node may not join, or nothing."""
-    for key in sorted(set(ours) | set(theirs)):
-        if ours.get(key) != theirs.get(key):
-            return (
-                f"its {key} is {str(theirs.get(key))[:16]}, the leader's is "
-                f"{str(ours.get(key))[:16]}"
-            )
-    return ""
-
-
 # The command line
 
 
@@ -532,6 +653,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_plan_arguments(parser)
     more = parser.add_argument_group("how it was started")
     more.add_argument("--token-file", help="the run's token; default: MULTINODE_TOKEN")
+    more.add_argument("--cluster", help="JSON of the cluster; addresses may be names")
+    more.add_argument("--run-id", default="", help="default: made of the time")
     more.add_argument("--bound", action="store_true", help="end the run when stdin closes")
     more.add_argument(
         "--output", choices=("text", "events"), default="text", help="lines for people, or JSON"
@@ -546,28 +669,57 @@ def _start(arguments: argparse.Namespace) -> Start:
     Raises:
         UsageError, CaseError: it means nothing.
     """
-    show = cli.printer() if arguments.output == "text" else _print_json
-    plan, path = cli.plan_of(arguments)
-    index = arguments.node_index or 0
-    if not 0 <= index < len(plan.nodes):
-        raise UsageError(f"--node-index: found {index}, expected 0 to {len(plan.nodes) - 1}")
-    run_dir = RunDir(path).make()
-    if not run_dir.plan.exists():
-        write_text(run_dir.plan, to_json(plan))
-    token = settings.read().token or secrets.token_hex(16)
+    listeners = [cli.printer() if arguments.output == "text" else _print_json]
+    case_name = arguments.case or ("" if arguments.plan else settings.read().config_yaml_path)
+    if not case_name:
+        plan, path = cli.plan_of(arguments)
+        index = cli.index_in(plan, arguments.node_index)
+        return Start(
+            index,
+            _token(arguments) or secrets.token_hex(16),
+            RunDir(path).make(),
+            plan=plan,
+            bound=arguments.bound,
+            listeners=listeners,
+        )
+    case = load_case(cli.find_case(case_name))
+    cluster = _cluster(case, arguments)
+    index = fleet.node_index(case, arguments.node_index, own_addresses())
+    run_id = arguments.run_id or new_run_id()
+    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
+    if run_dir.plan.exists():
+        raise UsageError(f"{run_dir.path} holds another run", "Name a new one with --run-dir.")
+    write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
+    return Start(
+        index,
+        _token(arguments) or joining.default_token(case, cluster),
+        run_dir,
+        case=case,
+        cluster=cluster,
+        options=cli.options_of(arguments, run_id),
+        bound=arguments.bound,
+        listeners=listeners,
+    )
+
+
+def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
+    """Where the nodes are: a file, this machine, or what case and environment say."""
+    if arguments.cluster:
+        return joining.read_cluster(Path(arguments.cluster))
+    rehearsal = cli.rehearsal_of(arguments)
+    if rehearsal is not None:
+        return fleet.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")
+    return joining.by_hand(case)
+
+
+def _token(arguments: argparse.Namespace) -> str:
+    """The run's token, from a file or the environment; empty when neither has one."""
     if arguments.token_file:
         try:
-            token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+            return Path(arguments.token_file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise UsageError(f"--token-file {arguments.token_file}: {error.strerror}") from None
-    return Start(
-        index=index,
-        token=token,
-        run_dir=run_dir,
-        plan=plan,
-        bound=arguments.bound,
-        listeners=[show],
-    )
+    return settings.read().token
 
 
 def _print_json(event: Event) -> None:

@@ -155,6 +155,26 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
     return plan, Path(arguments.run_dir or path.parent)
 
 
+def index_in(plan: Plan, given: int | None) -> int:
+    """The node index of a command line, the leader's by default.
+
+    Raises:
+        UsageError: the plan has no such node.
+    """
+    index = given or 0
+    if not 0 <= index < len(plan.nodes):
+        raise UsageError(
+            f"--node-index: found {index}, expected 0 to {len(plan.nodes) - 1}",
+            "Nodes count from 0; node 0 is the leader.",
+        )
+    return index
+
+
+def marker(run_dir: RunDir, index: int) -> str:
+    """What a node's processes carry in their environment; unique on a machine."""
+    return f"{run_dir.path.resolve()}:{index}"
+
+
 def printer(stream: object = None) -> Callable[[Event], None]:
     """A listener that prints events as plain lines."""
     started = time.time()
@@ -189,9 +209,7 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
 
 def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
     plan, path = plan_of(arguments)
-    index = arguments.node_index or 0
-    if not 0 <= index < len(plan.nodes):
-        raise UsageError(f"--node-index: found {index}, expected 0 to {len(plan.nodes) - 1}")
+    index = index_in(plan, arguments.node_index)
     run_dir = RunDir(path).make()
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
@@ -241,7 +259,7 @@ def supervisor_of(run: NodeRun, guard: object) -> Supervisor:
     inherited = sourced(run.plan.cluster.scripts, settings.inherited())
     return Supervisor(
         run.dir,
-        f"{run.plan.run}:{run.me.index}",
+        marker(run.run_dir, run.me.index),
         inherited,
         run.on_exit,
         guard if isinstance(guard, Guard) else None,

@@ -116,6 +116,12 @@ class InfraError(MultinodeError):
     exit_code = Exit.INFRA
 
 
+class DeadlineError(MultinodeError):
+    """Something took longer than it may."""
+
+    exit_code = Exit.DEADLINE
+
+
 def errors_of(problems: Sequence[Problem]) -> list[Problem]:
     """Only the findings that stop a run."""
     return [problem for problem in problems if problem.severity is Severity.ERROR]

@@ -269,7 +269,13 @@ class NodeRun:
         """A process of ours ended: unless we stopped it, that ends the run."""
         status = running.exit
         assert status is not None
-        self.events.emit("exited", process=running.process.name, how=str(status), pid=running.pid)
+        self.events.emit(
+            "exited",
+            process=running.process.name,
+            how=str(status),
+            pid=running.pid,
+            expected=status.expected,
+        )
         if status.expected or self.cause is not None:
             return
         self.add_cause(self.exit_cause(running), status.mono)
