@@ -348,7 +348,7 @@ class Controllers:
             kinds.LEADER_WORKER_SETS, namespace, name, lambda o: o.update(status=status)
         )
 
-    def _lws_event(  # noqa: PLR0917
+    def _lws_event(
         self, lws: Object, type_: str, reason: str, action: str, message: str, again: bool = True
     ) -> None:
         events.emit(
@@ -596,7 +596,7 @@ def _ready(pod: Object) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
-def _stateful_spec(  # noqa: PLR0917
+def _stateful_spec(
     replicas: int,
     selector: dict[str, str],
     labels: dict[str, str],

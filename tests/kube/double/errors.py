@@ -112,7 +112,7 @@ def denied(message: str) -> ApiError:
     )
 
 
-def exceeded_quota(  # noqa: PLR0917
+def exceeded_quota(
     kind: Kind, name: str, quota: str, requested: str, used: str, limited: str
 ) -> ApiError:
     message = (
@@ -122,7 +122,7 @@ def exceeded_quota(  # noqa: PLR0917
     return ApiError(403, status(403, "Forbidden", message, _details(name, kind)))
 
 
-def forbidden(  # noqa: PLR0917
+def forbidden(
     kind: Kind, verb: str, user: str, namespace: str, name: str, subresource: str = ""
 ) -> ApiError:
     what = f"{kind.plural}/{subresource}" if subresource else kind.plural

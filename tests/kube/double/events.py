@@ -11,7 +11,7 @@ from .store import Object, Store, now, now_micro
 OLD_STYLE = ("kubelet", "statefulset-controller")
 
 
-def emit(  # noqa: PLR0917
+def emit(
     store: Store,
     about: Object,
     type_: str,

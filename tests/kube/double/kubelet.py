@@ -170,7 +170,12 @@ class Worker:
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(self._guard(work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def over(done: asyncio.Task[Any]) -> None:
+            self._tasks.discard(done)
+            work.close()  # a task cancelled before its first step never came to it
+
+        task.add_done_callback(over)
         return task
 
     async def _guard(self, work: Any) -> None:
