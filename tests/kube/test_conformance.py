@@ -27,8 +27,8 @@ SCENARIOS = sorted(
 )
 LWS = "/apis/leaderworkerset.x-k8s.io/v1/namespaces/{}/leaderworkersets"
 LIMIT = 50.0
-# how long a container must have run, in seconds, where that decides how it ends: SIGTERM finds it in
-# its "sleep 9", which is over before the grace of 2 s is
+# how long a container must have run, in seconds, where that decides how it ends: SIGTERM finds it
+# in its "sleep 9", which is over before the grace of 2 s is
 HOLD = {"image-never-pull": 7.7, "missing-configmap": 7.7, "quota-exceeded": 7.7}
 
 
@@ -71,8 +71,9 @@ class Stage:
             ages = [0.0]
             for worker in self.kube.kubelet.workers.values():
                 for container in worker.containers.values():
-                    if worker.namespace == namespace and container.process:
-                        born = psutil.Process(container.process.pid).create_time()
+                    process = container.process
+                    if worker.namespace == namespace and process and process.code is None:
+                        born = psutil.Process(process.pid).create_time()
                         ages.append(time.time() - born)
             return max(ages)
 
@@ -140,7 +141,7 @@ def _script(stage: Stage, name: str, namespace: str, recorded: dict[str, Any]) -
         yield from _until(
             lambda: _before_deletion(recorded, condense.condense(stage.rows(namespace)))
         )
-    yield from _until(lambda: stage.age(namespace) >= HOLD.get(name, 0.0))
+    yield from _until(lambda: name not in HOLD or stage.age(namespace) >= HOLD[name])
     answer = stage.ask(
         "DELETE", f"{LWS.format(namespace)}/{lws}", json={"propagationPolicy": "Foreground"}
     )
