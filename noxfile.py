@@ -33,6 +33,13 @@ def validate(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Print what the nightly runs: [--soc a3] [--only NAME...] [--changed-since REV]."""
+    install(session, "node")
+    run_module(session, "ci.matrix")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: [PYTEST OPTIONS]."""
     install(session, "node", "runner", "k8s", "hosts", "dev")
@@ -46,6 +53,16 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
+
+
+@nox.session
+def workflows(session: nox.Session) -> None:
+    """Check the CI workflows offline: their form, their security, the matrix."""
+    install(session, "node", "workflows")
+    files = [str(path) for path in sorted((HERE / ".github" / "workflows").glob("*.yaml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    session.run("zizmor", "--offline", "--no-progress", *files)
+    session.run("python", "-m", "ci.matrix")
 
 
 # Helpers
@@ -62,8 +79,9 @@ def install(session: nox.Session, *sides: str) -> None:
 
 
 def run_module(session: nox.Session, module: str) -> None:
-    """Run one of our modules; its exit code is the session's."""
-    session.run("python", "-m", module, *session.posargs)
+    """Run one of our modules; its exit code is the session's, and Ctrl-C is its own to handle."""
+    command = ["python", "-m", module, *session.posargs]
+    session.run(*command, interrupt_timeout=None, terminate_timeout=None)
 
 
 def backend_extras(arguments: list[str]) -> list[str]:

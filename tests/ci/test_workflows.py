@@ -1,0 +1,212 @@
+"""The workflows: valid, safe, pinned, and their shell does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ci import matrix
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+BIN = Path(sys.executable).parent
+
+
+def load(name: str) -> dict[str, Any]:
+    text = (ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data
+
+
+def step(workflow: str, job: str, name: str) -> str:
+    steps = load(workflow)["jobs"][job]["steps"]
+    return str(next(s["run"] for s in steps if s.get("name") == name))
+
+
+def shell(script: str, cwd: Path, stubs: dict[str, str], **env: str) -> subprocess.Popen[str]:
+    """Run a block as GitHub does, with stand-ins for its programs first on PATH."""
+    bin_dir = cwd / "bin"
+    bin_dir.mkdir(exist_ok=True)
+    for name, body in stubs.items():
+        stub = bin_dir / name
+        stub.write_text("#!/bin/bash\n" + textwrap.dedent(body))
+        stub.chmod(0o755)
+    file = cwd / "block.sh"
+    file.write_text(script)
+    return subprocess.Popen(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(file)],
+        cwd=cwd,
+        env={"PATH": f"{bin_dir}:{os.environ['PATH']}", "RUNNER_TEMP": str(cwd), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=20)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("tool", ["check-jsonschema", "zizmor"])
+def test_workflows_pass_the_offline_checkers(tool: str) -> None:
+    program = shutil.which(tool, path=f"{BIN}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip(f"{tool} is not installed; nox -s workflows runs it")
+    options = {
+        "check-jsonschema": ["--builtin-schema", "vendor.github-workflows"],
+        "zizmor": ["--offline", "--no-progress"],
+    }[tool]
+    done = subprocess.run([program, *options, *FILES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_actions_are_pinned_and_permissions_said(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for line in re.findall(r"uses: (\S+.*)", text):
+        assert line.startswith("./") or re.search(r"@[0-9a-f]{40} # v\d", line), line
+    assert "permissions" in yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_expression_stands_in_a_shell_block(path: Path) -> None:
+    for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values():
+        for entry in job.get("steps", []):
+            assert "${{" not in entry.get("run", ""), entry
+
+
+def test_each_soc_of_the_matrix_has_its_job(root: Path) -> None:
+    jobs = load("nightly.yaml")["jobs"]
+    for soc in matrix.load(root / matrix.MATRIX).socs:
+        assert soc in jobs and f"{soc}-count" in jobs["plan"]["outputs"]
+
+
+ARGS = 'printf "%s\\n" "$*"'
+
+
+@pytest.mark.parametrize(
+    ("names", "day", "expected"),
+    [
+        ("", "3", "--cadence nightly --format github"),
+        ("", "7", "--cadence nightly --cadence weekly --format github"),
+        ("one two", "7", "--only one two --format github"),
+        ('$(touch pwned) "x', "1", '--only $(touch pwned) "x --format github'),
+    ],
+)
+def test_the_plan_chooses_what_is_due(tmp_path: Path, names: str, day: str, expected: str) -> None:
+    script = step("nightly.yaml", "plan", "Choose what is due")
+    out = tmp_path / "output"
+    stubs = {"nox": ARGS, "date": f"echo {day}"}
+    code, _ = finish(shell(script, tmp_path, stubs, NAMES=names, GITHUB_OUTPUT=str(out)))
+    assert code == 0
+    assert out.read_text().strip() == f"-s matrix -- {expected}"
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_failing_plan_fails_the_job(tmp_path: Path) -> None:
+    script = step("nightly.yaml", "plan", "Choose what is due")
+    out = str(tmp_path / "output")
+    code, _ = finish(shell(script, tmp_path, {"nox": "exit 2"}, NAMES="", GITHUB_OUTPUT=out))
+    assert code == 2
+
+
+def test_the_kubeconfig_is_readable_by_the_owner_only(tmp_path: Path) -> None:
+    script = step("_multinode.yaml", "run", "Place the kubeconfig")
+    code, output = finish(shell(script, tmp_path, {}, KUBECONFIG_B64="c2VjcmV0"))
+    file = tmp_path / "kubeconfig"
+    assert code == 0 and file.read_text() == "secret" and "secret" not in output
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_run_shows_its_log_and_keeps_its_exit_code(tmp_path: Path) -> None:
+    script = step("_multinode.yaml", "run", "Run")
+    stubs = {"nox": "echo $*; echo working; exit 4"}
+    code, output = finish(shell(script, tmp_path, stubs, CASE="a b.yaml", PROFILE="a3"))
+    assert code == 4
+    assert "-s multinode -- a b.yaml --on k8s --profile a3 --run-dir run" in output
+    assert "working" in output
+
+
+def test_a_cancelled_job_lets_the_run_collect_its_files(tmp_path: Path) -> None:
+    nox = """
+        trap 'mkdir -p run; echo interrupted > run/summary.md; exit 130' TERM
+        echo started
+        while :; do sleep 0.05; done
+    """
+    run = shell(
+        step("_multinode.yaml", "run", "Run"), tmp_path, {"nox": nox}, CASE="c", PROFILE="p"
+    )
+    log = tmp_path / "run.log"
+    deadline = time.monotonic() + 10
+    while "started" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.kill()
+    (tmp_path / "kubeconfig").write_text("secret")
+    summary = tmp_path / "step-summary"
+    script = step("_multinode.yaml", "run", "Wind up").replace("sleep 1", "sleep 0.05")
+    code, _ = finish(shell(script, tmp_path, {}, GITHUB_STEP_SUMMARY=str(summary)))
+    run.communicate(timeout=10)
+    assert code == 0
+    assert summary.read_text() == "interrupted\n"
+    assert not (tmp_path / "kubeconfig").exists()
+
+
+def test_winding_up_after_a_finished_run_does_nothing_but_tidy(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text("secret")
+    summary = tmp_path / "step-summary"
+    script = step("_multinode.yaml", "run", "Wind up")
+    code, _ = finish(shell(script, tmp_path, {}, GITHUB_STEP_SUMMARY=str(summary)))
+    assert code == 0 and not summary.exists() and not (tmp_path / "kubeconfig").exists()
+
+
+SHA = "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("body", "level", "source", "expected"),
+    [
+        ("/nightly one two\r\nplease", "write", "o/r", f"names=one two -f ref={SHA}"),
+        (f"/nightly one {SHA}", "admin", "fork/r", f"names=one -f ref={SHA}"),
+        ("/nightly one", "read", "o/r", "only people who may write"),
+        ("/nightly one", "none", "o/r", "only people who may write"),
+        ("/nightly one", "write", "fork/r", "needs the commit you read"),
+        (f"/nightly one {'b' * 40}", "write", "o/r", "head is a"),
+        ("/nightly ", "write", "o/r", "expected: /nightly NAME"),
+        ("/nightly $(touch pwned)", "write", "o/r", "expected: /nightly NAME"),
+        ("/nightly one;x", "write", "o/r", "expected: /nightly NAME"),
+    ],
+)
+def test_the_comment_command_is_guarded(
+    tmp_path: Path, body: str, level: str, source: str, expected: str
+) -> None:
+    gh = f"""
+        case "$*" in
+          *permission*) [ {level} != none ] && echo {level} || exit 1 ;;
+          *pulls*) echo "{SHA} {source}" ;;
+          *) echo "$*" >> dispatched ;;
+        esac
+    """
+    summary = str(tmp_path / "s")
+    env = {"REPO": "o/r", "ACTOR": "someone", "NUMBER": "7", "BODY": body}
+    script = step("command.yaml", "nightly", "Check and start")
+    done = shell(script, tmp_path, {"gh": gh}, GITHUB_STEP_SUMMARY=summary, **env)
+    code, output = finish(done)
+    dispatched = tmp_path / "dispatched"
+    if expected.startswith("names="):
+        assert code == 0, output
+        assert f"-f {expected}" in dispatched.read_text()
+    else:
+        assert code == 1 and expected in output and not dispatched.exists()
+    assert not (tmp_path / "pwned").exists()
