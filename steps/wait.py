@@ -54,6 +54,7 @@ def ready(run: NodeRun) -> None:
     """
     began = time.monotonic()
     watches = [_Watch(node, process) for node, process in run.plan.probes()]
+    watches.sort(key=lambda watch: watch.process.kind == "proxy")
     for watch in watches:
         threading.Thread(target=_probe, args=(run, watch, began), daemon=True).start()
 

@@ -97,6 +97,13 @@ class NodeRun:
         """The phase this node is in."""
         return self.events.phase
 
+    @property
+    def run_phase(self) -> str:
+        """The phase of the run: a worker that holds is where the leader is."""
+        if self.phase_name == "hold":
+            return str(self.state.get("phase", "hold"))
+        return self.phase_name
+
     # Phases and waiting
 
     @contextlib.contextmanager
@@ -249,7 +256,7 @@ class NodeRun:
             node=where.index,
             role=where.role if where.side == "plain" else f"{where.role}, {where.side}",
             process=process,
-            phase=more.pop("phase", self.phase_name),
+            phase=more.pop("phase", self.run_phase),
             seconds=round(time.monotonic() - self.began, 3),
             at=time.time(),
             **more,
