@@ -29,8 +29,7 @@ from steps.core.errors import (
 from steps.core.excerpt import render_all, summary
 from steps.core.resolver import examine
 from steps.lint import formats, reference
-from steps.lint.engine import lint
-from steps.lint.matrix import check_matrix
+from steps.lint.engine import lint, lint_matrix
 
 CONFIGS = Path("configs")
 MATRIX = Path("ci/nightly.yaml")
@@ -87,7 +86,7 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
         if case is not None:
             cases[Path(path)] = case
     if matrix is not None:
-        problems += check_matrix(Path(matrix), cases)
+        problems += lint_matrix(Path(matrix), cases)
     return sort_problems(problems)
 
 

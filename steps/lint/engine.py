@@ -1,20 +1,23 @@
 """Runs the rules over a case and honours what the author chose to ignore.
 
-Enters: a :class:`Case` and its :class:`Plan`. Leaves: problems. Touches nothing.
+Enters: a :class:`Case` and its :class:`Plan`. Leaves: problems. Touches nothing,
+but for :func:`lint_matrix`, which reads the matrix.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from steps.core.case import Case
-from steps.core.errors import Place, Problem, Severity, sort_problems
+from steps.core.errors import CaseError, Place, Problem, Severity, sort_problems
 from steps.core.plan import Plan
 from steps.core.yamlsource import Source
 from steps.lint import rules  # noqa: F401  (registers every rule)
 from steps.lint.fleet import build
+from steps.lint.matrix import read as read_matrix
 from steps.lint.registry import RULES, Finding, Rule
 
 IGNORE = re.compile(r"#\s*multinode:\s*ignore\[([^\]]*)\]\s*(.*?)\s*$")
@@ -45,6 +48,22 @@ def lint(case: Case, plan: Plan) -> list[Problem]:
         if entry.check is not None and entry.code[2] != "8":
             found += (as_problem(entry, finding) for finding in entry.check(fleet))
     return sort_problems(honour(case, found))
+
+
+def lint_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
+    """Every finding of the matrix rules; a case's ``lint: {ignore: ...}`` counts here too."""
+    try:
+        matrix = read_matrix(path, cases)
+    except CaseError as error:
+        return list(error.problems)
+    found = [
+        as_problem(entry, finding)
+        for entry in RULES.values()
+        if entry.check is not None and entry.code[2] == "8"
+        for finding in entry.check(matrix)
+    ]
+    ignoring = {case.file: case.lint_ignore for case in cases.values()}
+    return [p for p in found if p.rule not in ignoring.get(p.place.file, ())]
 
 
 def as_problem(entry: Rule, finding: Finding) -> Problem:

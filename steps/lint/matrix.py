@@ -1,6 +1,6 @@
 """The nightly matrix as the matrix rules look at it.
 
-Enters: the matrix file and the cases that were validated. Leaves: problems.
+Enters: the matrix file and the cases that were validated. Leaves: a :class:`Matrix`.
 Touches: reads the matrix, and cases it names that were not among those.
 
 A matrix maps each SoC to a list of entries: ``name``, ``case`` (a path, from
@@ -18,8 +18,6 @@ from typing import Any
 from steps.core.case import Case, load_case
 from steps.core.errors import CaseError, Place, Problem
 from steps.core.yamlsource import Source, load_yaml
-from steps.lint import rules  # noqa: F401  (registers every rule)
-from steps.lint.registry import RULES
 
 
 @dataclass(frozen=True)
@@ -47,35 +45,17 @@ class Matrix:
     cases: Mapping[Path, Case]
 
 
-def check_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
-    """Every finding of the matrix rules."""
-    try:
-        source = load_yaml(path)
-    except CaseError as error:
-        return list(error.problems)
+def read(path: Path, cases: Mapping[Path, Case]) -> Matrix:
+    """The matrix in a file.
+
+    Raises:
+        CaseError: not readable, or not a mapping.
+    """
+    source = load_yaml(path)
     if not isinstance(source.data, dict):
-        return [Problem("MN003", "expected a mapping from each SoC to its entries", source.place())]
-    matrix = Matrix(source, tuple(_entries(source, path, cases)), _excluded(source), cases)
-    found = []
-    for entry in RULES.values():
-        if entry.check is not None and entry.code[2] == "8":
-            for finding in entry.check(matrix):
-                found.append(
-                    Problem(
-                        entry.code,
-                        finding.message,
-                        finding.place,
-                        finding.hint,
-                        finding.severity or entry.severity,
-                        related=finding.related,
-                    )
-                )
-    return [problem for problem in found if not _ignored(problem, cases)]
-
-
-def _ignored(problem: Problem, cases: Mapping[Path, Case]) -> bool:
-    owner = next((case for case in cases.values() if case.file == problem.place.file), None)
-    return owner is not None and problem.rule in owner.lint_ignore
+        message = "expected a mapping from each SoC to its entries"
+        raise CaseError([Problem("MN003", message, source.place())])
+    return Matrix(source, tuple(_entries(source, path, cases)), _excluded(source), cases)
 
 
 def _excluded(source: Source) -> dict[str, str]:

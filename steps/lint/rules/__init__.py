@@ -1,5 +1,25 @@
 """The rules by theme. Importing this package registers all of them."""
 
-from steps.lint.rules import core, data_parallel, devices, flags, prefill_decode
+from steps.lint.rules import (
+    benchmarks,
+    core,
+    data_parallel,
+    devices,
+    flags,
+    matrix,
+    model,
+    prefill_decode,
+    variables,
+)
 
-__all__ = ["core", "data_parallel", "devices", "flags", "prefill_decode"]
+__all__ = [
+    "benchmarks",
+    "core",
+    "data_parallel",
+    "devices",
+    "flags",
+    "matrix",
+    "model",
+    "prefill_decode",
+    "variables",
+]

@@ -62,15 +62,28 @@ def roles_agree(fleet: Fleet) -> Iterator[Finding]:
     for server in fleet.commands:
         if server.side not in wrong:
             continue
-        entries = [server.kv, *server.transfers]
-        if any(entry.get("kv_role") == wrong[server.side] for entry in entries):
+        bad = wrong[server.side]
+        handoff = any(entry.get("kv_role") == bad for entry in (server.kv, *server.transfers))
+        if handoff or any(entry.get("kv_role") == bad for entry in server.connectors):
             right = "kv_producer" if server.side == "prefiller" else "kv_consumer"
             yield Finding(
-                f"node {server.index} is a {server.side}, but its kv_role is {wrong[server.side]}",
-                server.key_place(KV, "kv_role"),
+                f"node {server.index} is a {server.side}, but its kv_role is {bad}",
+                _role_place(server, bad),
                 f"Write {right}, or list the node under the other role.",
                 (fleet.role_place(),),
+                severity=None if handoff else WARNING,
             )
+
+
+def _role_place(server: Server, role: str) -> Place:
+    """Where the wrong role stands, among several connectors perhaps."""
+    start = server.key_place(KV, "kv_role")
+    for row in range(start.line - 1, min(start.line + 40, len(server.lines))):
+        column = start.column - 1 if row == start.line - 1 else 0
+        spot = server.lines[row].find(f'"{role}"', column)
+        if spot >= 0:
+            return Place(start.file, row + 1, spot + 1)
+    return start
 
 
 @rule(

@@ -1,0 +1,275 @@
+"""Benchmarks: gates that gate, names that keep their promise, loads that fit the fleet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from steps.core.case import Benchmark
+from steps.core.errors import Place, Severity
+from steps.lint.examples import PARALLEL, parallel
+from steps.lint.fleet import Fleet
+from steps.lint.registry import Finding, rule
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+_WARMUP = re.compile(r"warm[-_ ]?up|smoke|prefill_?only|dry[-_ ]?run", re.IGNORECASE)
+_PROMISE = re.compile(r"(?<![A-Za-z])(TPOT|TTFT)[-_]?(\d+)?", re.IGNORECASE)
+_BENCHMARKS = PARALLEL[PARALLEL.index("benchmarks:") :]
+_KINDS = ("gsm8k", "aime", "gpqa", "textvqa", "ceval", "cmmlu", "mmlu", "math500", "livecodebench")
+
+
+def _at(fleet: Fleet, entry: Benchmark, *keys: str) -> Place:
+    for key in keys:
+        mark = fleet.case.source.marks.get(("benchmarks", entry.name, key))
+        if mark:
+            return Place(fleet.case.file, *mark)
+    return fleet.case.place("benchmarks", entry.name)
+
+
+def is_warmup(entry: Benchmark) -> bool:
+    """It warms the fleet up and is not meant to judge it."""
+    return bool(_WARMUP.search(entry.name)) or entry.num_prompts in (1, 2)
+
+
+@rule(
+    "MN701",
+    WARNING,
+    "No benchmark",
+    fails=(parallel((_BENCHMARKS, "benchmarks:\n")),),
+    passes=(parallel(),),
+)
+def any_benchmark(fleet: Fleet) -> Iterator[Finding]:
+    """Nothing is measured: the case only proves that the fleet starts and answers once."""
+    if not fleet.case.benchmarks:
+        yield Finding(
+            "no benchmark: only start and one answer are tested",
+            fleet.case.place("benchmarks"),
+            "Add one, or say why not with an ignore.",
+        )
+
+
+@rule(
+    "MN702",
+    WARNING,
+    "Baseline that gates nothing",
+    fails=(
+        parallel(("baseline: 1800", "baseline: 1")),
+        parallel(("    baseline: 1800\n", "")),
+        parallel(("    baseline: 95\n    threshold: 5\n", "")),
+    ),
+    passes=(
+        parallel(("baseline: 1800", "baseline: 1\n    gates: [tpot_mean_ms <= 50]")),
+        parallel(("baseline: 1800", "gate: none\n    reason: not measured yet")),
+        parallel(("  perf:\n", "  perf_warmup:\n"), ("baseline: 1800", "baseline: 0")),
+    ),
+)
+def gates_something(fleet: Fleet) -> Iterator[Finding]:
+    """A performance benchmark passes from `threshold` x `baseline` on: with a baseline of 0 or 1
+    (tokens a second) every fleet passes. Without any baseline or gate nothing is judged either.
+    Warm-ups are left alone. `gate: none` with a `reason` says that it is meant so."""
+    for entry in fleet.case.benchmarks:
+        if entry.gates or entry.no_gate_reason or is_warmup(entry):
+            continue
+        performance = entry.case_type == "performance"
+        if entry.baseline is None:
+            yield Finding(
+                f"benchmark {entry.name} has no baseline and no gate: it cannot fail",
+                _at(fleet, entry),
+                "Add a baseline or gates, or 'gate: none' with a reason.",
+            )
+        elif performance and entry.baseline <= 1:
+            yield Finding(
+                f"benchmark {entry.name}: a baseline of {entry.baseline:g} token/s gates nothing",
+                _at(fleet, entry, "baseline"),
+                "Write the throughput it had, or 'gate: none' with a reason.",
+            )
+        elif performance and (entry.threshold is not None and entry.threshold <= 0.1):
+            yield Finding(
+                f"benchmark {entry.name}: a threshold of {entry.threshold:g} lets nine tenths of "
+                "the throughput go",
+                _at(fleet, entry, "threshold"),
+                "The threshold is the least share of the baseline, usually 0.97.",
+            )
+
+
+@rule(
+    "MN703",
+    WARNING,
+    "Accuracy that cannot fail",
+    fails=(
+        parallel(("threshold: 5\n", "threshold: 95\n")),
+        parallel(("threshold: 5\n", "threshold: 40\n")),
+        parallel(("baseline: 95", "baseline: 0.95")),
+    ),
+    passes=(parallel(("threshold: 5\n", "threshold: 10\n")),),
+)
+def accuracy_can_fail(fleet: Fleet) -> Iterator[Finding]:
+    """A score passes within `threshold` of `baseline`, both in percent: a threshold as large as
+    the baseline lets a score of 0 pass, one of more than 25 lets almost anything pass."""
+    for entry in fleet.case.benchmarks:
+        if entry.case_type != "accuracy" or entry.baseline is None or entry.no_gate_reason:
+            continue
+        width = entry.threshold or 0
+        if entry.baseline - width <= 0:
+            yield Finding(
+                f"benchmark {entry.name}: {entry.baseline:g} within {width:g} passes from 0 on",
+                _at(fleet, entry, "threshold", "baseline"),
+                "Both are percentages; a usual threshold is 3 to 10.",
+            )
+        elif width > 25:
+            yield Finding(
+                f"benchmark {entry.name}: {entry.baseline:g} within {width:g} passes from "
+                f"{entry.baseline - width:g} on",
+                _at(fleet, entry, "threshold"),
+                "A usual threshold is 3 to 10.",
+            )
+
+
+@rule(
+    "MN704",
+    WARNING,
+    "A name that promises more than is gated",
+    fails=(
+        parallel(("  perf:\n", "  perf_TPOT50:\n")),
+        parallel(("test_name: example two-node", "test_name: TTFT2000 example two-node")),
+    ),
+    passes=(
+        parallel(
+            ("  perf:\n", "  perf_TPOT50:\n"),
+            ("baseline: 1800", "baseline: 1800\n    gates: [tpot_mean_ms <= 50]"),
+        ),
+        parallel(
+            ("  perf:\n", "  perf_TPOT50:\n"),
+            ("baseline: 1800", "baseline: 1800\n    tpot_threshold: 50"),
+        ),
+    ),
+)
+def promises(fleet: Fleet) -> Iterator[Finding]:
+    """A benchmark (or a case) with TPOT or TTFT in its name is expected to hold that latency, but
+    nothing gates it: a throughput baseline does not."""
+    measured = [
+        entry
+        for entry in fleet.case.benchmarks
+        if entry.case_type == "performance" and not is_warmup(entry)
+    ]
+    gated = {gate.metric.split("_")[0] for entry in measured for gate in entry.gates}
+    told: set[str] = set()
+    for entry in measured:
+        own = {gate.metric.split("_")[0] for gate in entry.gates}
+        for match in _PROMISE.finditer(entry.name):
+            word = match[1].lower()
+            told.add(word)
+            if word not in own and not entry.no_gate_reason:
+                yield _promise(fleet, entry.name, match, _at(fleet, entry))
+    name = fleet.case.source.data.get("test_name") or ""
+    text, place = (name, fleet.case.place("test_name"))
+    if not _PROMISE.search(text):
+        text, place = Path(fleet.case.file).stem, fleet.case.source.place()
+    for match in _PROMISE.finditer(text):
+        word = match[1].lower()
+        if measured and word not in gated and word not in told:
+            yield _promise(fleet, text, match, place)
+            break
+
+
+def _promise(fleet: Fleet, name: str, match: re.Match[str], place: Place) -> Finding:
+    metric = f"{match[1].lower()}_mean_ms"
+    limit = match[2] or "LIMIT"
+    return Finding(
+        f"'{name}' promises {match[1].upper()}{match[2] or ''}, but nothing gates it",
+        place,
+        f"Add 'gates: [{metric} <= {limit}]'.",
+    )
+
+
+@rule(
+    "MN705",
+    INFO,
+    "More requests at once than the fleet takes",
+    fails=(parallel(("batch_size: 128", "batch_size: 700")),),
+    passes=(parallel(),),
+)
+def concurrency(fleet: Fleet) -> Iterator[Finding]:
+    """`batch_size` is above `--max-num-seqs` x data-parallel ranks of the serving (decode) side:
+    the rest waits in the queue, and latencies measure that."""
+    side = "plain" if fleet.case.split is None else "decoder"
+    servers = fleet.side(side)
+    if not servers or any(server.command.option("--max-num-seqs") is None for server in servers):
+        return
+    room = sum(
+        server.command.number("--max-num-seqs", 0) * max(server.local, 1) for server in servers
+    )
+    for entry in fleet.case.benchmarks:
+        if entry.case_type == "performance" and entry.batch_size > room > 0:
+            yield Finding(
+                f"benchmark {entry.name} keeps {entry.batch_size} requests in flight, the fleet "
+                f"runs {room}",
+                _at(fleet, entry, "batch_size"),
+                "",
+                (servers[0].command.value_place("--max-num-seqs"),),
+            )
+
+
+@rule(
+    "MN706",
+    INFO,
+    "Fewer prompts than the concurrency",
+    fails=(parallel(("num_prompts: 512", "num_prompts: 64")),),
+    passes=(parallel(("num_prompts: 512", "num_prompts: 128")),),
+)
+def enough_prompts(fleet: Fleet) -> Iterator[Finding]:
+    """With fewer prompts than `batch_size` the load never reaches it."""
+    for entry in fleet.case.benchmarks:
+        if entry.num_prompts is not None and entry.num_prompts < entry.batch_size:
+            yield Finding(
+                f"benchmark {entry.name}: {entry.num_prompts} prompts never fill batch_size "
+                f"{entry.batch_size}",
+                _at(fleet, entry, "num_prompts"),
+                "",
+                (_at(fleet, entry, "batch_size"),),
+            )
+
+
+@rule(
+    "MN707",
+    WARNING,
+    "Data set and configuration do not go together",
+    fails=(
+        parallel(
+            (
+                "dataset_conf: gsm8k/gsm8k_gen_0_shot_cot_chat_prompt",
+                "dataset_conf: aime2025/aime2025_gen_0_shot_chat_prompt",
+            )
+        ),
+        parallel(
+            (
+                "dataset_conf: gsm8k/gsm8k_gen_0_shot_cot_chat_prompt",
+                "dataset_conf: gsm8k/gsm8k_gen_0_shot_cot_str_perf",
+            )
+        ),
+    ),
+    passes=(parallel(),),
+)
+def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
+    """`dataset_conf` reads another data set than `dataset_path` names, or is one for performance
+    (`_perf`) on an accuracy benchmark, which then has no answers to score."""
+    for entry in fleet.case.benchmarks:
+        path = (entry.dataset_path or entry.dataset_path_local).lower()
+        conf = entry.dataset_conf.lower()
+        named = next((kind for kind in _KINDS if kind in path), "")
+        read = next((kind for kind in _KINDS if conf.startswith(kind)), "")
+        if named and read and named != read:
+            yield Finding(
+                f"benchmark {entry.name}: the data set is {named}, dataset_conf reads {read}",
+                _at(fleet, entry, "dataset_conf"),
+                "",
+                (_at(fleet, entry, "dataset_path", "dataset_path_local"),),
+            )
+        if entry.case_type == "accuracy" and conf.endswith("_perf"):
+            yield Finding(
+                f"benchmark {entry.name}: an accuracy benchmark with a performance dataset_conf",
+                _at(fleet, entry, "dataset_conf"),
+                "Choose the one without '_perf'.",
+                (_at(fleet, entry, "case_type"),),
+            )

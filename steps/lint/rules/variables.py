@@ -1,0 +1,199 @@
+"""Environment: what nobody reads, what the harness overwrites, what is misspelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from steps.core.errors import Severity
+from steps.core.variables import names_in
+from steps.lint import flagtable
+from steps.lint.examples import parallel, routing
+from steps.lint.fleet import Fleet, Server
+from steps.lint.registry import Finding, rule
+
+ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
+INJECTED = (
+    "HCCL_IF_IP",
+    "LOCAL_IP",
+    "MASTER_IP",
+    "HCCL_SOCKET_IFNAME",
+    "GLOO_SOCKET_IFNAME",
+    "TP_SOCKET_IFNAME",
+    "NIC_NAME",
+)
+#: Beginnings of names that some program reads though no table here has all of them.
+_READ = (
+    "ACL", "ASCEND", "ATB", "CANN", "CPU_", "CUDA", "DISABLE_", "DYNAMIC", "ENABLE_", "EXPERT",
+    "FLA_", "GE_", "GLOO", "HCCL", "HCCN", "HF_", "HIXL", "HTTP", "INF_NAN", "KMP", "LCCL", "LD_",
+    "LMCACHE", "LLM_", "LWS_", "MAX_", "MC_", "MIES", "MINDIE", "MKL", "MMC", "MODELSCOPE",
+    "MOONCAKE", "MS", "MULTI_STREAM", "NCCL", "NO_PROXY", "NPU", "NUMBA", "NUMEXPR", "OMP",
+    "OPENBLAS", "PATH", "PIP", "PYTHON", "PYTORCH", "RANK_", "RAY", "SAFETENSORS", "SHM",
+    "SOC_VERSION", "TASK_QUEUE", "TF_", "TIKTOKEN", "TMPDIR", "TNG", "TOKENIZERS", "TORCH",
+    "TP_SOCKET", "TRANSFORMERS", "TRITON", "TZ", "UCM", "UCX", "USE_", "VLLM", "WORKSPACE",
+    "YR_", "http", "https", "no_proxy",
+)  # fmt: skip
+_HARNESS = (
+    "SERVER_PORT",
+    "DISAGGREGATED_PREFILL_PROXY_SCRIPT",
+    "BENCHMARK_HOME",
+    "CONFIG_BASE_PATH",
+    "CONFIG_YAML_PATH",
+    "LANG",
+    "LC_ALL",
+    "HOME",
+)
+_CHECKED = ("VLLM_", "HCCL_", "ASCEND_", "OMP_", "PYTORCH_NPU_", "TASK_QUEUE_", "DYNAMIC_")
+
+
+def _used(fleet: Fleet, server: Server) -> set[str]:
+    found: set[str] = set()
+    for text in (
+        *(word.text for word in server.node.command),
+        *server.node.envs.values(),
+        fleet.case.proxy.command,
+        fleet.case.proxy.script,
+        *fleet.case.proxy.args,
+    ):
+        if "$" in text:
+            found.update(names_in(text))
+    return found
+
+
+@rule(
+    "MN601",
+    INFO,
+    "Variable that nobody uses",
+    fails=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MY_RPC_PORT: 13389")),),
+    passes=(
+        parallel(
+            ("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MY_RPC_PORT: 13389"),
+            ("rpc-port 13389", "rpc-port $MY_RPC_PORT"),
+        ),
+        parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MC_LOG_LEVEL: ERROR")),
+    ),
+)
+def used(fleet: Fleet) -> Iterator[Finding]:
+    """No command, and no other variable of the node uses it, and no program is known to read a
+    name like this."""
+    needed: set[str] = set()
+    for server in fleet.commands:
+        needed |= _used(fleet, server)
+    for server in fleet.commands:
+        for name in server.node.envs:
+            if name in needed or name in _HARNESS or name in INJECTED or name.startswith(_READ):
+                continue
+            yield Finding(
+                f"{name} is defined and nobody uses it",
+                fleet.env_place(server.node, name),
+                "Remove it, or use it as $" + name + ".",
+            )
+
+
+@rule(
+    "MN602",
+    WARNING,
+    "Variable that the harness overwrites",
+    fails=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MASTER_IP: 10.0.0.1")),),
+    passes=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MC_IP: $LOCAL_IP")),),
+)
+def overwritten(fleet: Fleet) -> Iterator[Finding]:
+    """The harness sets the addresses and interfaces of each node itself; what the case says for
+    these names never reaches a process."""
+    for server in fleet.commands:
+        for name in INJECTED:
+            text = server.node.envs.get(name)
+            if text is None or text in (f"${name}", f"${{{name}}}", server.process.env.get(name)):
+                continue
+            if any(word in text for word in ("$LOCAL_IP", "${LOCAL_IP}", "$NIC_NAME")):
+                continue
+            yield Finding(
+                f"{name} is set by the harness on every node; '{text}' is lost",
+                fleet.env_place(server.node, name),
+                "Remove it.",
+            )
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(flagtable.tables()["environment"])
+
+
+@cache
+def near(name: str) -> str:
+    """The known variable that is one letter away from ``name``; empty when none is."""
+    if name in _names():
+        return ""
+    for known in sorted(_names()):
+        if abs(len(known) - len(name)) <= 1 and known[:3] == name[:3] and _one_away(name, known):
+            return known
+    return ""
+
+
+def _one_away(left: str, right: str) -> bool:
+    """One letter more, less, another, or two exchanged."""
+    if len(left) > len(right):
+        left, right = right, left
+    start = 0
+    while start < len(left) and left[start] == right[start]:
+        start += 1
+    if len(left) == len(right):
+        rest_left, rest_right = left[start + 1 :], right[start + 1 :]
+        if rest_left == rest_right:
+            return not (left[start:].isdigit() or right[start:].isdigit())
+        swapped = left[start : start + 2][::-1] == right[start : start + 2]
+        return swapped and left[start + 2 :] == right[start + 2 :]
+    return left[start:] == right[start + 1 :] and not right[start].isdigit()
+
+
+@rule(
+    "MN603",
+    WARNING,
+    "Variable one letter away from a known one",
+    fails=(
+        parallel(("HCCL_BUFFSIZE", "HCCL_BUFSIZE")),
+        parallel(("OMP_NUM_THREADS", "OMP_NUM_THREAD")),
+        routing(("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_RT_VISIBEL_DEVICES")),
+    ),
+    passes=(parallel(("HCCL_BUFFSIZE", "VLLM_ASCEND_ENABLE_FLASHCOMM1")),),
+)
+def misspelled(fleet: Fleet) -> Iterator[Finding]:
+    """A name of `VLLM_`, `HCCL_`, `ASCEND_`, `OMP_` that differs from a known one in one letter is
+    read by nobody."""
+    for server in fleet.commands:
+        for name in server.node.envs:
+            if not name.upper().startswith(_CHECKED) or name in _names():
+                continue
+            close = near(name)
+            if close:
+                yield Finding(
+                    f"{name}: nobody reads it; {close} is one letter away",
+                    fleet.env_place(server.node, name),
+                    f"Did you mean {close}?",
+                )
+
+
+@rule(
+    "MN605",
+    WARNING,
+    "SERVER_PORT is not the server's port",
+    fails=(parallel(("--port $SERVER_PORT", "--port 8000")),),
+    passes=(parallel(("--port $SERVER_PORT", "--port 8080")),),
+)
+def server_port(fleet: Fleet) -> Iterator[Finding]:
+    """Upstream sends benchmarks (or the proxy) to `SERVER_PORT`, 8080 unless set; this harness
+    reads the command. They should be one."""
+    if fleet.routing:
+        return
+    for server in fleet.commands:
+        if server.headless:
+            continue
+        said = server.node.envs.get("SERVER_PORT")
+        port = server.command.text("--port", "8000")
+        if said and said.isdigit() and port.isdigit() and said != port:
+            yield Finding(
+                f"node {server.index} listens on port {port}, SERVER_PORT is {said}",
+                server.command.place_of("--port"),
+                "Write --port $SERVER_PORT.",
+                (fleet.env_place(server.node, "SERVER_PORT"),),
+            )
