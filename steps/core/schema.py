@@ -437,7 +437,7 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
     holders = {key for key in data if key not in FIELDS[dialect] and _holds_anchor(source, key)}
     document = {key: value for key, value in data.items() if key not in holders}
     validator = _validator(dialect)
-    validator.validate(document, normalize=False)
+    validator.validate(_without_the_obvious(document), normalize=False)
     seen: set[tuple[DataPath, str]] = set()
     for error in _flatten(validator._errors):
         path = tuple(error.document_path)
@@ -445,6 +445,46 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
         if (path, problem.message) not in seen:
             seen.add((path, problem.message))
             yield problem
+
+
+def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The document with its many environments and argument lists left out where they are right.
+
+    They are most of a case, and cerberus takes its time with each of their values.
+    """
+    light = {
+        key: {} if str(key).startswith("env_") and _is_environment(value) else value
+        for key, value in document.items()
+    }
+    for key in ("deployment", "templates"):
+        entries = light.get(key)
+        if isinstance(entries, list):
+            light[key] = [_light_entry(entry) for entry in entries]
+    return light
+
+
+def _light_entry(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    light = dict(entry)
+    if _is_environment(entry.get("envs")):
+        light["envs"] = {}
+    words = entry.get("server_cmd_template")
+    if isinstance(words, list) and all(isinstance(word, (str, int, float)) for word in words):
+        light["server_cmd_template"] = []
+    return light
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and _NAME.match(name)
+        and (text is None or isinstance(text, (str, int, float)))
+        for name, text in value.items()
+    )
+
+
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 def _holds_anchor(source: Source, key: Any) -> bool:

@@ -34,6 +34,9 @@ def fill(
         braced: values of ``${NAME}`` in the routing dialect.
     """
 
+    if "$" not in text:
+        return text
+
     def value(match: re.Match[str]) -> str:
         in_braces, bare = match.groups()
         table = braced if in_braces and braced is not None else plain
@@ -70,6 +73,9 @@ def fill_environment(
         if name in done:
             return done[name]
         text = envs[name]
+        if "$" not in text:
+            done[name] = text
+            return text
         table = {**given}
         for used in names_in(text):
             if used in envs and used not in trail and used != name:

@@ -9,6 +9,7 @@ short names, the last one wins (vLLM 0.32, ``vllm serve --help=all``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 SHORT = {
@@ -36,9 +37,19 @@ def option_name(word: str) -> str:
     return f"--{name[2:].replace('_', '-')}" if name.startswith("--") else name
 
 
+@lru_cache(maxsize=512)
+def _index(argv: tuple[str, ...]) -> dict[str, list[int]]:
+    """Each option of a command -> where it stands; remembered, since one asks for many."""
+    found: dict[str, list[int]] = {}
+    for at, word in enumerate(argv):
+        if word[:1] == "-":
+            found.setdefault(option_name(word), []).append(at)
+    return found
+
+
 def positions(argv: Sequence[str], name: str) -> list[int]:
     """Where in ``argv`` the option ``name`` stands."""
-    return [at for at, word in enumerate(argv) if word[:1] == "-" and option_name(word) == name]
+    return _index(tuple(argv)).get(name, [])
 
 
 def value(argv: Sequence[str], name: str) -> str | None:

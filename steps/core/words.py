@@ -7,9 +7,17 @@ Touches nothing.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from steps.core.errors import Place
+
+#: What a word may go on with, unchanged, outside and inside of each kind of quote.
+_PLAIN = {
+    "": re.compile(r"[^\s'\"\\]+"),
+    "'": re.compile(r"[^']+"),
+    '"': re.compile(r"[^\"\\]+"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,12 @@ def split(text: str) -> list[tuple[str, int, int]]:
     opened = 0
     at, size = 0, len(text)
     while at < size:
+        plain = _PLAIN[quote].match(text, at)
+        if plain:
+            start = at if start < 0 else start
+            chars.append(plain[0])
+            at = plain.end()
+            continue
         char = text[at]
         if quote:
             if char == quote:

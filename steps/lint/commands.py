@@ -158,6 +158,7 @@ def whole(text: str) -> int | None:
     return int(float(number) * _FACTORS[unit])
 
 
+@lru_cache(maxsize=8192)
 def looks_like_option(word: str) -> bool:
     """Whether the parser takes ``word`` for an option and not for a value."""
     return (
@@ -211,16 +212,29 @@ def _start(argv: Sequence[str]) -> int:
     return min(2, len(argv))
 
 
-def _option(argv: Sequence[str], at: int) -> Option:
-    word = argv[at]
+@dataclass(frozen=True)
+class _Spelling:
+    """What one word of a command says by itself."""
+
+    spelled: str
+    name: str
+    part: str
+    spec: Spec | None
+    nargs: Any
+    glued: str | None
+    abbreviation: bool
+    candidates: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def _spelling(word: str) -> _Spelling:
     spelled, equals, glued = word.partition("=")
     table = flagtable.options()
     name, part = spelled, ""
     if spelled.startswith("--"):
         base, _, part = spelled.partition(".")
         name = f"--{base[2:].replace('_', '-')}"
-    elif spelled.startswith("-O"):
-        return _optimization(argv, at, spelled, glued if equals else "")
+        spelled = f"--{spelled[2:].replace('_', '-')}"
     elif "." in spelled:
         name, _, part = spelled.partition(".")
     spec = table.get(name)
@@ -228,38 +242,52 @@ def _option(argv: Sequence[str], at: int) -> Option:
     candidates: tuple[str, ...] = ()
     if spec is None:
         candidates = flagtable.abbreviated(name)
-        targets = {table[found].name for found in candidates}
-        if len(targets) == 1 and candidates:
-            abbreviation = True
-            spec = table[candidates[0]]
-    if part:
-        spec = Spec(name, None, "store", None, ())
-    spelled = f"--{spelled[2:].replace('_', '-')}" if spelled.startswith("--") else spelled
+        if len({table[found].name for found in candidates}) == 1:
+            abbreviation, spec = True, table[candidates[0]]
     known = spec.name if spec is not None else vllmargs.SHORT.get(name, name)
+    nargs = "*" if spec is None else spec.nargs
+    return _Spelling(
+        spelled,
+        known,
+        part,
+        spec,
+        None if part else nargs,
+        glued if equals else None,
+        abbreviation,
+        () if abbreviation and not part else candidates,
+    )
 
-    def made(**more: Any) -> Option:
-        return Option(
-            spelled,
-            known,
-            spec if not part else table.get(name),
-            at,
-            part=part,
-            abbreviation=abbreviation,
-            candidates=candidates if not abbreviation else (),
-            **more,
-        )
 
-    nargs = spec.nargs if spec is not None else "*"
-    if equals:
-        if nargs == 0:
-            return made(extra=glued)
-        return made(values=(glued,), value_at=at)
-    following = _values(argv, at + 1, 1 if nargs in (None, "?", "*") else 10**6)
-    if nargs == 0:
-        return made()
-    if following:
-        return made(values=following, value_at=at + 1)
-    return made(missing=nargs in (None, "+"))
+def _option(argv: Sequence[str], at: int) -> Option:
+    word = argv[at]
+    if word.startswith("-O"):
+        spelled, equals, glued = word.partition("=")
+        return _optimization(argv, at, spelled, glued if equals else "")
+    found = _spelling(word)
+    values: tuple[str, ...] = ()
+    value_at, missing, extra = -1, False, ""
+    if found.glued is not None:
+        if found.nargs == 0:
+            extra = found.glued
+        else:
+            values, value_at = (found.glued,), at
+    elif found.nargs != 0:
+        values = _values(argv, at + 1, 1 if found.nargs in (None, "?", "*") else 10**6)
+        value_at = at + 1 if values else -1
+        missing = not values and found.nargs in (None, "+")
+    return Option(
+        found.spelled,
+        found.name,
+        found.spec,
+        at,
+        values,
+        value_at,
+        found.part,
+        missing,
+        extra,
+        found.abbreviation,
+        found.candidates,
+    )
 
 
 def _optimization(argv: Sequence[str], at: int, spelled: str, glued: str) -> Option:

@@ -34,7 +34,7 @@ def _options(fleet: Fleet) -> Iterator[tuple[Server, Option]]:
 
 def _glued(text: str) -> bool:
     """Whether a word holds a flag and something else."""
-    if text.lstrip()[:1] in "{[":
+    if "--" not in text or text.lstrip()[:1] in "{[":
         return False
     words = text.split()
     if text != text.strip() and any(word.startswith("--") for word in words):
@@ -175,7 +175,11 @@ def glued_arguments(fleet: Fleet) -> Iterator[Finding]:
                         place,
                         "Put a space between them.",
                     )
-            elif re.match(r"^[\w./:]+--[a-z]", word) and _known(word[word.index("--") :]):
+            elif (
+                "--" in word
+                and re.match(r"^[\w./:]+--[a-z]", word)
+                and _known(word[word.index("--") :])
+            ):
                 yield Finding(
                     f"glued into one argument: {_short(word)!r}",
                     place,
