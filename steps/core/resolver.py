@@ -673,6 +673,9 @@ class _Resolver:
         return Endpoint(servers[0].api, model, "server")
 
     def _benchmark(self, entry: Benchmark) -> BenchmarkPlan:
+        path = ("benchmarks", entry.name, "dataset_path_local")
+        local = self._value(entry.dataset_path_local, self.cluster.env, path)
+        entry = replace(entry, dataset_path_local=local)
         rehearsed = self.cluster.rehearsal is not None
         driver = self.options.driver or ("smoke" if rehearsed else "aisbench")
         conditions = (

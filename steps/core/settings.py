@@ -10,8 +10,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Where a machine keeps what cases share: weights, data sets, files that all nodes see.
+STORES = {"MODELS": "models", "DATASETS": "datasets", "SHARED_STORAGE": "shared"}
 #: Names a case may use in commands though the image, not the case, sets them.
 PASSED_THROUGH = (
+    *STORES,
     "HOME",
     "WORKSPACE",
     "BENCHMARK_HOME",
