@@ -21,14 +21,25 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from steps.core.errors import CaseError, Place, Problem
+from steps.core.errors import CaseError, Place, Problem, sort_problems
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 200_000
 MAX_DEPTH = 60
+MAX_BITS = 256
 
 DataPath = tuple[Any, ...]
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+#: What PyYAML's constructors raise for a value that its tag does not fit.
+_UNCONSTRUCTABLE = (
+    ConstructorError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def parse_yaml(text: str, file: str) -> Source:
     builder = _Builder(file)
     data = builder.build(root, ()) if root is not None else None
     if builder.problems:
-        raise CaseError(builder.problems)
+        raise CaseError(sort_problems(builder.problems))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return Source(file, data, digest, tuple(text.splitlines()), builder.marks, builder.spans)
 
@@ -100,16 +111,18 @@ def _read(path: Path) -> str:
         return CaseError([Problem(rule, message, Place(str(path)), hint)])
 
     try:
-        size = path.stat().st_size
         if path.is_dir():
             raise refuse("MN002", "is a directory, expected a YAML file", "Name the file in it.")
-        if size > MAX_BYTES:
+        with path.open("rb") as source:
+            raw = source.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            # A pipe or a device has no size of its own.
+            size = max(path.stat().st_size, len(raw))
             raise refuse(
                 "MN002",
-                f"the file has {size:,} bytes, expected at most {MAX_BYTES:,}",
+                f"the file has {size:,} bytes or more, expected at most {MAX_BYTES:,}",
                 "A case is a few hundred lines; is this the right file?",
             )
-        raw = path.read_bytes()
     except FileNotFoundError:
         raise refuse("MN002", "no such file", "Check the path.") from None
     except (OSError, ValueError) as error:
@@ -151,9 +164,21 @@ def _check_depth(text: str, file: str) -> None:
             depth -= 1
 
 
+def _bytes_before(text: str, error: yaml.reader.ReaderError) -> str:
+    """The text in front of a character that YAML does not allow."""
+    if isinstance(error.character, int):  # libyaml counts bytes
+        return text.encode("utf-8", "replace")[: error.position].decode("utf-8", "ignore")
+    return text[: error.position]
+
+
 def _syntax_problem(error: yaml.YAMLError, text: str, file: str, has_tab: bool) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if "unexpected end of stream" in str(getattr(error, "problem", "")):
+        mark = getattr(error, "context_mark", None) or mark  # where what never ends begins
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if isinstance(error, yaml.reader.ReaderError):
+        before = _bytes_before(text, error)
+        line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
     reason = " ".join(
         str(part)
         for part in (getattr(error, "context", None), getattr(error, "problem", None))
@@ -161,6 +186,9 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str, has_tab: bool) 
     )
     if not reason:
         reason = str(error).splitlines()[0] if str(error) else "not parseable"
+    if reason == "found undefined alias" and mark:  # libyaml does not say which
+        alias = re.match(r"[^\s,\]}]*", text.splitlines()[line - 1][column - 1 :])
+        reason += f" {alias[0]}" if alias else ""
     hint = "Check the indentation and the quotes on this line and the one before it."
     if has_tab:
         hint = "The file has a tab in its indentation; YAML wants spaces."
@@ -190,6 +218,9 @@ class _Builder:
         self.marks.setdefault(path, _mark(node))
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
+        if node.tag not in _PLAIN_TAGS:
+            self._problem(node, f"a list or mapping of type {node.tag}", "Remove the tag.")
+            return None
         self._open.add(id(node))
         try:
             if isinstance(node, SequenceNode):
@@ -207,12 +238,23 @@ class _Builder:
             node.end_mark.line + 1,
             node.style or "",
         )
+        return self._construct(node)
+
+    def _construct(self, node: ScalarNode) -> Any:
+        shown = node.value if len(node.value) <= 80 else f"{node.value[:77]}..."
         try:
-            return self._scalars.construct_object(node)
-        except (ConstructorError, ValueError, OverflowError, KeyError) as error:
-            reason = getattr(error, "problem", None) or error
-            self._problem(node, f"value {node.value!r} of type {node.tag}: {reason}")
+            value = self._scalars.construct_object(node)
+        except _UNCONSTRUCTABLE as error:
+            self._scalars.recursive_objects.clear()
+            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            self._problem(node, f"value {shown!r} of type {node.tag}: {reason}")
             return None
+        if isinstance(value, str) and "\0" in value:
+            self._problem(node, f"value {shown!r} holds a NUL character", "No program can take it.")
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            self._problem(node, f"number {shown!r} is absurdly large")
+            return 0
+        return value
 
     def _mapping(self, node: MappingNode, path: DataPath) -> dict[Any, Any]:
         own: dict[Any, Any] = {}
@@ -252,9 +294,8 @@ class _Builder:
             pairs: dict[Any, tuple[Node, Node]] = {}
             for key_node, value_node in node.value:
                 if key_node.tag == "tag:yaml.org,2002:merge":
-                    for inherited in self._merge_sources(value_node, depth + 1):
-                        for key, child in inherited:
-                            pairs.setdefault(key, child)
+                    for inherited in reversed(list(self._merge_sources(value_node, depth + 1))):
+                        pairs.update(inherited)
             for key_node, value_node in node.value:
                 if key_node.tag != "tag:yaml.org,2002:merge":
                     pairs[self._key(key_node)] = (key_node, value_node)
@@ -266,10 +307,9 @@ class _Builder:
         if not isinstance(node, ScalarNode):
             self._problem(node, "a key is a list or a mapping, expected a plain word")
             return "?"
-        try:
-            return self._scalars.construct_object(node)
-        except (ConstructorError, ValueError, OverflowError, KeyError):
-            return node.value
+        if node.tag == "tag:yaml.org,2002:value":
+            return str(node.value)
+        return self._construct(node)
 
     def _problem(self, node: Node, message: str, hint: str = "") -> None:
         line, column = _mark(node)
