@@ -28,11 +28,16 @@ class Word:
     place: Place
 
 
+#: What separates words, as ``shlex`` has it; an exotic blank is a part of its word.
+BLANKS = " \t\r\n"
+
+
 class UnbalancedQuote(ValueError):
-    """A quote that is never closed; ``offset`` is where it opens in the text."""
+    """A quote that is never closed, or a backslash at the end; ``offset`` is where it stands."""
 
     def __init__(self, quote: str, offset: int) -> None:
-        super().__init__(f"the quote {quote} is never closed")
+        what = "escapes nothing" if quote == "\\" else "is never closed"
+        super().__init__(f"the {'backslash' if quote == chr(92) else 'quote'} {quote} {what}")
         self.offset = offset
 
 
@@ -61,13 +66,13 @@ def split(text: str) -> list[tuple[str, int, int]]:
         if quote:
             if char == quote:
                 quote = ""
-            elif char == "\\" and quote == '"' and at + 1 < size and text[at + 1] in '"\\$`\n':
+            elif char == "\\" and quote == '"' and at + 1 < size and text[at + 1] in '"\\\n':
                 at += 1
                 if text[at] != "\n":
                     chars.append(text[at])
             else:
                 chars.append(char)
-        elif char.isspace():
+        elif char in BLANKS:
             if start >= 0:
                 words.append(("".join(chars), start, at))
                 chars, start = [], -1
@@ -78,7 +83,9 @@ def split(text: str) -> list[tuple[str, int, int]]:
                 start = at
             if char in "'\"":
                 quote, opened = char, at
-            elif char == "\\" and at + 1 < size:
+            elif char == "\\":
+                if at + 1 == size:
+                    raise UnbalancedQuote(char, at)
                 at += 1
                 chars.append(text[at])
             else:
