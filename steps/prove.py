@@ -26,6 +26,8 @@ _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 REQUESTS = "vllm:request_success_total"
 TOKENS = "vllm:prompt_tokens_by_source_total"
+#: The connector that hands KV over in files; real engines count it as any other.
+BY_FILES = "ExampleConnector"
 #: Fewer requests than this for each engine prove nothing about an idle one.
 ENOUGH = 2
 
@@ -111,8 +113,16 @@ def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
             yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {REQUESTS}")
     told = [entry for entry in served if entry.known]
     yield from _engines(told)
-    if plan.proxy is not None:
+    if plan.proxy is None:
+        return
+    if plan.rehearsed and _by_files(plan):
+        yield Check("handoff", "skipped", f"rehearsed: stand-ins do not play {BY_FILES}")
+    else:
         yield from _sides(told)
+
+
+def _by_files(plan: Plan) -> bool:
+    return any(BY_FILES in word for _, process in plan.servers() for word in process.argv)
 
 
 def _engines(told: list[Served]) -> Iterator[Check]:

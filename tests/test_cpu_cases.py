@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from steps import prove
 from steps.core import fleet, vllmargs
 from steps.core.case import load_case
+from steps.core.cluster import Rehearsal
 from steps.core.plan import Plan, to_json
 from steps.core.resolver import Options, resolve
 from steps.validate import validate_one
@@ -62,6 +64,21 @@ def test_servers_listen_where_their_node_is_and_share_the_cores(path):
         if not process.headless:
             assert vllmargs.value(process.argv, "--host") == node.address
     assert len(cores["0"]) - len(cores["1"]) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rehearsal", "status"), [(Rehearsal(), "skipped"), (None, "fail")], ids=["rehearsed", "real"]
+)
+def test_a_handoff_by_files_is_proved_on_real_engines_only(rehearsal, status):
+    case = load_case(CASES[0].with_name("smollm2-1p1d-files.yaml"))
+    plan = resolve(case, fleet.local(case, network="71.9", rehearsal=rehearsal), Options(run="r"))
+    served = [
+        prove.Served(node, process, {"0": 9.0}, {"local_compute": 430.0}, True)
+        for node, process in plan.servers()
+    ]
+    found = {check.name: check.status for check in prove.judge(plan, served)}
+    assert found["handoff"] == status
+    assert [found[name] for name in found if name.startswith("traffic")] == ["pass", "pass"]
 
 
 def test_files_are_shared_whole_blocks_and_never_from_the_prefix_cache():
