@@ -9,6 +9,7 @@ command. A deployment node has one server; a routing node has one server a rank.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from steps.core.errors import CaseError, Place, Problem, errors_of, sort_problem
 from steps.core.words import Word
 from steps.core.yamlsource import Source, load_yaml
 
+#: The longest a phase may take: a month.
+MAX_SECONDS = 30 * 86400.0
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -185,12 +188,15 @@ def seconds(value: float | str) -> float:
     """``600``, ``"600s"``, ``"10m"`` or ``"1h"`` in seconds.
 
     Raises:
-        ValueError: another form, or not more than zero.
+        ValueError: another form, not more than zero, or more than a month.
     """
     match = re.match(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|)\s*$", str(value))
     if not match or float(match[1]) <= 0:
         raise ValueError(f"found {value!r}, expected seconds or text such as '45m'")
-    return float(match[1]) * _DURATION_UNITS[match[2]]
+    found = float(match[1]) * _DURATION_UNITS[match[2]]
+    if found > MAX_SECONDS:
+        raise ValueError(f"found {str(value)[:40]!r}, expected at most 30 days ({MAX_SECONDS:g} s)")
+    return found
 
 
 def _counts(source: Source) -> list[Problem]:
@@ -531,7 +537,23 @@ class _Builder:
             "config_store_port": 6000,
         }
         ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
-        return KvPool(kind, ports, entry.get("config") or {})
+        config = entry.get("config") or {}
+        self._plain(config, "kv_pool", "config")
+        return KvPool(kind, ports, config)
+
+    def _plain(self, value: Any, *path: Any) -> None:
+        """What goes into a JSON or properties file must be what such a file can hold."""
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self._plain(inner, *path, key)
+        elif isinstance(value, list):
+            for at, inner in enumerate(value):
+                self._plain(inner, *path, at)
+        elif isinstance(value, float) and not math.isfinite(value):
+            self._problem("MN006", f"found {value}, expected a finite number", "", *path)
+        elif not isinstance(value, (str, int, float, type(None))):
+            kind = type(value).__name__
+            self._problem("MN006", f"found a {kind}, expected text", "Quote it.", *path)
 
     def _proxy(self) -> ProxySpec:
         entry = self.data.get("proxy")
@@ -555,12 +577,21 @@ class _Builder:
             if key in entry and not (isinstance(entry[key], str) and entry[key]):
                 self._problem("MN006", f"found {entry[key]!r}, expected text", "", "proxy", key)
                 return ProxySpec()
-        if entry.get("command"):
+        if "command" in entry:
+            self._is_command(entry["command"])
             return ProxySpec("command", command=entry["command"])
         kind = entry.get("kind", "script" if entry.get("script") else "auto")
         if kind not in ("auto", "script", "vllm-router"):
             return self._no_proxy()
         return ProxySpec(kind, entry.get("script", ""), tuple(as_text(arg) for arg in args))
+
+    def _is_command(self, text: str) -> None:
+        try:
+            if words.split(text):
+                return
+            self._problem("MN014", "is empty, expected a command", "", "proxy", "command")
+        except words.UnbalancedQuote as error:
+            self._problem("MN013", str(error), "Close the quote.", "proxy", "command")
 
     def _no_proxy(self) -> ProxySpec:
         self._problem(

@@ -420,13 +420,13 @@ class _Resolver:
         try:
             config = json.loads(text) if text else {}
             port = int(config.get("kv_port") or 0)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return
         if 0 < port <= 65535:
             # Each rank takes a port for each of its devices, in the order of the ranks.
-            width = vllmargs.number(process.argv, "--tensor-parallel-size", 1)
-            first = min(port + (process.rank or 0) * max(width, 1), 65535)
-            count = process.ranks * max(width, 1)
+            width = max(vllmargs.number(process.argv, "--tensor-parallel-size", 1), 1)
+            first = min(port + max(process.rank or 0, 0) * width, 65535)
+            count = min(process.ranks * width, 65536 - first)
             self.ports.append(Port(index, first, "kv-transfer", process.name, count, listens=False))
 
     # KV pool and proxy
@@ -637,13 +637,8 @@ class _Resolver:
             "PORT": str(port),
             **{name: ",".join(items) for name, items in lists.items()},
         }
-        try:
-            pieces = split(self.case.proxy.command)
-        except ValueError as error:
-            self._problem("MN013", str(error), "", "proxy", "command")
-            return ()
         argv: list[str] = []
-        for word, _, _ in pieces:
+        for word, _, _ in split(self.case.proxy.command):
             name = word.strip("${}")
             if word in (f"${name}", f"${{{name}}}") and name in lists:
                 argv += lists[name]
@@ -658,6 +653,14 @@ class _Resolver:
             return Endpoint("", "", "server")
         leader = nodes[LEADER]
         servers = [p for p in leader.processes if p.kind == "server"]
+        if not servers:
+            self._problem(
+                "MN021",
+                "node 0 has no rank, but it leads the fleet",
+                "Give node 0 a dp_size_local of at least 1.",
+                *self.case.nodes[LEADER].paths["config"],
+            )
+            return Endpoint("", "", "server")
         model = vllmargs.served_name(servers[0].argv) or self.case.model
         proxies = [p for p in leader.processes if p.kind == "proxy"]
         if proxies:

@@ -301,7 +301,9 @@ ROUTING: Field = {
                 "port_start": _port("API port of the node's first rank.", required=True),
                 "dp_rpc_port": _port("Port where the ranks of a group meet.", required=True),
                 "dp_size": _count("Ranks of the group (default 1)."),
-                "dp_size_local": _index("Ranks on this node (default 1)."),
+                "dp_size_local": _field(
+                    "strict_integer", "Ranks on this node (default 1).", min=0, max=1024
+                ),
                 "dp_rank_start": _index("First global rank on this node (default 0)."),
                 "tp_size": _count("Tensor parallel size (default 1)."),
                 "cp_size": _count("Context parallel size (default 1)."),
@@ -358,16 +360,23 @@ class _CaseValidator(Validator):  # type: ignore[misc]
     """Cerberus with the number types that authors really write."""
 
     types_mapping: ClassVar[dict[str, Any]] = {
-        **Validator.types_mapping,
+        **{name: kind for name, kind in Validator.types_mapping.items() if name != "number"},
         "strict_integer": TypeDefinition("strict_integer", (int,), (bool,)),
-        "number": TypeDefinition("number", (int, float), (bool,)),
     }
 
+    def _validate_type_number(self, value: Any) -> bool:
+        """A number that JSON can hold."""
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
+        )
+
     def _validate_type_numeric_string(self, value: Any) -> bool:
-        return isinstance(value, str) and bool(re.fullmatch(r"-?\d+(\.\d+)?", value.strip()))
+        return isinstance(value, str) and bool(
+            re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]+)?", value.strip())
+        )
 
     def _validate_type_whole_string(self, value: Any) -> bool:
-        return isinstance(value, str) and value.strip().isdigit()
+        return isinstance(value, str) and bool(re.fullmatch(r"[0-9]{1,18}", value.strip()))
 
     def _validate_type_switch_string(self, value: Any) -> bool:
         return isinstance(value, str) and value.lower() in ("true", "false")
@@ -376,7 +385,7 @@ class _CaseValidator(Validator):  # type: ignore[misc]
         """{'type': 'number'}"""
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return
         if not number >= minimum or number == float("inf"):
             self._error(field, f"expected a number of at least {minimum:g}")
@@ -435,7 +444,10 @@ def check(source: Source) -> list[Problem]:
 
 def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
     holders = {key for key in data if key not in FIELDS[dialect] and _holds_anchor(source, key)}
-    document = {key: value for key, value in data.items() if key not in holders}
+    odd: list[Problem] = []
+    kept = {key: value for key, value in data.items() if key not in holders}
+    document = _text_keys(source, kept, (), odd)
+    yield from odd
     validator = _validator(dialect)
     validator.validate(_without_the_obvious(document), normalize=False)
     seen: set[tuple[DataPath, str]] = set()
@@ -485,6 +497,26 @@ def _is_environment(value: Any) -> bool:
 
 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+def _text_keys(source: Source, value: Any, path: DataPath, odd: list[Problem]) -> Any:
+    """``value`` without keys that are no text; a problem for each of them."""
+    if isinstance(value, list):
+        return [_text_keys(source, inner, (*path, at), odd) for at, inner in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        where = (*path, key)
+        if isinstance(key, str):
+            kept[key] = _text_keys(source, inner, where, odd)
+            continue
+        name = ".".join(str(part) for part in where)
+        message = f"{name}: found the key {_show(key)}, expected text"
+        odd.append(
+            Problem("MN005", message, source.place(*where), "Quote it, or remove it.", field=name)
+        )
+    return kept
 
 
 def _holds_anchor(source: Source, key: Any) -> bool:

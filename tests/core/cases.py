@@ -196,7 +196,11 @@ def data_of(text: str) -> Any:
 def cluster_of(size: int, *, rehearsed: bool = False, **more: Any) -> Cluster:
     """Nodes 127.71.9.1 and so on, on which nothing depends on this machine."""
     rehearsal = Rehearsal(0.5, ("crash@1",)) if rehearsed else None
-    settings: dict[str, Any] = {"known": {"HOME": "/root"}, "python": "python3", **more}
+    settings: dict[str, Any] = {
+        "known": {"HOME": "/root"},
+        "python": "python3",
+        **more,
+    }
     nodes = settings.pop("nodes", loopback_nodes(size, "71.9"))
     return Cluster("test", "local", nodes, rehearsal=rehearsal, **settings)
 
