@@ -252,6 +252,7 @@ class _Builder:
             benchmarks=tuple(
                 self._benchmark(name, entry)
                 for name, entry in (data.get("benchmarks") or {}).items()
+                if entry is not None
             ),
             cluster_hosts=self._hosts(),
             special_dependencies={

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from steps.core.case import Benchmark
 from steps.core.errors import Place, Severity
+from steps.core.schema import BENCHMARK
 from steps.lint.examples import PARALLEL, parallel
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
@@ -273,3 +274,33 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
                 "Choose the one without '_perf'.",
                 (_at(fleet, entry, "case_type"),),
             )
+
+
+@rule(
+    "MN709",
+    WARNING,
+    "Benchmark field that is not judged",
+    fails=(
+        parallel(("baseline: 1800", "baseline: 1800\n    goodput_threshold: 3")),
+        parallel(("baseline: 1800", "baseline: 1800\n    input_throughput_threshold: 900")),
+        parallel(("  perf:\n", "  later:\n  perf:\n")),
+    ),
+    passes=(parallel(("baseline: 1800", "baseline: 1800\n    tpot_threshold: 50")),),
+)
+def judged(fleet: Fleet) -> Iterator[Finding]:
+    """A field of a later upstream harness that this one does not know, or does not judge; or a
+    benchmark without any field, which is left out."""
+    for name, entry in (fleet.case.source.data.get("benchmarks") or {}).items():
+        place = fleet.case.place("benchmarks", name)
+        if entry is None:
+            yield Finding(f"benchmark {name} is empty and left out", place, "Fill or remove it.")
+            continue
+        for key, value in entry.items():
+            known = key in BENCHMARK
+            unjudged = key == "input_throughput_threshold" and value not in (0, "0")
+            if not known or unjudged:
+                yield Finding(
+                    f"benchmark {name}: '{key}' is not judged here",
+                    fleet.case.place("benchmarks", name, key),
+                    "Write a gate, such as 'gates: [tpot_mean_ms <= 50]'.",
+                )

@@ -19,6 +19,7 @@ from steps.lint.commands import Option, parse_json, whole
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
+from steps.lint.spelling import one_away
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _SEQS = "      --max-num-seqs 32\n"
@@ -232,7 +233,11 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
             if expected:
                 yield Finding(f"{spec.name}: found {value!r}, expected {expected}", place)
             elif spec.choices and value not in spec.choices:
-                close = difflib.get_close_matches(value, spec.choices, 1, 0.75)
+                close = [
+                    word
+                    for word in difflib.get_close_matches(value, spec.choices, 1, 0.75)
+                    if word not in value and value not in word
+                ]
                 yield Finding(
                     f"{spec.name}: found {value!r}, expected one of {', '.join(spec.choices[:12])}",
                     place,
@@ -286,7 +291,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                 )
         for at in command.stray:
             word = command.argv[at]
-            if _glued(word) or re.match(r"^[\w./:]+--[a-z]", word):
+            if _glued(word) or _glued(command.argv[at - 1]) or re.match(r"^[\w./:]+--[a-z]", word):
                 continue
             before = next((o for o in reversed(command.options) if o.at == at - 1), None)
             hint = "Quote it together with its flag's value, or remove it."
@@ -489,7 +494,11 @@ def unknown_key(fleet: Fleet) -> Iterator[Finding]:
                 if key in keys or _misplaced(option, path, key):
                     continue
                 close = difflib.get_close_matches(str(key), sorted(keys - set(mapping)), 1, 0.8)
-                surely = bool(close) and key not in former
+                surely = (
+                    bool(close)
+                    and key not in former
+                    and (one_away(str(key), close[0]) or _ratio(str(key), close[0]) > 0.9)
+                )
                 yield Finding(
                     f"{option[2:]}: unknown key '{path}{key}'",
                     server.key_place(option, str(key)),
@@ -516,13 +525,28 @@ def _unknown_extra(server: Server) -> Iterator[Finding]:
             for key in mapping:
                 if key in known or _misplaced_extra(path, key):
                     continue
-                close = difflib.get_close_matches(str(key), known, 1, 0.82)
-                if close and close[0] not in mapping:
+                close = [
+                    word
+                    for word in _CERTAIN
+                    if word in known
+                    and word not in mapping
+                    and str(key)[:1] == word[:1]
+                    and one_away(str(key), word)
+                ]
+                if close:
                     yield Finding(
                         f"kv-transfer-config: unknown key 'kv_connector_extra_config.{path}{key}'",
                         server.key_place("--kv-transfer-config", str(key)),
                         f"Did you mean '{close[0]}'? A wrong key is silently ignored.",
                     )
+
+
+#: Keys of kv_connector_extra_config that every release has; others come and go with connectors.
+_CERTAIN = ("prefill", "decode", "connectors", "dp_size", "tp_size", "pp_size")
+
+
+def _ratio(left: str, right: str) -> float:
+    return difflib.SequenceMatcher(None, left, right).ratio()
 
 
 def _unknown_additional(server: Server) -> Iterator[Finding]:
@@ -799,13 +823,13 @@ def _speculative_values(server: Server) -> Iterator[Finding]:
         )
     method = config.get("method")
     known = [word for word in flagtable.options()["--spec-method"].choices if word != "None"]
-    if isinstance(method, str) and method not in known:
-        close = difflib.get_close_matches(method, known, 1, 0.6 if len(method) < 5 else 0.8)
+    if isinstance(method, str) and method not in (*known, "ngram_npu"):
+        close = [word for word in known if one_away(method, word)]
         yield Finding(
             f"speculative-config: vLLM {flagtable.version()} does not know the method {method!r}",
             server.key_place(option, "method"),
             f"Did you mean '{close[0]}'?" if close else "Check it against your vLLM.",
-            severity=ERROR if close and not method.endswith("_mtp") else WARNING,
+            severity=ERROR if close else WARNING,
         )
 
 

@@ -75,13 +75,17 @@ def one_model(fleet: Fleet) -> Iterator[Finding]:
     "Quantisation differs",
     fails=(
         split(("      --quantization ascend\n", "")),
-        parallel(("--enable-expert-parallel", "--enable-expert-parallel --quantization ascend")),
+        parallel(
+            ("--host 0.0.0.0", "--host 0.0.0.0 --quantization ascend"),
+            ("--headless", "--headless --quantization fp8"),
+        ),
     ),
     passes=(split(),),
 )
 def one_quantisation(fleet: Fleet) -> Iterator[Finding]:
-    """The ranks of a group load the weights in one way: an error if not. Between prefill and
-    decode it is a warning."""
+    """The ranks of a group load the weights in one way: two different ways are an error. A node
+    that does not say (the plugin may find out itself), and prefill against decode, are
+    warnings."""
     for group in fleet.groups:
         first = group.first
         seen = {first.index}
@@ -89,7 +93,8 @@ def one_quantisation(fleet: Fleet) -> Iterator[Finding]:
             if member.index in seen or _quantisation(member) == _quantisation(first):
                 continue
             seen.add(member.index)
-            yield _quantisations(member, first, ERROR)
+            both = _quantisation(member) != "none" != _quantisation(first)
+            yield _quantisations(member, first, ERROR if both else WARNING)
     firsts = [group.first for group in fleet.groups]
     for server in firsts[1:]:
         if _quantisation(server) != _quantisation(firsts[0]):

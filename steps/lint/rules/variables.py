@@ -11,6 +11,7 @@ from steps.lint import flagtable
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
+from steps.lint.spelling import one_away
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 INJECTED = (
@@ -125,25 +126,9 @@ def near(name: str) -> str:
     if name in _names():
         return ""
     for known in sorted(_names()):
-        if abs(len(known) - len(name)) <= 1 and known[:3] == name[:3] and _one_away(name, known):
+        if abs(len(known) - len(name)) <= 1 and known[:3] == name[:3] and one_away(name, known):
             return known
     return ""
-
-
-def _one_away(left: str, right: str) -> bool:
-    """One letter more, less, another, or two exchanged."""
-    if len(left) > len(right):
-        left, right = right, left
-    start = 0
-    while start < len(left) and left[start] == right[start]:
-        start += 1
-    if len(left) == len(right):
-        rest_left, rest_right = left[start + 1 :], right[start + 1 :]
-        if rest_left == rest_right:
-            return not (left[start:].isdigit() or right[start:].isdigit())
-        swapped = left[start : start + 2][::-1] == right[start : start + 2]
-        return swapped and left[start + 2 :] == right[start + 2 :]
-    return left[start:] == right[start + 1 :] and not right[start].isdigit()
 
 
 @rule(
