@@ -19,7 +19,7 @@ import contextlib
 import hmac
 import http.client
 import json
-import logging
+import re
 import socket
 import threading
 import time
@@ -34,8 +34,6 @@ TICK = 0.2
 MAX_HEADER = 16 << 10
 MAX_BODY = 4 << 20
 ROLL_WAIT = LOST_AFTER + 0.6
-
-_log = logging.getLogger("multinode.rendezvous")
 
 
 @dataclass
@@ -93,7 +91,7 @@ class Leader:
         self.state: dict[str, Any] = {"seq": 0, "roll": 0, "phase": "join", "ended": None}
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._held: set[asyncio.Future[None]] = set()
+        self.held: dict[_Connection, float] = {}
         self._server: asyncio.Server | None = None
         self._thread: threading.Thread | None = None
         self._writers: set[asyncio.Transport] = set()
@@ -235,15 +233,6 @@ class Leader:
         hold = path == "/v1/beat" and member.seen == self.state["seq"]
         return 200, dict(self.state), hold
 
-    async def held(self) -> dict[str, Any]:
-        """The state, as soon as it changes or a beat has passed."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._held.add(future)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(future, BEAT)
-        self._held.discard(future)
-        return dict(self.state)
-
     def broke(self, node: int) -> None:
         """A worker's beat connection ended without an answer taken."""
         member = self.members.get(node)
@@ -256,9 +245,8 @@ class Leader:
 
     def _release(self) -> None:
         def release() -> None:
-            for future in self._held:
-                if not future.done():
-                    future.set_result(None)
+            for connection in list(self.held):
+                connection.let_go()
 
         if self._loop and self._loop.is_running():
             with contextlib.suppress(RuntimeError):
@@ -271,6 +259,10 @@ class Leader:
             now = time.monotonic()
             missed = now - before - TICK
             before = now
+            # All that are due at once: one wake-up costs less than one a worker.
+            for connection, since in list(self.held.items()):
+                if now - since > BEAT - TICK:
+                    connection.let_go()
             for member in list(self.members.values()):
                 if missed > TICK:
                     member.last += missed
@@ -304,7 +296,6 @@ class _Connection(asyncio.Protocol):
     def __init__(self, leader: Leader) -> None:
         self._leader = leader
         self._buffer = b""
-        self._task: asyncio.Task[None] | None = None
         self._node = 0
         self._transport: asyncio.Transport | None = None
 
@@ -319,8 +310,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport:
             self._leader._writers.discard(self._transport)
-        if self._task:
-            self._task.cancel()
+        self._leader.held.pop(self, None)
         if self._node:
             self._leader.broke(self._node)
 
@@ -332,7 +322,7 @@ class _Connection(asyncio.Protocol):
         self._next()
 
     def _next(self) -> None:
-        if self._task is not None or self._transport is None or self._transport.is_closing():
+        if self in self._leader.held or self._transport is None or self._transport.is_closing():
             return
         head, separator, rest = self._buffer.partition(b"\r\n\r\n")
         if not separator:
@@ -345,7 +335,7 @@ class _Connection(asyncio.Protocol):
             for name, _, value in (line.partition(":") for line in lines[1:])
         }
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_BODY:
             self._reply(413, {"error": "too large"}, close=True)
             return
         if not self._leader.allowed(headers.get("authorization", "")):
@@ -363,7 +353,7 @@ class _Connection(asyncio.Protocol):
             data = json.loads(body) if body else {}
             if not isinstance(data, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             self._reply(400, {"error": "the body is no JSON object"}, close=True)
             return
         try:
@@ -375,15 +365,17 @@ class _Connection(asyncio.Protocol):
             self._node = data["node"]
         if path == "/v1/done":
             self._node = 0
-        if hold:
-            self._task = asyncio.get_running_loop().create_task(self._hold())
-        else:
+        if not hold:
             self._reply(status, answer)
+            return
+        self._leader.held[self] = time.monotonic()
+        if self._leader.state["seq"] != answer["seq"]:
+            self.let_go()  # it changed between the look and the hold
 
-    async def _hold(self) -> None:
-        answer = await self._leader.held()
-        self._task = None
-        self._reply(200, answer)
+    def let_go(self) -> None:
+        """Answer a held beat: the state changed, or a beat has passed."""
+        self._leader.held.pop(self, None)
+        self._reply(200, dict(self._leader.state))
 
     def _reply(self, status: int, answer: dict[str, Any], close: bool = False) -> None:
         if self._transport is None or self._transport.is_closing():

@@ -1,0 +1,404 @@
+"""The nodes of a run tell one another how it goes: over real sockets, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from steps.core import rendezvous
+from steps.core.rendezvous import MAX_BODY, Leader, Link
+
+TOKEN = "a-token-of-a-run"
+PORT = 28999
+#: A quarter of the real times, so that nobody waits long for the tests.
+BEAT, LOST_AFTER, GONE_AFTER, TICK = 0.3, 1.2, 0.6, 0.06
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BEAT", "LOST_AFTER", "GONE_AFTER", "TICK"):
+        monkeypatch.setattr(rendezvous, name, globals()[name])
+    monkeypatch.setattr(rendezvous, "ROLL_WAIT", LOST_AFTER + 0.6)
+
+
+def eventually(done: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait until it holds; fail when it does not in time."""
+    over = time.monotonic() + seconds
+    pause = threading.Event()
+    while not done():
+        assert time.monotonic() < over, "did not come true"
+        pause.wait(0.01)
+
+
+class Fleet:
+    """A leader and its workers, with everything they were told."""
+
+    def __init__(self, size: int, address: str = "", **hooks: Any) -> None:
+        numbers = secrets.token_bytes(3)
+        self.address = address or f"127.{64 + numbers[0] % 128}.{numbers[1]}.{1 + numbers[2] % 250}"
+        self.causes: list[dict[str, Any]] = []
+        self.records: dict[int, Any] = {}
+        self.leader = Leader(
+            self.address,
+            PORT,
+            TOKEN,
+            size,
+            on_cause=self.causes.append,
+            on_record=self.records.__setitem__,
+            **hooks,
+        )
+        self.leader.start()
+        self.links: list[Link] = []
+        self.states: dict[int, list[dict[str, Any]]] = {}
+        self.known: dict[int, list[dict[str, Any]]] = {}
+        self.lost: dict[int, str] = {}
+        self.refused: dict[int, str] = {}
+
+    def worker(self, node: int, *, token: str = TOKEN, hello: Any = None) -> Link:
+        """A worker that beats."""
+        self.states.setdefault(node, [])
+        self.known.setdefault(node, [])
+        link = Link(
+            self.address,
+            PORT,
+            token,
+            node,
+            f"10.0.0.{node}",
+            hello or {"plan": "p", "node": node},
+            look=lambda: {
+                "phase": "hold",
+                "progress": {"server": 1},
+                "causes": list(self.known[node]),
+            },
+            on_state=self.states[node].append,
+            on_lost=lambda why: self.lost.__setitem__(node, why),
+            on_refused=lambda why: self.refused.__setitem__(node, why),
+        )
+        link.start()
+        self.links.append(link)
+        return link
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
+        self.leader.close()
+
+
+@pytest.fixture
+def fleet() -> Iterator[Callable[..., Fleet]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(size: int, *args: Any, **hooks: Any) -> Fleet:
+            made = Fleet(size, *args, **hooks)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def look_away(seconds: float) -> None:
+    """Let time pass."""
+    threading.Event().wait(seconds)
+
+
+def raw(fleet: Fleet, request: bytes, seconds: float = 5.0) -> bytes:
+    """What the leader answers to bytes; empty when it only hangs up."""
+    with socket.create_connection((fleet.address, PORT), seconds) as connection:
+        connection.sendall(request)
+        connection.settimeout(seconds)
+        with contextlib.suppress(ConnectionError):
+            return connection.recv(65536)
+    return b""
+
+
+def post(path: str, body: bytes, *, token: str = TOKEN, length: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\n"
+    head += f"Content-Length: {length or len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def beat(node: Any = 1, **more: Any) -> bytes:
+    body = {"node": node, "seq": -2, "roll": 0, "causes": [], **more}
+    return post("/v1/beat", json.dumps(body).encode())
+
+
+def test_a_change_is_known_to_all_at_once(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(4)
+    for node in (1, 2, 3):
+        run.worker(node)
+    eventually(lambda: run.leader.joined() == [1, 2, 3])
+    eventually(lambda: all(run.states.values()))
+    look_away(0.1)  # all beats are held now
+    began = time.monotonic()
+    run.leader.tell(ended={"cause": None})
+    eventually(lambda: all(s and s[-1]["ended"] for s in run.states.values()))
+    assert time.monotonic() - began < BEAT * 0.8
+
+
+def test_no_change_is_missed_however_fast_they_come(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    for number in range(200):
+        run.leader.tell(phase=str(number))
+    began = time.monotonic()
+    eventually(lambda: run.states[1][-1]["phase"] == "199")
+    assert time.monotonic() - began < BEAT * 0.8
+
+
+def test_a_held_answer_comes_after_a_beat(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    began = time.monotonic()
+    assert b'"seq": 0' in raw(run, beat(seq=0))
+    took = time.monotonic() - began
+    assert 0.5 * BEAT < took < 3 * BEAT
+
+
+def test_a_wrong_token_is_refused(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1, token="another")
+    eventually(lambda: run.refused)
+    assert "token" in run.refused[1]
+    assert run.leader.joined() == []
+    assert b" 401 " in raw(run, post("/v1/plan", b"{}", token="")).split(b"\r\n")[0]
+    assert b" 401 " in raw(run, b"GET /v1/state HTTP/1.1\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (post("/v1/beat", b"not json"), 400),
+        (post("/v1/beat", b"[1]"), 400),
+        (post("/v1/beat", b"\xff\xfe"), 400),
+        (post("/v1/beat", b"[" * 200_000), 400),
+        (post("/v1/nowhere", b"{}"), 404),
+        (post("/v1/beat", b"{}"), 400),
+        (beat(0), 400),
+        (beat(2), 400),
+        (beat(True), 400),
+        (beat("1"), 400),
+        (beat(1, seq="x"), 400),
+        (beat(1, causes=7), 400),
+        (beat(1, causes=[{"age": "old"}]), 400),
+        (post("/v1/beat", b"", length=str(MAX_BODY + 1)), 413),
+        (post("/v1/beat", b"", length="-1"), 413),
+        (post("/v1/beat", b"", length="9" * 5000), 413),
+        ("POST /v1/beat HTTP/1.1\r\nContent-Length: ²\r\n\r\n".encode("latin-1"), 413),
+        (b"X" * (17 << 10), 431),
+        (b"\r\n\r\n", 401),
+        (b"\0\0\0\r\n\r\n", 401),
+    ],
+)
+def test_malformed_requests_harm_nobody(
+    fleet: Callable[..., Fleet], request_bytes: bytes, status: int
+) -> None:
+    run = fleet(2)
+    answer = raw(run, request_bytes)
+    assert answer.split(b" ")[1:2] == [str(status).encode()], answer
+    assert b" 200 " in raw(run, beat(1))
+
+
+def test_many_silent_connections_do_not_fill_the_memory(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection((run.address, PORT), 5))
+        eventually(lambda: len(run.leader._writers) > 64)
+        look_away(0.1)
+        assert len(run.leader._writers) <= 4 * 2 + 66
+    assert b" 200 " in raw(run, beat(1))
+
+
+def test_a_second_node_of_the_same_index_is_refused(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(3)
+    run.worker(1)
+    eventually(lambda: run.leader.joined() == [1])
+    run.worker(1, hello={"plan": "p", "node": "another machine"})
+    eventually(lambda: run.refused)
+    assert "already here, from 10.0.0.1" in run.refused[1]
+
+
+def test_the_leader_may_refuse_a_hello(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2, refuse=lambda node, hello: "" if hello["plan"] == "ours" else "other plan")
+    run.worker(1, hello={"plan": "theirs"})
+    eventually(lambda: run.refused)
+    assert run.refused[1] == "other plan"
+    assert run.leader.joined() == []
+
+
+def test_ipv6(fleet: Callable[..., Fleet]) -> None:
+    try:
+        run = fleet(2, "::1")
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here, or its port is taken: {error}")
+    run.worker(1)
+    eventually(lambda: run.leader.joined() == [1])
+
+
+def test_a_taken_port_is_told(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    with pytest.raises(OSError, match="in use"):
+        fleet(2, run.address)
+
+
+def test_silence_is_a_lost_node(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(3)
+    run.worker(2)
+    with socket.create_connection((run.address, PORT), 5) as connection:
+        connection.sendall(beat(1, main=True))  # one beat, then nothing, still connected
+        began = time.monotonic()
+        eventually(lambda: run.causes)
+        took = time.monotonic() - began
+    assert LOST_AFTER * 0.75 < took < LOST_AFTER + 1.5
+    (cause,) = run.causes
+    assert (cause["kind"], cause["node"]) == ("lost", 1)
+    assert "no heartbeat" in cause["reason"]
+
+
+def test_a_broken_connection_is_a_lost_node_sooner(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    raw(run, beat(1, main=True))
+    began = time.monotonic()
+    eventually(lambda: run.causes)
+    assert time.monotonic() - began < LOST_AFTER
+    assert "connection broke" in run.causes[0]["reason"]
+
+
+def test_a_node_that_comes_back_in_time_is_not_lost(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    for _ in range(4):
+        raw(run, beat(1, main=True))
+        look_away(GONE_AFTER / 2)
+    assert run.causes == []
+
+
+def test_a_pause_of_the_leader_declares_nobody_lost(
+    fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fleet(2)
+    loop = run.leader._loop
+    assert loop is not None
+    with socket.create_connection((run.address, PORT), 5) as connection:
+        connection.sendall(beat(1, main=True))
+        eventually(lambda: run.leader.joined() == [1])
+        blocked = threading.Event()
+        # As a SIGSTOP would: the loop does not run for longer than a node may be silent.
+        loop.call_soon_threadsafe(blocked.wait, LOST_AFTER + 0.5)
+        look_away(LOST_AFTER + 1.0)
+        assert run.causes == []
+        connection.sendall(beat(1, main=True))
+        look_away(0.3)
+        assert run.causes == []
+
+
+def test_a_leader_that_is_gone_is_lost(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    run.leader.close()
+    eventually(lambda: run.lost)
+    assert "Error" in run.lost[1]
+
+
+def test_a_leader_that_is_not_there_yet_is_waited_for() -> None:
+    run = Fleet.__new__(Fleet)
+    run.address, run.links, run.states, run.known = "127.99.88.77", [], {}, {}
+    run.lost, run.refused = {}, {}
+    link = run.worker(1)
+    look_away(GONE_AFTER + 0.5)
+    assert not run.lost
+    leader = Leader(run.address, PORT, TOKEN, 2)
+    leader.start()
+    try:
+        eventually(link.joined.is_set)
+    finally:
+        link.close()
+        leader.close()
+
+
+def test_roll_call_gathers_what_everybody_knows(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(3)
+    for node in (1, 2):
+        run.worker(node)
+    eventually(lambda: run.leader.joined() == [1, 2] and all(run.states.values()))
+    now = time.monotonic()
+    run.known[2].append({"kind": "exit", "node": 2, "mono": now - 3.0})
+    found = run.leader.roll_call()
+    assert [cause["node"] for cause in found] == [2]
+    assert abs(found[0]["mono"] - (now - 3.0)) < 0.5
+    assert len(run.leader.roll_call()) == 1  # a cause that was told counts once
+
+
+def test_a_roll_call_does_not_wait_for_the_lost(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    raw(run, beat(1, main=True))
+    eventually(lambda: run.causes)
+    began = time.monotonic()
+    run.leader.roll_call()
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_cause_is_told_at_once(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    run.known[1].append({"kind": "exit", "node": 1, "mono": time.monotonic()})
+    began = time.monotonic()
+    link.report()
+    eventually(lambda: run.causes)
+    assert time.monotonic() - began < BEAT * 0.8
+    look_away(1.5 * BEAT)
+    assert len(run.causes) == 1
+
+
+def test_records_are_handed_over(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(3)
+    links = [run.worker(1), run.worker(2)]
+    eventually(lambda: run.leader.joined() == [1, 2])
+    assert links[0].done({"outcome": "pass"})
+    assert not run.leader.all_done()
+    assert links[1].done({"outcome": "x" * 1_000_000})
+    assert run.leader.all_done()
+    assert run.records[1] == {"outcome": "pass"}
+    look_away(GONE_AFTER + 0.5)
+    assert run.causes == []  # who has ended is not lost
+
+
+def test_no_one_takes_the_record_of_a_leader_that_is_gone(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    run.leader.close()
+    assert not link.done({}, seconds=0.5)
+
+
+def test_the_plan_is_told_to_those_who_ask(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    run.leader.plan = '{"a": 1}'
+    assert link.plan() == '{"a": 1}'
+
+
+def test_nothing_of_it_is_left(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    run.close()
+    eventually(
+        lambda: (
+            not any(
+                t.name == "rendezvous" and t is run.leader._thread for t in threading.enumerate()
+            )
+        )
+    )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((run.address, PORT))
