@@ -62,6 +62,13 @@ def validate(c: Context, files: str = "", format: str = "text", explain: str = "
     _leave(importlib.import_module("steps.validate").main(argv))
 
 
+@task(help={"files": "cases; default: all of configs/", "dry_run": "only show the diff"})
+def fix(c: Context, files: str = "", dry_run: bool = False) -> None:
+    """Repair what can be repaired safely in cases; shows the diff."""
+    argv = [*files.split(), *(["--dry-run"] if dry_run else [])]
+    _leave(importlib.import_module("steps.fix").main(argv))
+
+
 @task(
     help={"hosts": "addresses, comma separated", "format": "text or json", **_SHAPE},
     iterable=_LISTS,

@@ -12,6 +12,7 @@ from steps.core.schema import BENCHMARK
 from steps.lint.examples import PARALLEL, parallel
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
+from steps.lint.spelling import one_away
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _WARMUP = re.compile(r"warm[-_ ]?up|smoke|prefill_?only|dry[-_ ]?run", re.IGNORECASE)
@@ -273,6 +274,61 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
                 _at(fleet, entry, "dataset_conf"),
                 "Choose the one without '_perf'.",
                 (_at(fleet, entry, "case_type"),),
+            )
+
+
+#: AISBench's request configurations for vLLM's API.
+_REQUESTS = (
+    "vllm_api_stream_chat",
+    "vllm_api_general_chat",
+    "vllm_api_general",
+    "vllm_api_general_stream",
+    "vllm_api_stream",
+    "vllm_api_stream_chat_multiturn",
+    "vllm_api_function_call_chat",
+    "vllm_api_old",
+)
+
+
+@rule(
+    "MN708",
+    WARNING,
+    "Benchmark configuration misspelled",
+    fails=(
+        parallel(("vllm_api_stream_chat", "vllm_api_steam_chat")),
+        parallel(("gsm8k/gsm8k_gen_0_shot_cot_str_perf", "gsm8k/gsm8_gen_0_shot_cot_str_perf")),
+        parallel(("threshold: 0.97", "threshold: 97")),
+    ),
+    passes=(parallel(("vllm_api_stream_chat", "my_own_requests")),),
+)
+def spelled(fleet: Fleet) -> Iterator[Finding]:
+    """`request_conf` is one letter away from one that AISBench has, `dataset_conf` names a file
+    that does not begin as its folder does, or a performance threshold (a share) is a
+    percentage."""
+    for entry in fleet.case.benchmarks:
+        conf = entry.request_conf
+        close = [known for known in _REQUESTS if conf not in _REQUESTS and one_away(conf, known)]
+        if close:
+            yield Finding(
+                f"benchmark {entry.name}: AISBench has no request_conf '{conf}'",
+                _at(fleet, entry, "request_conf"),
+                f"Did you mean '{close[0]}'?",
+            )
+        folder, slash, name = entry.dataset_conf.partition("/")
+        stem = name.split("_", 1)[0]
+        if slash and stem != folder and one_away(stem, folder):
+            yield Finding(
+                f"benchmark {entry.name}: dataset_conf '{entry.dataset_conf}' does not go together",
+                _at(fleet, entry, "dataset_conf"),
+                f"Did you mean '{folder}/{folder}{name[len(stem) :]}'?",
+            )
+        share = entry.threshold if entry.case_type == "performance" else None
+        if share is not None and share > 2 and (entry.baseline or 0) > 1:
+            yield Finding(
+                f"benchmark {entry.name}: a threshold of {share:g} asks for {share:g} times the "
+                "baseline",
+                _at(fleet, entry, "threshold"),
+                "The threshold is the least share of the baseline, usually 0.97.",
             )
 
 

@@ -752,6 +752,27 @@ def _as_int(value: Any) -> int | None:
 
 
 _ROLES = ("kv_producer", "kv_consumer", "kv_both")
+_CONNECTORS = (
+    "AscendStoreConnector",
+    "ExampleConnector",
+    "LLMDataDistCMgrConnector",
+    "LMCacheAscendConnector",
+    "LMCacheConnectorV1",
+    "MooncakeConnector",
+    "MooncakeConnectorStoreV1",
+    "MooncakeConnectorV1",
+    "MooncakeHybridConnector",
+    "MooncakeLayerwiseConnector",
+    "MooncakeStoreConnector",
+    "MooncakeStoreConnectorV1",
+    "MultiConnector",
+    "NixlConnector",
+    "OffloadingConnector",
+    "P2pNcclConnector",
+    "SharedStorageConnector",
+    "SimpleCPUOffloadConnector",
+    "UCMConnector",
+)
 _MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 
 
@@ -766,13 +787,14 @@ _MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
         split(('"FULL_DECODE_ONLY"', '"FULL_DECODE_ONLYY"')),
         split(('"num_speculative_tokens": 1', '"num_speculative_tokens": 0')),
         split(('"method": "mtp"', '"method": "mpt"')),
+        split(("MooncakeConnectorV1", "MoncakeConnectorV1")),
     ),
     passes=(split(('"kv_port": "14000"', '"kv_port": 14000')),),
 )
 def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
     """`kv_role` is `kv_producer`, `kv_consumer` or `kv_both` and goes with `kv_connector`;
     `kv_port` is a port; `cudagraph_mode` one of five words; `num_speculative_tokens` at least 1.
-    An unknown speculative `method` is an error only when it is near a known one."""
+    An unknown connector or speculative `method` is an error only when it is near a known one."""
     for server in fleet.commands:
         for entry in (server.kv, *server.connectors):
             yield from _transfer_values(server, entry)
@@ -789,6 +811,14 @@ def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
 
 def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]:
     option = "--kv-transfer-config"
+    name = str(entry.get("kv_connector", ""))
+    close = [known for known in _CONNECTORS if name not in _CONNECTORS and one_away(name, known)]
+    if close:
+        yield Finding(
+            f"kv-transfer-config: there is no connector {name!r}",
+            server.key_place(option, "kv_connector"),
+            f"Did you mean '{close[0]}'?",
+        )
     role = entry.get("kv_role")
     if entry.get("kv_connector") and role is None and "kv_rol" not in "".join(map(str, entry)):
         yield Finding(
