@@ -10,54 +10,13 @@ only these two files; the same seed and sizes give the same bytes on every machi
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-LARGEST = 20
-"""Operands are 1 to this: what SmolLM2-135M sometimes gets right: the score can move."""
+from steps.bench_drivers.practice import questions, write_arithmetic
 
-
-def questions(seed: int, count: int) -> Iterator[dict[str, str]]:
-    """Sums and differences in GSM8K's format, none twice while there are others left."""
-    pairs = [
-        (a, b, sign)
-        for a in range(1, LARGEST + 1)
-        for b in range(1, LARGEST + 1)
-        for sign in "+-"
-        if a >= b
-    ]
-    source = random.Random(seed)
-    for start in range(0, count, len(pairs)):
-        for a, b, sign in source.sample(pairs, min(len(pairs), count - start)):
-            result = a + b if sign == "+" else a - b
-            yield {
-                "question": f"What is {a} {sign} {b}?",
-                "answer": f"{a} {sign} {b} = {result}\n#### {result}",
-            }
-
-
-def write_arithmetic(directory: Path, *, seed: int = 0, test: int = 64, train: int = 8) -> Path:
-    """Write both files and return the directory.
-
-    Args:
-        test: questions to ask; `train` those for few-shot examples, which no case of ours uses.
-
-    Raises:
-        ValueError: a size below 1: AISBench does not start on an empty file.
-        OSError: the directory cannot be written.
-    """
-    if test < 1 or train < 1:
-        raise ValueError(
-            f"a data set needs a question in both files, found test={test}, train={train}"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    every = [json.dumps(question) + "\n" for question in questions(seed, train + test)]
-    (directory / "train.jsonl").write_text("".join(every[:train]), encoding="utf-8")
-    (directory / "test.jsonl").write_text("".join(every[train:]), encoding="utf-8")
-    return directory
+__all__ = ["main", "questions", "write_arithmetic"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from steps import bench_drivers
 from steps.bench_drivers import Job, Measurement
 from steps.core import cli, gates
 from steps.core.health import look
-from steps.core.noderun import NodeRun
+from steps.core.noderun import NodeRun, StepFailed
 from steps.core.plan import BenchmarkPlan, NodePlan, Process
 from steps.core.records import BenchResult, to_dict
 from steps.core.rundir import write_json
@@ -68,7 +68,22 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
         run.begin_budget("bench")
         place = directory if entry.benchmark.repeat == 1 else directory / f"run-{repetition + 1}"
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found.append(measure(run, Job(entry, run.plan.endpoint, place)))
+        try:
+            found.append(measure(run, Job(entry, run.plan.endpoint, place)))
+        except StepFailed as failure:
+            cause = failure.cause
+            run.benchmarks.append(
+                _result(
+                    entry,
+                    "error",
+                    cause.reason,
+                    fault=cause.verdict,
+                    started=started,
+                    seconds=round(time.monotonic() - began, 3),
+                    directory=directory.name,
+                )
+            )
+            raise
         run.check_end()
         if found[-1].error or found[-1].skipped:
             break

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from steps import bench_drivers
 from steps.core import cli, vllmargs
 from steps.core.cluster import own_addresses
 from steps.core.noderun import NodeRun, StepFailed, free_bytes
@@ -42,6 +43,7 @@ def run(run: NodeRun) -> None:
         *models(run),
         *devices(run),
         *disk(run),
+        *bench_drivers.problems(run),
     ]
     run.versions.update(versions(run))
     if problems:

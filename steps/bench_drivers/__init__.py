@@ -3,17 +3,20 @@
 Enters: a :class:`Job`. Leaves: a :class:`Measurement`. A driver judges
 nothing but whether its numbers can be believed; gates are held elsewhere.
 
-A new driver is one file with ``measure(run, job) -> Measurement`` and one line
-in ``DRIVERS``.
+A new driver is one module with ``measure(run, job) -> Measurement`` and one
+line in ``DRIVERS``. It may have ``problems(run, entry)``, which says before
+anything is started why it could not measure.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from steps.core.case import Benchmark
 from steps.core.noderun import NodeRun
 from steps.core.plan import BenchmarkPlan, Endpoint
 from steps.core.records import Check
@@ -58,3 +61,35 @@ def driver(name: str) -> Callable[[NodeRun, Job], Measurement]:
     """The ``measure`` function of a driver; imported when it is asked for."""
     measure: Callable[[NodeRun, Job], Measurement] = importlib.import_module(DRIVERS[name]).measure
     return measure
+
+
+def problems(run: NodeRun) -> Iterator[str]:
+    """What is known now to keep the plan's benchmarks from being measured, on the leader."""
+    if not run.is_leader:
+        return
+    for entry in run.plan.benchmarks:
+        module = importlib.import_module(DRIVERS[entry.driver]) if entry.driver in DRIVERS else None
+        ask = getattr(module, "problems", None)
+        for problem in ask(run, entry) if ask else ():
+            yield f"benchmark '{entry.benchmark.name}': {problem}"
+
+
+def generation(benchmark: Benchmark) -> dict[str, Any]:
+    """What a benchmark puts into each request besides the question.
+
+    Upstream's defaults: temperature 0 and ``ignore_eos`` for performance, 0.6 for accuracy.
+    Chat templates ask for thinking under one of two names (DeepSeek ``thinking``, Qwen3
+    ``enable_thinking``) and pass over the other.
+    """
+    performance = benchmark.case_type == "performance"
+    found: dict[str, Any] = {
+        "temperature": 0 if performance else 0.6,
+        "ignore_eos": performance,
+        **benchmark.sampling,
+    }
+    if benchmark.thinking is not None:
+        found["chat_template_kwargs"] = {
+            "thinking": benchmark.thinking,
+            "enable_thinking": benchmark.thinking,
+        }
+    return found

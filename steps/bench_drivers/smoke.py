@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, generation
 from steps.core.noderun import NodeRun
 from steps.core.records import Check
 
@@ -192,7 +192,8 @@ class _Load:
         self.entry = entry
         self.total = entry.num_prompts or 32
         self.finished = 0
-        self.exact = bool(entry.sampling.get("ignore_eos", entry.case_type == "performance"))
+        self._generation = generation(entry)
+        self.exact = bool(self._generation["ignore_eos"])
         self._endpoint = job.endpoint
         self._limit = REQUEST_SECONDS_REHEARSED if rehearsed else REQUEST_SECONDS
         self._moved = moved
@@ -239,7 +240,6 @@ class _Load:
     def _body(self, index: int) -> bytes:
         words = " ".join(self._random.choice(_WORDS) for _ in range(24))
         left, right = self._random.randint(1, 99), self._random.randint(1, 99)
-        sampling = {"temperature": 0.0, **self.entry.sampling, "ignore_eos": self.exact}
         body: dict[str, Any] = {
             "model": self._endpoint.model,
             "messages": [
@@ -248,10 +248,8 @@ class _Load:
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": self.entry.max_out_len,
-            **sampling,
+            **self._generation,
         }
-        if self.entry.thinking is not None:
-            body["chat_template_kwargs"] = {"thinking": self.entry.thinking}
         return json.dumps(body).encode()
 
     async def _ask(self, sample: Sample, started: float) -> None:

@@ -107,6 +107,7 @@ class Benchmark:
     case_type: str
     dataset_path: str = ""
     dataset_path_local: str = ""
+    model_path: str = ""
     request_conf: str = ""
     dataset_conf: str = ""
     num_prompts: int | None = None
@@ -653,6 +654,7 @@ class _Builder:
             case_type=entry["case_type"],
             dataset_path=entry.get("dataset_path", ""),
             dataset_path_local=entry.get("dataset_path_local", ""),
+            model_path=entry.get("model_path", ""),
             request_conf=entry.get("request_conf", ""),
             dataset_conf=entry.get("dataset_conf", ""),
             num_prompts=_whole(entry.get("num_prompts")),

@@ -95,9 +95,9 @@ def _watch(read: int, marker: str) -> None:
         os._exit(0)
 
 
-def marked(marker: str) -> Iterator[int]:
+def marked(marker: str, name: str = MARKER) -> Iterator[int]:
     """Processes of ours whose environment carries the marker (Linux; elsewhere none)."""
-    needle = f"{MARKER}={marker}".encode()
+    needle = f"{name}={marker}".encode()
     for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
         if entry.name.isdigit():
             try:

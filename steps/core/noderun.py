@@ -24,7 +24,7 @@ from typing import Any
 
 from steps.core import evidence, records
 from steps.core.events import EventLog
-from steps.core.plan import LEADER, Budget, NodePlan, Plan
+from steps.core.plan import LEADER, TOOL, Budget, NodePlan, Plan
 from steps.core.process import Running, Supervisor
 from steps.core.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.redaction import Redactor
@@ -273,7 +273,7 @@ class NodeRun:
             threading.Thread(target=self.link.report, name="report", daemon=True).start()
 
     def on_exit(self, running: Running) -> None:
-        """A process of ours ended: unless we stopped it, that ends the run."""
+        """A process ended: unless we stopped it or it is a tool, whose end its step judges."""
         status = running.exit
         assert status is not None
         self.events.emit(
@@ -283,7 +283,7 @@ class NodeRun:
             pid=running.pid,
             expected=status.expected,
         )
-        if status.expected or self.cause is not None:
+        if status.expected or self.cause is not None or running.process.kind == TOOL:
             return
         self.add_cause(self.exit_cause(running), status.mono)
 

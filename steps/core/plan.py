@@ -18,6 +18,8 @@ from steps.core.cluster import Cluster
 
 SCHEMA = 1
 LEADER = 0
+#: Kind of a process that a step starts for itself, such as a benchmark's client; in no plan.
+TOOL = "tool"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Process:
 
     Attributes:
         name: unique on its node: ``server``, ``server-0`` (a rank), ``pool``, ``proxy``.
-        kind: ``server``, ``pool`` or ``proxy``.
+        kind: ``server``, ``pool`` or ``proxy``; ``tool`` for what is in no plan.
         argv: the command; no shell runs it.
         env: what is set over the inherited environment.
         paths: what is put in front of path variables.

@@ -107,30 +107,33 @@ class Supervisor:
         self._redactor = redactor or Redactor()
         self._workdir = workdir
         self._lock = threading.RLock()
-        self._running: dict[str, Running] = {}
+        self._running: list[Running] = []
         self._oom_before = oom.kills()
 
     @property
     def running(self) -> list[Running]:
         """Everything that was started, in that order."""
         with self._lock:
-            return list(self._running.values())
+            return list(self._running)
 
-    def start(self, process: Process) -> Running:
-        """Start a process of the plan; its output goes to its log.
+    def start(self, process: Process, place: Path | None = None) -> Running:
+        """Start a process; its output goes to its log.
+
+        Args:
+            place: directory of its log and its working directory, for a tool with its own.
 
         Raises:
             OSError: the program is not there or cannot be executed.
         """
-        log = self._dir.path / process.log
+        log = (place or self._dir.path) / process.log
         env = self.environment(process)
         program = shutil.which(process.argv[0], path=env.get("PATH"))
         if program is None:
             raise FileNotFoundError(
                 2, f"No such file or directory: '{process.argv[0]}' is not on PATH"
             )
-        work = Path(self._workdir) if self._workdir else self._dir.path / "work"
-        if not self._workdir:
+        work = place or (Path(self._workdir) if self._workdir else self._dir.path / "work")
+        if place is None and not self._workdir:
             work.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -150,7 +153,7 @@ class Supervisor:
             self._guard.add(popen.pid)
         running = Running(process, popen, time.time(), log)
         with self._lock:
-            self._running[process.name] = running
+            self._running.append(running)
             self._write_table()
         threading.Thread(
             target=self._wait, args=(running,), name=f"wait-{process.name}", daemon=True
@@ -232,7 +235,7 @@ class Supervisor:
                 pid=running.pid,
                 pgid=running.pid,
                 argv=tuple(self._redactor.value(list(running.process.argv))),
-                log=running.process.log,
+                log=os.path.relpath(running.log, self._dir.path),
                 started=round(running.started, 3),
                 exit=_exit_json(running.exit),
             )

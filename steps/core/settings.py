@@ -45,6 +45,8 @@ class Settings:
     router: str
     ais_bench: str
     modelscope_cache: Path
+    huggingface_cache: Path
+    hub_download: bool
     ascend_log: Path
     github_step_summary: str
     github_actions: bool
@@ -78,6 +80,12 @@ def read() -> Settings:
         modelscope_cache=Path(
             env.get("MODELSCOPE_CACHE") or home / ".cache" / "modelscope" / "hub"
         ),
+        huggingface_cache=Path(
+            env.get("HF_HUB_CACHE")
+            or Path(env.get("HF_HOME") or cache_home / "huggingface") / "hub"
+        ),
+        hub_download=_yes(env.get("MULTINODE_HUB_DOWNLOAD"))
+        and not _yes(env.get("HF_HUB_OFFLINE")),
         ascend_log=Path(env.get("ASCEND_PROCESS_LOG_PATH") or home / "ascend" / "log"),
         github_step_summary=env.get("GITHUB_STEP_SUMMARY", ""),
         github_actions=env.get("GITHUB_ACTIONS") == "true",
@@ -103,3 +111,7 @@ def passed_through() -> dict[str, str]:
 
 def _number(text: str | None, default: int) -> int:
     return int(text) if text and text.isdigit() else default
+
+
+def _yes(text: str | None) -> bool:
+    return (text or "").lower() in ("1", "true", "yes", "on")

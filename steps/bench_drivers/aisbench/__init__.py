@@ -1,0 +1,204 @@
+"""aisbench: AISBench, run as a program in an environment of its own.
+
+Enters: a benchmark and an endpoint. Leaves: a measurement; AISBench's own
+files and log, and ``requests.jsonl``, in the benchmark's directory. Touches:
+one process group on the leader, which loads the endpoint.
+
+Its exit code proves nothing, so everything it leaves is checked
+(``results``); what it asks is in ``catalogue``, how it is asked in ``config``,
+what it reads in ``material``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers.aisbench import catalogue, config, material, results
+from steps.bench_drivers.aisbench.material import Material
+from steps.core import chat, evidence, hub, settings
+from steps.core.noderun import NodeRun, StepFailed
+from steps.core.plan import BenchmarkPlan, NodePlan
+from steps.core.process import ExitStatus
+from steps.core.records import Cause
+from steps.core.tool import run_tool
+
+PROCESS = "bench"
+#: How long the endpoint may take over one short answer before it is called broken.
+ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
+
+
+def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
+    """What will keep this benchmark from being measured."""
+    benchmark = entry.benchmark
+    program = run.plan.cluster.ais_bench or "ais_bench"
+    if shutil.which(program, path=settings.read().path) is None:
+        yield (
+            f"{program} is not on the leader; install ais-bench-benchmark in an environment of its "
+            "own and name its program in MULTINODE_AIS_BENCH, or use --bench smoke"
+        )
+    try:
+        catalogue.request(benchmark.request_conf)
+    except KeyError as error:
+        yield error.args[0]
+    try:
+        data = catalogue.data_set(benchmark.dataset_conf)
+    except KeyError as error:
+        yield error.args[0]
+        return
+    where = hub.Hub.of(settings.read())
+    if not (run.plan.rehearsed or where.download):
+        try:
+            material.find(run.plan, benchmark, data, where)
+        except hub.NotHere as error:
+            yield str(error)
+
+
+def measure(run: NodeRun, job: Job) -> Measurement:
+    """Run AISBench once.
+
+    Raises:
+        RunEnded: the run is over.
+        StepFailed: the budget is used up, or a signal ended AISBench.
+    """
+    benchmark = job.entry.benchmark
+    place = job.directory.resolve()
+    try:
+        request = catalogue.request(benchmark.request_conf)
+        data = catalogue.data_set(benchmark.dataset_conf)
+        read = _material(run, job, data, place)
+    except KeyError as error:
+        return Measurement(error=error.args[0], fault="config")
+    except hub.NotHere as error:
+        return Measurement(error=str(error), fault="infra")
+    plan = config.make(benchmark, job.endpoint, request, data, read.data, read.tokenizer)
+    file, work = place / "case.json", place / "out"
+    file.write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    asked = min(benchmark.num_prompts or read.size, read.size)
+    program = run.plan.cluster.ais_bench or "ais_bench"
+    log = place / f"{PROCESS}.log"
+    try:
+        status = run_tool(
+            run,
+            PROCESS,
+            tuple(config.command(program, file, work, benchmark, benchmark.num_prompts)),
+            place,
+            env=_environment(run, job),
+            what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
+            blame=lambda: _blame(run, job),
+        )
+    except OSError as error:
+        return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
+    if status.signal:
+        raise StepFailed(_killed(run, status, log))
+    found = results.read(
+        work, request.abbr, data.abbr, benchmark, asked, stream=request.stream, size=read.size
+    )
+    results.write_requests(place / "requests.jsonl", found.rows, keep_text=not benchmark.no_pred)
+    return _judge(run, job, found.measurement, status, log)
+
+
+def _material(run: NodeRun, job: Job, data: catalogue.DataSet, place: Path) -> Material:
+    benchmark = job.entry.benchmark
+    if run.plan.rehearsed:
+        found = material.made_up(benchmark, data, place)
+    else:
+        where = hub.Hub.of(settings.read())
+        if where.download:
+            _download(run, job, where, place)
+        found = material.find(run.plan, benchmark, data, where)
+    return material.absolute_images(found, place / "images") if data.images else found
+
+
+def _download(run: NodeRun, job: Job, where: hub.Hub, place: Path) -> None:
+    """Fetch what is absent; what still is absent then is found out by who looks next."""
+    benchmark = job.entry.benchmark
+    wanted = [(hub.DATASET, [material.wanted_data(benchmark)])]
+    if benchmark.case_type == "performance":
+        wanted.append((hub.MODEL, material.wanted_models(run.plan, benchmark)))
+    for kind, names in wanted:
+        if any(_here(where, kind, name, run) for name in names) or names[0].startswith("/"):
+            continue
+        run_tool(
+            run,
+            "download",
+            hub.download_command(run.plan.cluster.python, kind, names[0]),
+            place,
+            what=lambda name=names[0]: f"the download of {name}",  # type: ignore[misc]
+        )
+
+
+def _here(where: hub.Hub, kind: str, name: str, run: NodeRun) -> bool:
+    try:
+        where.find(kind, name, material.bases(run.plan))
+    except hub.NotHere:
+        return False
+    return True
+
+
+def _environment(run: NodeRun, job: Job) -> dict[str, str]:
+    """No proxy between AISBench and the endpoint, and nothing from the network."""
+    host = urlsplit(job.endpoint.url).hostname or ""
+    inherited = settings.inherited()
+    before = inherited.get("NO_PROXY") or inherited.get("no_proxy") or ""
+    exempt = ",".join([*([before] if before else []), host])
+    return {
+        "NO_PROXY": exempt,
+        "no_proxy": exempt,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _ask(run: NodeRun, job: Job) -> chat.Reply:
+    limit = ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS
+    return chat.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+
+
+def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:
+    """Who hangs: the endpoint, if it does not answer a single question, else AISBench."""
+    if _ask(run, job).text.strip():
+        return run.me, PROCESS
+    return run.me, "proxy" if job.endpoint.kind == "proxy" else "server"
+
+
+def _killed(run: NodeRun, status: ExitStatus, log: Path) -> Cause:
+    return run.cause_of(
+        "exit",
+        "infra",
+        f"the benchmark client ais_bench {status}",
+        process=PROCESS,
+        signal=status.signal,
+        evidence=evidence.of_log(log).lines,
+        log=str(log.relative_to(run.run_dir.path.resolve())),
+        hint="The fleet was well; look at the leader's memory and at what else runs there.",
+    )
+
+
+def _judge(
+    run: NodeRun, job: Job, found: Measurement, status: ExitStatus, log: Path
+) -> Measurement:
+    """Whose fault it is when AISBench brings no result: the endpoint's, or its own."""
+    if status.code:
+        found = replace(found, checks=(*found.checks, results.exit_check(status.code)))
+    if not any(check.status == "fail" for check in found.checks):
+        return found
+    if any(found.requests.get(kind) for kind in ("failed", "empty", "truncated")):
+        return found
+    reply = _ask(run, job)
+    run.check_end()
+    said = "; ".join(evidence.of_log(log).lines[-1:]) or evidence.last_line(log)
+    ended = f"ais_bench {status}" + (f", saying: {said}" if said else "")
+    if reply.text.strip():
+        state, fault = "the endpoint still answers, so AISBench itself failed", "infra"
+    else:
+        state, fault = f"the endpoint does not answer: {reply.error}", "functional"
+    if found.metrics:
+        return replace(found, fault=fault)
+    return replace(found, error=f"no result: {ended}; {state}", fault=fault)
