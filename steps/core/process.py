@@ -23,7 +23,7 @@ from typing import Any
 
 from steps.core import oom
 from steps.core.guard import MARKER, Guard, marked
-from steps.core.plan import Process
+from steps.core.plan import TOOL, Process
 from steps.core.records import ProcessRecord
 from steps.core.redaction import Redactor
 from steps.core.rundir import NodeDir, write_json
@@ -254,9 +254,11 @@ class Supervisor:
         evidence = ""
         if name == "SIGKILL" and not running.stopping:
             evidence = oom.evidence(running.pid, self._oom_before)
-        survivors = () if running.stopping else tuple(group_members(running.pid))
+        tool = running.process.kind == TOOL
+        survivors = () if running.stopping or tool else tuple(group_members(running.pid))
+        expected = running.stopping or (tool and code == 0)
         running.exit = ExitStatus(
-            None if code < 0 else code, name, running.stopping, now, mono, evidence, survivors
+            None if code < 0 else code, name, expected, now, mono, evidence, survivors
         )
         with self._lock:
             self._write_table()
