@@ -96,8 +96,9 @@ def test_where_the_endpoint_is(url, host, port, tls):
 
 
 def test_sampling_goes_into_every_request_as_it_stands():
-    sampling = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "seed": 7,
-                "presence_penalty": 0.5, "repetition_penalty": 1.1, "ignore_eos": False}  # fmt: skip
+    penalties = {"presence_penalty": 0.5, "repetition_penalty": 1.1}
+    cuts = {"top_p": 0.95, "top_k": 20, "min_p": 0.1}
+    sampling = {"temperature": 1.0, "seed": 7, "ignore_eos": False, **cuts, **penalties}
     assert generation(Benchmark("b", "performance", sampling=sampling)) == sampling
     for thinking in (True, False):
         asked = generation(Benchmark("b", "accuracy", thinking=thinking))

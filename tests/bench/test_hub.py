@@ -104,7 +104,8 @@ def snapshot_download(model_id, repo_type, allow_patterns=None):
     if repo_type == "dataset":
         assert allow_patterns is None
         for name in ("test", "train"):
-            (place / f"{name}.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\\n' * 16)
+            line = '{"question": "1 + 1?", "answer": "#### 2"}\\n'
+            (place / f"{name}.jsonl").write_text(line * 16)
     else:
         assert "*.json" in allow_patterns and not any("safetensors" in p for p in allow_patterns)
         (place / "tokenizer.json").write_text("{}")
