@@ -279,7 +279,9 @@ def group_members(pgid: int) -> list[int]:
             if not entry.name.isdigit():
                 continue
             try:
-                state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                state, _, group = (
+                    (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
+                )
             except (OSError, ValueError):
                 continue
             if int(group) == pgid and state not in "ZX":
