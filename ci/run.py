@@ -25,13 +25,23 @@ from ci.live import Live
 from steps import report
 from steps.core import cli, settings
 from steps.core.case import Case, load_case
-from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
+from steps.core.errors import (
+    CaseError,
+    Exit,
+    InfraError,
+    MultinodeError,
+    Problem,
+    Severity,
+    UsageError,
+    errors_of,
+)
 from steps.core.events import RUNNER, EventLog
 from steps.core.plan import Plan
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, new_run_id, point_latest, write_json, write_text
 from steps.core.verdict import Verdict
+from steps.validate import validate
 
 WAYS = (
     "Say where to run it:\n"
@@ -75,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     try:
         case = load_case(path)
+        warnings = check(path)
     except CaseError as error:
         _refuse(run_dir.make(), run_id, path, error)
         raise
@@ -87,16 +98,30 @@ def run(arguments: argparse.Namespace) -> int:
     events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live])
     request = Request(case, run_id, run_dir, events, arguments)
     began = time.time()
+    for warning in warnings:
+        events.emit("note", text=f"{warning.rule} {warning.place}: {warning.message}")
     try:
         with _signals(request):
             observed = _carry_out(request, place)
-            verdict = conclude(run_dir, run_id, case, observed, began)
+            verdict = conclude(run_dir, run_id, case, observed, began, warnings)
     finally:
         live.close()
         events.close()
     print(f"\n{run_dir.summary.read_text(encoding='utf-8')}")
     print(f"Files of the run: {run_dir.path}")
     return verdict.exit_code
+
+
+def check(path: Path) -> list[Problem]:
+    """The linter's warnings. What only the cluster can tell (MN02x) is left to the backend.
+
+    Raises:
+        CaseError: with the linter's errors.
+    """
+    problems = [problem for problem in validate([path]) if not problem.rule.startswith("MN02")]
+    if errors_of(problems):
+        raise CaseError(errors_of(problems))
+    return [problem for problem in problems if problem.severity is Severity.WARNING]
 
 
 def choose(case: Case, arguments: argparse.Namespace) -> str:
@@ -148,7 +173,12 @@ def _cause_of(error: MultinodeError, request: Request) -> Cause:
 
 
 def conclude(
-    run_dir: RunDir, run_id: str, case: Case, observed: tuple[Cause, ...], began: float
+    run_dir: RunDir,
+    run_id: str,
+    case: Case,
+    observed: tuple[Cause, ...],
+    began: float,
+    warnings: Sequence[Problem] = (),
 ) -> Verdict:
     """Verdict, JUnit and summary of a run directory, whatever is in it."""
     plan: Plan | None = None
@@ -161,10 +191,21 @@ def conclude(
             run_id, case.name, cause.verdict, cause, (), (), (), time.time() - began, began, False
         )
         _write(run_dir, verdict)
+    _add_warnings(run_dir, warnings)
     redactor = Redactor()
     write_text(run_dir.junit, redactor.text(junit.xml(plan, verdict)))
     _github(run_dir)
     return verdict
+
+
+def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
+    """What the linter warned of, at the end of the summary."""
+    if not warnings:
+        return
+    lines = ["", "## Warnings of validate", ""]
+    lines += [f"- {w.rule} line {w.place.line}: {w.message}" for w in warnings]
+    text = run_dir.summary.read_text(encoding="utf-8")
+    write_text(run_dir.summary, Redactor().text(text + "\n".join(lines) + "\n"))
 
 
 def _write(run_dir: RunDir, verdict: Verdict) -> None:

@@ -19,8 +19,8 @@ Format = Callable[[Sequence[Problem], Sequence[str]], str]
 
 
 def as_json(problems: Sequence[Problem], files: Sequence[str]) -> str:
-    """``{"files": n, "problems": [...]}``."""
-    body = {"files": len(files), "problems": [problem.to_dict() for problem in problems]}
+    """A list of problems: file, line, column, rule, severity, message, hint and more."""
+    body = [problem.to_dict() for problem in problems]
     return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
 
 
