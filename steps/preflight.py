@@ -97,6 +97,8 @@ def _port(run: NodeRun, port: Port) -> Iterator[str]:
             try:
                 probe.bind((run.me.address, number))
                 probe.listen(1)
+            except OverflowError:
+                yield f"port {number} ({port.purpose} of {port.process}) is none: 1 to 65535"
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     yield (

@@ -10,8 +10,8 @@ vLLM's (``/metrics``, vLLM 0.32).
 
 from __future__ import annotations
 
+import http.client
 import re
-import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -85,8 +85,17 @@ def read(node: NodePlan, process: Process) -> Served:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{process.api}/metrics", timeout=10) as answer:
             text = answer.read().decode("utf-8", "replace")
-    except (OSError, urllib.error.URLError, ValueError):
+        return served(node, process, text)
+    except (OSError, http.client.HTTPException, ValueError):
         return Served(node, process, {}, {}, False)
+
+
+def served(node: NodePlan, process: Process, text: str) -> Served:
+    """What a server's /metrics say.
+
+    Raises:
+        ValueError: a counter has no number.
+    """
     return Served(
         node,
         process,

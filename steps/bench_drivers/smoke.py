@@ -118,6 +118,8 @@ def summarise(
     Args:
         exact: every answer must have ``max_tokens`` tokens (``ignore_eos``).
     """
+    if not samples:
+        return Measurement(error="no request was sent", fault="infra")
     good = [s for s in samples if not s.error]
     empty = [s for s in good if not s.text.strip() or s.output_tokens == 0]
     short = [s for s in good if s not in empty and exact and s.output_tokens != max_tokens]
@@ -136,7 +138,7 @@ def summarise(
         _count("answers empty", empty, lambda s: "no text"),
         _count("answers truncated", short, lambda s: f"{s.output_tokens} of {max_tokens} tokens"),
     )
-    metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples) if samples else 0.0}
+    metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples)}
     if good and seconds > 0:
         metrics["output_throughput"] = sum(s.output_tokens for s in good) / seconds
         tokens = sum(s.output_tokens + s.input_tokens for s in good)

@@ -78,6 +78,8 @@ def _post(url: str, path: str, body: dict[str, object], tokens: int, timeout: fl
         message = choice.get("message") or {}
         text = choice.get("text") or message.get("content") or message.get("reasoning_content")
         text = text or message.get("reasoning") or ""
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Reply(200, "", f"the answer is no completion: {' '.join(raw.split())[:200]}")
     return Reply(200, text, "" if text.strip() else "the answer has no text")

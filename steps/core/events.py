@@ -58,7 +58,11 @@ class Event:
         try:
             data = json.loads(line)
             own = {key: data.pop(key) for key in ("time", "run", "node", "phase", "what")}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return None
+        if not isinstance(own["time"], (int, float)) or not isinstance(own["node"], int):
+            return None
+        if not all(isinstance(own[key], str) for key in ("run", "phase", "what")):
             return None
         return Event(**own, fields=data)
 
@@ -83,7 +87,7 @@ class EventLog:
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -116,7 +120,8 @@ def read_events(path: Path) -> list[Event]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [event for line in text.splitlines() if (event := Event.from_json(line))]
+    # Not splitlines: a JSON string may hold other line breaks than \n.
+    return [event for line in text.split("\n") if (event := Event.from_json(line))]
 
 
 def sentence(event: Event) -> str:

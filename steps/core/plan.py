@@ -219,7 +219,7 @@ def from_json(text: str) -> Plan:
         if data["schema"] != SCHEMA:
             raise ValueError(f"plan schema {data['schema']}, expected {SCHEMA}")
         return _plan(data)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"not a plan of this version: {type(error).__name__}: {error}") from None
 
 

@@ -154,18 +154,24 @@ class Record:
     schema: int = SCHEMA
 
 
+_UNKNOWN = {"kind": "internal", "verdict": "no-verdict", "reason": "a cause without a reason"}
+
+
 def to_dict(value: Any) -> dict[str, Any]:
     """Any of these values as plain JSON values."""
     return asdict(value)
 
 
 def cause_from(data: Mapping[str, Any] | None) -> Cause | None:
-    """A cause from JSON."""
+    """A cause from JSON; None when there is none.
+
+    What has lost its kind, class or reason on the way is still a cause.
+    """
     if data is None:
         return None
     fields = {key: value for key, value in data.items() if key in Cause.__dataclass_fields__}
     fields["evidence"] = tuple(fields.get("evidence", ()))
-    return Cause(**fields)
+    return Cause(**{**_UNKNOWN, **fields})
 
 
 def bench_from(data: Mapping[str, Any]) -> BenchResult:
@@ -193,6 +199,7 @@ def record_from(data: Any) -> Record | None:
         fields["checks"] = tuple(Check(**entry) for entry in data["checks"])
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
-        return Record(**fields)
-    except (KeyError, TypeError, AttributeError):
+        record = Record(**fields)
+        return record if record.ended - record.started >= 0 else None
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None

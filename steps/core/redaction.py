@@ -15,14 +15,18 @@ from typing import Any
 
 MASK = "<redacted>"
 _NAMES = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|KUBECONFIG_B64|_AUTH)",
+    r"(TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+    r"|KUBECONFIG_B64|_AUTH\b)",
     re.IGNORECASE,
 )
-_NOT_SECRET = re.compile(r"(TOKENIZER|MAX_.*TOKENS|NUM_.*TOKENS|TOKENS?_PER|BATCHED_TOKENS)", re.I)
+#: Counts of tokens, switches about them, and places where a secret lies, are none themselves.
+_NOT_SECRET = re.compile(r"(TOKEN_(ID|COUNT|LEN|PER|TYPE)|_(PATH|FILE|DIR|URL)$|DISABLE)", re.I)
+#: Options whose value, the next word, is a secret.
+_OPTIONS = ("--api-key", "--hf-token", "--token", "--password")
 _PATTERNS = (
     re.compile(r"(?P<keep>https?://[^/\s:@]+:)[^@\s/]+(?=@)"),
     re.compile(r"(?P<keep>(?i:authorization)['\"]?\s*[:=]\s*['\"]?(?i:bearer|basic)\s+)[^\s'\"]+"),
-    re.compile(r"(?P<keep>--api-key[= ])(?!-)[^\s'\"]+"),
+    re.compile(r"(?P<keep>--(?:api-key|hf-token|token|password)(?:=|['\",\s]+))(?!-)[^\s'\",]+"),
     re.compile(
         r"(?P<keep>)\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
     ),
@@ -45,7 +49,9 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        values = {secret for secret in secrets if len(secret) >= 6}
+        # A file is cleaned line by line, so a key of many lines is hidden line by line.
+        pieces = (line.strip() for secret in secrets for line in secret.splitlines())
+        values = {piece for piece in pieces if len(piece) >= 6}
         self._values = sorted(values, key=len, reverse=True)
 
     @staticmethod
@@ -70,7 +76,11 @@ class Redactor:
         if isinstance(value, Mapping):
             return {key: self.value(inner, str(key)) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.value(inner) for inner in value]
+            before = ("", *value)
+            return [
+                MASK if last in _OPTIONS and isinstance(inner, str) else self.value(inner)
+                for last, inner in zip(before, value, strict=False)
+            ]
         return value
 
     def file(self, path: Path) -> bool:
@@ -78,30 +88,32 @@ class Redactor:
         if not self._suspicious(path):
             return False
         changed = False
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with (
-            os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out,
-            path.open(encoding="utf-8", errors="surrogateescape", newline="") as source,
-        ):
-            for line in source:
-                clean = self.text(line)
-                changed = changed or clean != line
-                out.write(clean)
-        if changed:
-            Path(name).replace(path)
-        else:
-            Path(name).unlink()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        try:
+            with (
+                os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out,
+                path.open(encoding="utf-8", errors="surrogateescape", newline="") as source,
+            ):
+                for line in source:
+                    clean = self.text(line)
+                    changed = changed or clean != line
+                    out.write(clean)
+            if changed:
+                Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
         return changed
 
     def _suspicious(self, path: Path) -> bool:
         """A cheap look at the bytes, so that a gigabyte without secrets costs one read."""
         needles = [value.encode() for value in self._values]
-        needles += [b"://", b"earer ", b"asic ", b"api-key", b"hf_", b"gh", b"sk-", b"eyJ"]
+        needles += [b"://", b"earer ", b"asic ", b"--", b"hf_", b"gh", b"sk-", b"eyJ"]
+        longest = max(map(len, needles))
         tail = b""
         with path.open("rb") as source:
             while chunk := source.read(_CHUNK):
                 window = tail + chunk
                 if any(needle in window for needle in needles):
                     return True
-                tail = window[-512:]
+                tail = window[-longest:]
         return False

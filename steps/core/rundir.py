@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steps.core.errors import UsageError
+
 _CHUNK = 1 << 20
 
 
@@ -108,8 +110,18 @@ class RunDir:
         return NodeDir(self.path / f"node-{index}")
 
     def make(self) -> RunDir:
-        """Create it, for the owner only."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create it, for the owner only.
+
+        Raises:
+            UsageError: there can be no directory of this name.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the run directory {self.path} cannot be made: {error.strerror or error}",
+                "Name another one with --run-dir.",
+            ) from None
         return self
 
 
@@ -119,15 +131,21 @@ def point_latest(run: Path) -> None:
     temporary = run.parent / f".latest.{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
         temporary.symlink_to(run.name)
-        temporary.replace(link)
+        try:
+            temporary.replace(link)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file at once or not at all, readable by the owner only."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out:
-            out.write(text)
+        with os.fdopen(handle, "wb") as out:
+            try:
+                out.write(text.encode("utf-8", "surrogateescape"))
+            except UnicodeEncodeError:
+                out.write(text.encode("utf-8", "backslashreplace"))
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

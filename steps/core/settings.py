@@ -110,7 +110,7 @@ def passed_through() -> dict[str, str]:
 
 
 def _number(text: str | None, default: int) -> int:
-    return int(text) if text and text.isdigit() else default
+    return int(text) if text and text.isdecimal() and len(text) < 10 else default
 
 
 def _yes(text: str | None) -> bool:

@@ -86,9 +86,11 @@ def fill_environment(
 
     for name, text in envs.items():
         if name in PATH_LISTS and name in names_in(text):
-            parts = re.split(rf"\$\{{?{name}\}}?", text)
+            parts = re.split(rf"\$(?:\{{{name}\}}|{name}\b)", text)
             joined = ":".join(part.strip(":") for part in parts if part.strip(":"))
-            filled = fill(joined, {**given, **done}, partial(unknown, name), braced)
+            others = [used for used in names_in(joined) if used in envs]
+            table = {**given, **{used: render(used, (used,)) for used in others}}
+            filled = fill(joined, table, partial(unknown, name), braced)
             paths[name] = tuple(part for part in filled.split(":") if part)
         else:
             render(name, (name,))

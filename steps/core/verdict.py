@@ -128,7 +128,12 @@ def compute(
     benchmarks = leader.benchmarks if leader else ()
     checks = leader.checks if leader else ()
     if cause is None:
-        cause = _missing(plan, missing) or _benchmarks(plan, benchmarks) or _evidence(checks)
+        cause = (
+            _missing(plan, missing)
+            or _silent(plan, present)
+            or _benchmarks(plan, benchmarks)
+            or _evidence(checks)
+        )
     if cause is None and leader is not None and leader.outcome != "pass":
         cause = Cause(
             "internal", "no-verdict", f"the leader ended as '{leader.outcome}' without a cause", 0
@@ -138,7 +143,7 @@ def compute(
     return Verdict(
         run=plan.run,
         case=plan.case_name,
-        verdict="pass" if cause is None else cause.verdict,
+        verdict=_class_of(cause),
         cause=cause,
         phases=tuple(
             {
@@ -159,6 +164,32 @@ def compute(
         consequences=rest,
         missing=missing,
     )
+
+
+def _class_of(cause: Cause | None) -> str:
+    """The class of verdict a cause makes; one that we do not know proves nothing."""
+    if cause is None:
+        return "pass"
+    known = cause.verdict in CLASSES and cause.verdict != "pass"
+    return cause.verdict if known else "no-verdict"
+
+
+def _silent(plan: Plan, present: Mapping[int, Record]) -> Cause | None:
+    """A record that knows nothing of a process its node should have run proves nothing."""
+    for node in plan.nodes:
+        ran = {process.name for process in present[node.index].processes}
+        absent = [process.name for process in node.processes if process.name not in ran]
+        if absent:
+            return Cause(
+                "lost",
+                "no-verdict",
+                f"node {node.index}'s record does not mention {', '.join(absent)}",
+                node=node.index,
+                role=node.role,
+                process=absent[0],
+                hint="Its node program did not start what the plan says; look at its events.",
+            )
+    return None
 
 
 def _cause(
@@ -221,7 +252,7 @@ def _benchmarks(plan: Plan, results: Sequence[BenchResult]) -> Cause | None:
                 process=name,
                 phase="bench",
             )
-        if result.status in ("fail", "error"):
+        if result.status not in ("pass", "skipped"):
             return Cause(
                 "benchmark",
                 result.fault or "functional",
