@@ -51,11 +51,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def small(bench: Bench, name: str):
-    """The benchmark as scaled for a rehearsal: 16 requests of 16 or 64 tokens, as the samples."""
-    return bench.job(name).entry.benchmark
-
-
 def test_a_good_run(bench):
     found = measure(bench, "leave=perf-good")
     assert (failed(found), found.error) == ({}, "")
@@ -67,9 +62,8 @@ def test_a_good_run(bench):
     assert "begun" in (bench.place / "bench.log").read_text()
 
 
-def test_how_it_is_called(bench, monkeypatch):
+def test_how_it_is_called(bench):
     bench.run.supervisor._inherited["NO_PROXY"] = "before"
-    monkeypatch.setenv("NO_PROXY", "before")
     measure(bench, "leave=perf-good")
     seen = json.loads((bench.place / "seen.json").read_text())
     place = bench.place.resolve()

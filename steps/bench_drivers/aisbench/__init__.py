@@ -23,7 +23,7 @@ from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
 from steps.core import chat, evidence, hub, settings
 from steps.core.noderun import NodeRun, StepFailed
-from steps.core.plan import BenchmarkPlan, NodePlan
+from steps.core.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.process import ExitStatus
 from steps.core.records import Cause
 from steps.core.tool import run_tool
@@ -37,7 +37,7 @@ def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
     """What will keep this benchmark from being measured."""
     benchmark = entry.benchmark
     program = run.plan.cluster.ais_bench or "ais_bench"
-    if shutil.which(program, path=settings.read().path) is None:
+    if shutil.which(program, path=_inherited(run).get("PATH")) is None:
         yield (
             f"{program} is not on the leader; install ais-bench-benchmark in an environment of its "
             "own and name its program in MULTINODE_AIS_BENCH, or use --bench smoke"
@@ -141,10 +141,16 @@ def _here(where: hub.Hub, kind: str, name: str, run: NodeRun) -> bool:
     return True
 
 
+def _inherited(run: NodeRun) -> dict[str, str]:
+    """The environment a tool of this node is started with."""
+    assert run.supervisor is not None
+    return run.supervisor.environment(Process(PROCESS, TOOL, ()))
+
+
 def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     """No proxy between AISBench and the endpoint, and nothing from the network."""
     host = urlsplit(job.endpoint.url).hostname or ""
-    inherited = settings.inherited()
+    inherited = _inherited(run)
     before = inherited.get("NO_PROXY") or inherited.get("no_proxy") or ""
     exempt = ",".join([*([before] if before else []), host])
     return {
