@@ -88,8 +88,7 @@ def make_plan(request: Request) -> Plan:
 
     plan = resolve(request.case, cluster(), options)
     router = _tool(request, "vllm-router") if _wants_router(plan) else ""
-    aisbench = any(entry.driver == "aisbench" for entry in plan.benchmarks)
-    ais_bench = _tool(request, "aisbench") if aisbench and not plan.cluster.ais_bench else ""
+    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
     if router or ais_bench:
         plan = resolve(request.case, cluster(router, ais_bench), options)
     return plan
@@ -122,6 +121,11 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
 def _wants_router(plan: Plan) -> bool:
     proxy = plan.proxy
     return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+
+
+def _wants_aisbench(plan: Plan) -> bool:
+    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
+    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
 
 
 def _tool(request: Request, name: str) -> str:
