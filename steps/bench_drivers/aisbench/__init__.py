@@ -183,7 +183,7 @@ def _killed(run: NodeRun, status: ExitStatus, log: Path) -> Cause:
         signal=status.signal,
         evidence=evidence.of_log(log).lines,
         log=str(log.relative_to(run.run_dir.path.resolve())),
-        hint="The fleet was well; look at the leader's memory and at what else runs there.",
+        hint="No server had ended; look at the leader's memory and at what else runs there.",
     )
 
 
