@@ -204,8 +204,9 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
     def interrupt(count: int) -> None:
         number = signal.SIGTERM if count == 1 else signal.SIGINT
         for member in members:
-            with contextlib.suppress(OSError):
-                member.popen.send_signal(number)
+            for each in (signal.SIGCONT, number):
+                with contextlib.suppress(OSError):
+                    member.popen.send_signal(each)
 
     request.on_interrupt.append(interrupt)
     if request.interrupted.is_set():
@@ -223,9 +224,7 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
                 member.reader.join(2)
             record = request.run_dir.node(member.index).record
             if _lost_its_leader(record):
-                for other in members:
-                    if other.index == LEADER and not other.ended:
-                        _kill(other)
+                _end(members[LEADER])
             if not record.exists():
                 cause = _death(plan, member, began)
                 observed.append(cause)
@@ -254,7 +253,7 @@ def _hasten(members: list[Member], seconds: float, after: float) -> None:
         if member.ended:
             continue
         if seconds > min(after, PATIENCE):
-            _kill(member)
+            _end(member)
         elif seconds > LATE and not member.nudged:
             member.nudged = True
             for number in (signal.SIGCONT, signal.SIGTERM):
@@ -306,12 +305,17 @@ def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
             member.popen.stdin.flush()
 
 
-def _kill(member: Member) -> None:
-    """End a node program that is still there; its guard ends its servers."""
+def _end(member: Member) -> None:
+    """Kill a node program that is still there; its guard ends its servers."""
     if member.popen.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(member.popen.pid, signal.SIGKILL)
         member.popen.wait()
+
+
+def _kill(member: Member) -> None:
+    """End a node program and close what we hold of it."""
+    _end(member)
     for stream in (member.popen.stdin, member.popen.stdout):
         if stream:
             with contextlib.suppress(OSError):
