@@ -134,7 +134,7 @@ def compute(
             or _benchmarks(plan, benchmarks)
             or _evidence(checks)
         )
-    if cause is not None and leader is not None and cause.at and not cause.seconds:
+    if cause is not None and cause.kind == "benchmark" and leader is not None and cause.at:
         cause = replace(cause, seconds=round(cause.at - leader.started, 3))
     if cause is None and leader is not None and leader.outcome != "pass":
         cause = Cause(
