@@ -229,11 +229,13 @@ class NodeRun:
             self.progress()
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes in each process's log."""
+        """Bytes in each process's log; not a tool's, which may chatter while it hangs."""
         if self.supervisor is None:
             return {}
         sizes = {}
         for running in self.supervisor.running:
+            if running.process.kind == TOOL:
+                continue
             with contextlib.suppress(OSError):
                 sizes[running.process.name] = running.log.stat().st_size
         return sizes

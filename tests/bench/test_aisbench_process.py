@@ -163,6 +163,20 @@ def test_a_hanging_client_meets_the_deadline(bench):
     assert_gone(bench)
 
 
+def test_counts_that_stand_still_are_a_stall_though_the_log_grows(bench):
+    bench.budget(60, stall=1.0)
+    with pytest.raises(StepFailed) as caught:
+        measure(bench, "count=3 chatter")
+    assert caught.value.cause.kind == "stall"
+    assert "POST=16" in caught.value.cause.reason
+    assert_gone(bench)
+
+
+def test_counts_that_rise_are_progress(bench):
+    bench.budget(60, stall=1.0)
+    assert failed(measure(bench, "count=20 leave=perf-good")) == {}
+
+
 def test_a_hanging_endpoint_is_blamed_rather_than_the_client(bench, endpoint):
     endpoint.answer = (503, b"")
     bench.budget(0.5)

@@ -12,6 +12,7 @@ what it reads in ``material``.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,8 @@ from steps.core.records import Cause
 from steps.core.tool import run_tool
 
 PROCESS = "bench"
+#: AISBench prints its counts every other second, moved or not; the rates beside them sink to 0.
+_RATES = re.compile(r"\([0-9.]+/s\)")
 #: How long the endpoint may take over one short answer before it is called broken.
 ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
 
@@ -91,6 +94,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             env=_environment(run, job),
             what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
             blame=lambda: _blame(run, job),
+            progress=lambda: _RATES.sub("", evidence.last_line(log)),
         )
     except OSError as error:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
