@@ -326,8 +326,9 @@ class _Resolver:
             place = word.place
 
             def unknown(missing: str, place: Any = place) -> None:
+                known = {**braced, **table}
                 self._unresolved(
-                    missing, "server_cmd_template", node.paths["command"], table, place
+                    missing, "server_cmd_template", node.paths["command"], known, place
                 )
 
             argv.append(fill(word.text, table, unknown, braced))
