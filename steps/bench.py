@@ -11,12 +11,13 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from steps import bench_drivers
 from steps.bench_drivers import Job, Measurement
-from steps.core import cli, gates
+from steps.core import cli, gates, stats
 from steps.core.health import look
 from steps.core.noderun import NodeRun, StepFailed
 from steps.core.plan import BenchmarkPlan, NodePlan, Process
@@ -64,32 +65,54 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
     measure = bench_drivers.driver(entry.driver)
     found: list[Measurement] = []
-    for repetition in range(entry.benchmark.repeat):
-        run.begin_budget("bench")
-        place = directory if entry.benchmark.repeat == 1 else directory / f"run-{repetition + 1}"
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
+
+    def take(places: Sequence[Path]) -> BenchResult:
+        for place in places:
+            run.begin_budget("bench")
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
             found.append(measure(run, Job(entry, run.plan.endpoint, place)))
-        except StepFailed as failure:
-            cause = failure.cause
-            run.benchmarks.append(
-                _result(
-                    entry,
-                    "error",
-                    cause.reason,
-                    fault=cause.verdict,
-                    started=started,
-                    seconds=round(time.monotonic() - began, 3),
-                    directory=directory.name,
-                )
+            run.check_end()
+            if found[-1].error or found[-1].skipped:
+                break
+        return judge(entry, found, started, time.monotonic() - began, directory.name)
+
+    repeat = entry.benchmark.repeat
+    try:
+        result = take(_places(directory, "run", repeat) if repeat > 1 else [directory])
+        if to_confirm(entry, result):
+            run.events.emit("benchmark", text=f"{name}: again: {result.reason}", name=name)
+            result = take(_places(directory, "confirm", entry.benchmark.confirm))
+    except StepFailed as failure:
+        cause = failure.cause
+        run.benchmarks.append(
+            _result(
+                entry,
+                "error",
+                cause.reason,
+                fault=cause.verdict,
+                started=started,
+                seconds=round(time.monotonic() - began, 3),
+                directory=directory.name,
             )
-            raise
-        run.check_end()
-        if found[-1].error or found[-1].skipped:
-            break
-    result = judge(entry, found, started, time.monotonic() - began, str(directory.name))
+        )
+        raise
     write_json(directory / "result.json", to_dict(result))
     return result
+
+
+def _places(directory: Path, what: str, count: int) -> list[Path]:
+    return [directory / f"{what}-{number + 1}" for number in range(count)]
+
+
+def to_confirm(entry: BenchmarkPlan, result: BenchResult) -> bool:
+    """Whether to measure again before it counts: numbers that can be believed missed a gate."""
+    return (
+        entry.benchmark.confirm > 0
+        and result.status == "fail"
+        and result.fault == "performance"
+        and all(gate.found is not None for gate in result.gates if gate.passed is False)
+        and not any(check.status == "fail" for check in result.checks)
+    )
 
 
 def judge(
@@ -106,12 +129,13 @@ def judge(
     """
     last = found[-1]
     checks = tuple(check for measurement in found for check in measurement.checks)
-    metrics = _median(found)
+    metrics = with_confidence(_median(found), last.requests.get("ok", 0))
     common = {
         "metrics": metrics,
         "requests": last.requests,
         "checks": checks,
         "runs": tuple(m.metrics for m in found) if len(found) > 1 else (),
+        "note": spread_note(entry, found),
         "started": started,
         "seconds": round(seconds, 3),
         "directory": directory,
@@ -137,15 +161,42 @@ def judge(
     missed = [gate for gate in held if gate.passed is False]
     if missed:
         fault = "accuracy" if entry.benchmark.case_type == "accuracy" else "performance"
-        reason = "; ".join(_miss(gate) for gate in missed)
+        reason = "; ".join(_miss(gate, metrics) for gate in missed)
         return _result(entry, "fail", reason, fault=fault, gates=held, **common)
     return _result(entry, "pass", "", gates=held, **common)
 
 
-def _miss(gate: gates.GateResult) -> str:
+def with_confidence(metrics: dict[str, float], samples: int) -> dict[str, float]:
+    """The metrics, a score with its 95 % interval from the number of samples."""
+    score = metrics.get("accuracy")
+    if score is None or samples < 1:
+        return metrics
+    low, high = stats.wilson(score / 100, samples)
+    return {**metrics, "accuracy_low": 100 * low, "accuracy_high": 100 * high}
+
+
+def spread_note(entry: BenchmarkPlan, found: Sequence[Measurement]) -> str:
+    """How the gated metrics spread over several measurements; empty for one."""
+    if len(found) < 2:
+        return ""
+    parts = []
+    for metric in dict.fromkeys(gate.metric for gate in entry.gates):
+        values = [m.metrics[metric] for m in found if metric in m.metrics]
+        if len(values) > 1:
+            listed = ", ".join(f"{value:g}" for value in values)
+            parts.append(f"{metric} {listed} (spread {100 * stats.spread(values):.1f} %)")
+    return f"median of {len(found)} measurements: {'; '.join(parts)}" if parts else ""
+
+
+def _miss(gate: gates.GateResult, metrics: Mapping[str, float]) -> str:
     found = "nothing" if gate.found is None else f"{gate.found:g}"
     limit = "" if gate.limit is None else f" (that is {gate.limit:g})"
     tail = f": {gate.reason}" if gate.reason else ""
+    low, high = metrics.get("accuracy_low"), metrics.get("accuracy_high")
+    if gate.metric == "accuracy" and low is not None and high is not None:
+        tail += f", 95 % interval {low:.2f} to {high:.2f}"
+        if gate.limit is not None and low <= gate.limit <= high:
+            tail += ", which holds the limit: this may be chance"
     return f"gate '{gate.gate}'{limit} missed: found {found}{tail}"
 
 
@@ -185,6 +236,8 @@ def _sentence(result: BenchResult) -> str:
     words = [f"{result.name}: {result.status}"]
     if result.reason:
         words.append(f"({result.reason})")
+    if result.note:
+        words.append(result.note)
     requests = result.requests
     if requests:
         words.append(f"{requests.get('ok', 0)} of {requests.get('asked', 0)} requests ok")

@@ -123,6 +123,7 @@ class Benchmark:
     gates: tuple[gates.Gate, ...] = ()
     no_gate_reason: str = ""
     repeat: int = 1
+    confirm: int = 2
 
 
 @dataclass(frozen=True)
@@ -670,6 +671,7 @@ class _Builder:
             gates=tuple(own_gates),
             no_gate_reason=entry.get("reason", "") if entry.get("gate") else "",
             repeat=entry.get("repeat", 1),
+            confirm=entry.get("confirm", 2),
         )
 
 

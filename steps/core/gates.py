@@ -6,6 +6,10 @@ Enters: the text of a gate, and metrics. Leaves: a :class:`Gate` or a
 Upstream's rules: a performance benchmark passes when its output token
 throughput is at least ``threshold`` (default 0.97) times ``baseline``; an
 accuracy benchmark when its score is within ``threshold`` of ``baseline``.
+
+``accuracy_low`` and ``accuracy_high`` are the 95 % confidence interval of the
+score, from the number of samples: ``accuracy_high >= 92`` fails only when the
+score is below 92 beyond chance.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ METRICS: dict[str, tuple[str, bool]] = {
     "request_throughput": ("req/s", True),
     "success_ratio": ("", True),
     "accuracy": ("%", True),
+    "accuracy_low": ("%", True),
+    "accuracy_high": ("%", True),
     **{
         f"{name}_{stat}_ms": ("ms", False)
         for name in ("e2el", "ttft", "tpot", "itl")

@@ -74,7 +74,8 @@ class BenchResult:
         fault: class of verdict when it fails: functional, performance, accuracy or infra.
         metrics: by the names in ``steps.core.gates.METRICS``.
         requests: counts: ``asked sent ok failed empty truncated``.
-        runs: metrics of each repetition.
+        runs: metrics of each repetition, those that confirmed a miss among them.
+        note: how repetitions spread, and what a score's confidence says; for people.
     """
 
     name: str
@@ -94,6 +95,7 @@ class BenchResult:
     baseline: float | None = None
     threshold: float | None = None
     scaled: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,6 @@ def record_from(data: Any) -> Record | None:
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
         record = Record(**fields)
-        timed = all(isinstance(at, (int, float)) for at in (record.started, record.ended))
-        return record if timed else None
+        return record if record.ended - record.started >= 0 else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
