@@ -10,21 +10,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steps.core import cli, records, summary
 from steps.core.errors import InfraError, UsageError
-from steps.core.events import read_events
+from steps.core.events import RUNNER, read_events
 from steps.core.plan import Plan, from_json
 from steps.core.records import Cause, Record
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, read_json, write_json, write_text
 from steps.core.verdict import Verdict, compute
 
+#: Phases of a backend in which pods hold their devices though nothing runs yet.
+HOLDING = ("pull", "start")
+Remark = Callable[[Plan, Verdict], Sequence[str]]
 
-def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Verdict:
+
+def run(run_dir: RunDir, observed: Sequence[Cause] = (), remark: Remark | None = None) -> Verdict:
     """Compute and write the verdict of a run directory.
+
+    Args:
+        remark: what the runner has to say about a verdict, as Markdown paragraphs.
 
     Raises:
         InfraError: the directory has no plan, so nothing can be said.
@@ -35,10 +42,21 @@ def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Verdict:
     merge_events(run_dir, plan)
     redactor = Redactor()
     write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
-    write_text(run_dir.summary, redactor.text(summary.markdown(plan, verdict, found)))
+    remarks = remark(plan, verdict) if remark else ()
+    text = summary.markdown(plan, verdict, found, remarks, held_before(run_dir))
+    write_text(run_dir.summary, redactor.text(text))
     for name, content in summary.upstream_results(plan, verdict, found).items():
         write_json(run_dir.path / name, redactor.value(content))
     return verdict
+
+
+def held_before(run_dir: RunDir) -> dict[str, float]:
+    """Seconds in which a backend held the devices before the node programs ran, by phase."""
+    return {
+        event.phase: float(event.fields.get("seconds") or 0)
+        for event in read_events(run_dir.events)
+        if event.node == RUNNER and event.what == "phase-end" and event.phase in HOLDING
+    }
 
 
 def load_plan(run_dir: RunDir) -> Plan:

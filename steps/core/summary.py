@@ -6,13 +6,17 @@ Enters: plan, verdict, records. Leaves: text and values. Touches nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steps.core.gates import METRICS, GateResult
+from steps.core.npu import OTHER, Spent, spent
 from steps.core.plan import Plan
 from steps.core.records import BenchResult, Record
 from steps.core.verdict import Verdict
+
+#: What is shown of a benchmark besides what is gated.
+SHOWN = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms", "accuracy")
 
 
 def headline(verdict: Verdict) -> str:
@@ -21,17 +25,31 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict.verdict.upper()}{tail}: {verdict.case} in {verdict.seconds:.1f} s"
 
 
-def markdown(plan: Plan, verdict: Verdict, found: Mapping[int, Record | None]) -> str:
-    """The whole summary."""
+def markdown(
+    plan: Plan,
+    verdict: Verdict,
+    found: Mapping[int, Record | None],
+    remarks: Sequence[str] = (),
+    held: Mapping[str, float] | None = None,
+) -> str:
+    """The whole summary, the verdict and its cause first.
+
+    Args:
+        remarks: paragraphs that the runner has to say about the verdict.
+        held: seconds in which the devices were held before the node programs ran, by phase.
+    """
     mark = "✅" if verdict.verdict == "pass" else "❌"
-    parts = [f"# {mark} {headline(verdict)}", f"Run `{verdict.run}` of `{plan.case_file}`."]
+    parts = [f"# {mark} {headline(verdict)}"]
+    parts += _cause(verdict)
+    parts += remarks
+    parts.append(f"Run `{verdict.run}` of `{plan.case_file}`.")
     if verdict.rehearsed:
         parts.append("Stand-ins played the engines: baselines were not judged.")
-    parts += _cause(verdict)
     parts += _benchmarks(verdict)
     parts += _checks(verdict)
-    parts += _phases(verdict)
+    parts += _phases(plan, verdict, spent(plan, verdict, found, held))
     parts += _fleet(plan, found)
+    parts += _logs(verdict, found)
     if plan.notes:
         parts.append("\n".join(f"- {note}" for note in plan.notes))
     return "\n\n".join(parts) + "\n"
@@ -60,61 +78,109 @@ def _cause(verdict: Verdict) -> list[str]:
 def _benchmarks(verdict: Verdict) -> list[str]:
     if not verdict.benchmarks:
         return ["No benchmarks: the case lists none."]
-    rows = ["| benchmark | driver | result | metric | value | gate | judged |", "|" + "---|" * 7]
+    lines = ["## Benchmarks"]
+    heads = ("benchmark", "metric", "value", "baseline", "change", "gate", "verdict")
+    rows = []
     for result in verdict.benchmarks:
-        reason = f": {result.reason}" if result.reason else ""
-        head = f"| {_cell(result.name)} | {result.driver} | {_cell(result.status + reason)} |"
-        lines = [_gate_cells(gate, result) for gate in result.gates]
+        cells: list[tuple[str, ...]] = [gate_cells(gate, result) for gate in result.gates]
         gated = {gate.metric for gate in result.gates}
-        for metric in ("output_throughput", "ttft_p99_ms", "tpot_mean_ms", "accuracy"):
-            if metric in result.metrics and metric not in gated:
-                lines.append(f" {metric} | {_value(metric, result.metrics[metric])} | | |")
-        for number, line in enumerate(lines or [" | | | |"]):
-            rows.append((head if number == 0 else "| | | |") + line)
-        if result.scaled:
-            rows.append(f"| | | scaled down: {_cell(result.scaled)} | | | | |")
-    return ["## Benchmarks", "\n".join(rows)]
+        cells += [
+            (metric, with_unit(metric, result.metrics[metric]), "", "", "", "")
+            for metric in SHOWN
+            if metric in result.metrics and metric not in gated
+        ]
+        for number, row in enumerate(cells):
+            rows.append((result.name if number == 0 else "", *row))
+    if rows:
+        lines.append(table(heads, rows))
+    lines.append("\n".join(f"- {_cell(sentence(result))}" for result in verdict.benchmarks))
+    return lines
 
 
-def _gate_cells(gate: GateResult, result: BenchResult) -> str:
+def sentence(result: BenchResult) -> str:
+    """A benchmark in one line: how it ended, why, and what to know about its numbers."""
+    parts = [f"{result.name} ({result.driver}): {result.status}"]
+    if result.reason:
+        parts[0] += f": {result.reason}"
+    if result.requests:
+        ok, asked = result.requests.get("ok", 0), result.requests.get("asked", 0)
+        parts.append(f"{ok} of {asked} requests ok")
+    if result.note:
+        parts.append(result.note)
+    if "accuracy_low" in result.metrics:
+        low, high = result.metrics["accuracy_low"], result.metrics["accuracy_high"]
+        parts.append(f"95 % interval of the score {low:.2f} to {high:.2f} %")
+    if result.scaled:
+        parts.append(f"scaled down: {result.scaled}")
+    return "; ".join(parts)
+
+
+def gate_cells(gate: GateResult, result: BenchResult) -> tuple[str, ...]:
+    """metric, value, baseline, change, gate, verdict of one gate."""
     found = gate.found if gate.found is not None else result.metrics.get(gate.metric)
     judged = {True: "pass", False: "**miss**", None: f"skipped: {gate.reason}"}[gate.passed]
-    limit = "" if gate.limit is None else f" ({gate.limit:g})"
-    value = "" if found is None else _value(gate.metric, found)
-    return f" {gate.metric} | {value} | {_cell(gate.gate)}{limit} | {_cell(judged)} |"
+    if gate.passed is False and gate.reason:
+        judged += f": {gate.reason}"
+    limit = "" if gate.limit is None or "baseline" not in gate.gate else f" ({gate.limit:g})"
+    value = "" if found is None else with_unit(gate.metric, found)
+    compared = gate.metric in ("accuracy", "output_throughput") or "baseline" in gate.gate
+    base = result.baseline if compared else None
+    return (
+        gate.metric,
+        value,
+        "" if base is None else f"{base:g}",
+        change(gate.metric, found, base) if gate.passed is not None else "",
+        f"{gate.gate}{limit}",
+        judged,
+    )
+
+
+def change(metric: str, found: float | None, base: float | None) -> str:
+    """How far a value is from its baseline: points for a score, else a share."""
+    if found is None or not base:
+        return ""
+    if METRICS.get(metric, ("", True))[0] == "%":
+        return f"{found - base:+.2f} points"
+    return f"{100 * (found / base - 1):+.1f} %"
 
 
 def _checks(verdict: Verdict) -> list[str]:
     if not verdict.checks:
         return []
-    rows = ["| check | status | detail |", "|---|---|---|"]
-    rows += [f"| {_cell(c.name)} | {c.status} | {_cell(c.detail)} |" for c in verdict.checks]
-    return ["## Checks", "\n".join(rows)]
+    rows = [(check.name, check.status, check.detail) for check in verdict.checks]
+    return ["## Checks", table(("check", "status", "detail"), rows)]
 
 
-def _phases(verdict: Verdict) -> list[str]:
-    names = list(dict.fromkeys(str(phase["name"]) for phase in verdict.phases))
+def _phases(plan: Plan, verdict: Verdict, minutes: Spent) -> list[str]:
+    names = list(dict.fromkeys([*(str(phase["name"]) for phase in verdict.phases)]))
     nodes = sorted({int(phase["node"]) for phase in verdict.phases})
     if not names:
         return []
-    rows = ["| phase | " + " | ".join(f"node {n}" for n in nodes) + " |"]
-    rows.append("|---|" + "---|" * len(nodes))
-    for name in names:
-        cells = []
-        for node in nodes:
-            here = [p for p in verdict.phases if p["name"] == name and p["node"] == node]
-            text = ""
-            if here:
-                text = f"{sum(float(p['seconds']) for p in here):.1f} s"
-                if here[-1]["outcome"] != "done":
-                    text += f" {here[-1]['outcome']}"
-            cells.append(text)
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return ["## Phases", "\n".join(rows)]
+    order = [name for name in minutes.phases if name not in names]
+    rows = []
+    for name in [*[o for o in order if o != OTHER], *names, OTHER]:
+        cells = [_phase_cell(verdict, name, node) for node in nodes]
+        spent_here = minutes.phases.get(name)
+        rows.append((name, *cells, "" if spent_here is None else f"{spent_here:.1f}"))
+    rows.append(("**all**", *[""] * len(nodes), f"**{minutes.total:.1f}**"))
+    if minutes.wasted:
+        rows.append(("after the first failure", *[""] * len(nodes), f"{minutes.wasted:.1f}"))
+    devices = sum(node.devices for node in plan.nodes)
+    kind = "NPU-minutes (rehearsed)" if plan.rehearsed else "NPU-minutes"
+    heads = ("phase", *(f"node {n}" for n in nodes), kind)
+    return [f"## Phases, {devices} devices", table(heads, rows)]
+
+
+def _phase_cell(verdict: Verdict, name: str, node: int) -> str:
+    here = [p for p in verdict.phases if p["name"] == name and p["node"] == node]
+    if not here:
+        return ""
+    text = f"{sum(float(p['seconds']) for p in here):.1f} s"
+    return text if here[-1]["outcome"] == "done" else f"{text} {here[-1]['outcome']}"
 
 
 def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
-    rows = ["| node | role | address | processes | ended |", "|---|---|---|---|---|"]
+    rows = []
     for node in plan.nodes:
         record = found.get(node.index)
         role = node.role if node.side == "plain" else f"{node.role}, {node.side}"
@@ -122,22 +188,59 @@ def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
             role += ", headless"
         names = ", ".join(process.name for process in node.processes)
         ended = record.outcome if record else "**no record**"
-        rows.append(f"| {node.index} | {role} | {node.address} | {names} | {ended} |")
-    lines = ["## Fleet", "\n".join(rows)]
+        host = record.host if record else ""
+        rows.append((str(node.index), role, node.address, host, names, ended))
+    heads = ("node", "role", "address", "host", "processes", "ended")
+    lines = [f"## Fleet: {plan.cluster.name}, engine {plan.engine or 'vllm'}", table(heads, rows)]
     versions = {r.node: dict(r.versions) for r in found.values() if r and r.versions}
-    if versions:
-        same = len({tuple(sorted(v.items())) for v in versions.values()}) == 1
+    if not versions:
+        return lines
+    if len({tuple(sorted(v.items())) for v in versions.values()}) == 1:
         first = next(iter(versions.values()))
         text = ", ".join(f"{name} {version}" for name, version in sorted(first.items()))
-        lines.append(
-            f"Versions: {text}" if same else f"**Versions differ between nodes:** {versions}"
-        )
-    return lines
+        return [*lines, f"Versions: {text}"]
+    differing = differences(versions)
+    columns = ["version of", *(f"node {index}" for index in versions)]
+    return [*lines, "**Versions differ between nodes:**", table(columns, differing)]
 
 
-def _value(metric: str, value: float) -> str:
+def differences(values: Mapping[int, Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """Rows (name, value on each node) of what is not the same on all nodes."""
+    names = sorted({name for one in values.values() for name in one})
+    rows = [(name, *(one.get(name, "-") for one in values.values())) for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _logs(verdict: Verdict, found: Mapping[int, Record | None]) -> list[str]:
+    """Where the logs are, the cause's first."""
+    logs = [
+        (f"node-{record.node}/{artifact.path}", artifact.size)
+        for record in found.values()
+        if record
+        for artifact in record.artifacts
+        if artifact.path.endswith(".log")
+    ]
+    first = verdict.cause.log if verdict.cause else ""
+    logs.sort(key=lambda entry: (entry[0] != first, entry[0]))
+    if not logs:
+        return []
+    lines = [f"- `{path}` ({max(size, 1) / 1000:,.0f} kB)" for path, size in logs[:40]]
+    if len(logs) > 40:
+        lines.append(f"- and {len(logs) - 40} more")
+    return ["## Logs, in the run directory", "\n".join(lines)]
+
+
+def with_unit(metric: str, value: float) -> str:
+    """A metric's value with its unit."""
     unit = METRICS.get(metric, ("", True))[0]
     return f"{value:.2f} {unit}".strip()
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
