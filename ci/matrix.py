@@ -24,8 +24,9 @@ from typing import Any
 from cerberus import Validator
 
 from steps.core import cli, fleet
-from steps.core.errors import CaseError, InfraError, Problem, UsageError, sort_problems
+from steps.core.errors import CaseError, InfraError, Problem, UsageError, errors_of, sort_problems
 from steps.core.yamlsource import Source, load_yaml, parse_yaml
+from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
 
 MATRIX = Path("ci/nightly.yaml")
@@ -81,54 +82,28 @@ def load(path: Path = MATRIX) -> Matrix:
     """The matrix of a file.
 
     Raises:
-        CaseError: every problem of it.
+        CaseError: every problem of it: its form, the linter's matrix rules, profiles.
     """
-    return build(load_yaml(path), path)
-
-
-def build(source: Source, path: Path) -> Matrix:
-    """The matrix of a parsed file; ``path`` is where relative names start.
-
-    Raises:
-        CaseError: every problem of it.
-    """
-    problems = list(_form(source))
+    source = load_yaml(path)
+    problems = list(_form(source)) or [*errors_of(lint_matrix(path, {})), *_profiles(source)]
     if problems:
         raise CaseError(sort_problems(problems))
-    entries, problems = [], []
-    names: dict[str, Any] = {}
-    sizes: dict[str, int | None] = {}
-    for soc, at, raw in _raw_entries(source):
-        place = source.place(soc, at, "name")
-        if raw["name"] in names:
-            problems.append(
-                Problem(
-                    "matrix",
-                    f"the name '{raw['name']}' is given twice",
-                    place,
-                    "Names are job names and history keys: give each entry one of its own.",
-                    related=(names[raw["name"]],),
-                )
-            )
-        names.setdefault(raw["name"], place)
-        found = locate(raw["case"], path)
-        problems += _check_files(source, soc, at, raw, found, sizes)
+    return Matrix(tuple(_entries(source, path)), dict(source.data.get(MAX_PARALLEL) or {}))
+
+
+def _entries(source: Source, path: Path) -> Iterator[Entry]:
+    for soc, _, raw in _raw_entries(source):
         runner = raw["runner"]
-        entries.append(
-            Entry(
-                soc,
-                raw["name"],
-                found.as_posix() if found else raw["case"],
-                raw["size"],
-                raw["profile"],
-                (runner,) if isinstance(runner, str) else tuple(runner),
-                raw["cadence"],
-                raw["owner"],
-            )
+        yield Entry(
+            soc,
+            raw["name"],
+            (locate(raw["case"], path) or Path(raw["case"])).as_posix(),
+            raw["size"],
+            raw["profile"],
+            (runner,) if isinstance(runner, str) else tuple(runner),
+            raw["cadence"],
+            raw["owner"],
         )
-    if problems:
-        raise CaseError(sort_problems(problems))
-    return Matrix(tuple(entries), dict(source.data.get(MAX_PARALLEL) or {}))
 
 
 def _raw_entries(source: Source) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -174,51 +149,17 @@ def _explain(source: Source, errors: Any, path: tuple[Any, ...]) -> Iterator[Pro
             yield Problem("matrix", f"{where}: {item}", source.place(*path, key), hint)
 
 
-def _check_files(
-    source: Source,
-    soc: str,
-    at: int,
-    raw: Mapping[str, Any],
-    found: Path | None,
-    sizes: dict[str, int | None],
-) -> Iterator[Problem]:
-    """The case is there and has as many nodes as the entry says; so is the profile."""
-    case_place = source.place(soc, at, "case")
-    if found is None:
-        yield Problem(
-            "matrix", f"no case '{raw['case']}'", case_place, "Name a file under configs/."
-        )
-    else:
-        key = str(found)
-        if key not in sizes:
-            sizes[key] = _num_nodes(found)
-        nodes = sizes[key]
-        if nodes is None:
-            yield Problem("matrix", f"{found} says no num_nodes", case_place)
-        elif nodes != raw["size"]:
+def _profiles(source: Source) -> Iterator[Problem]:
+    """Each profile is there."""
+    for soc, at, raw in _raw_entries(source):
+        file = fleet.ROOT / PROFILES / f"{raw['profile']}.yaml"
+        if file.parent.is_dir() and not file.is_file():
             yield Problem(
                 "matrix",
-                f"size {raw['size']}, but {found} has num_nodes: {nodes}",
-                source.place(soc, at, "size"),
-                "The size is what is reserved; both must be the same.",
+                f"no profile '{raw['profile']}'",
+                source.place(soc, at, "profile"),
+                f"Expected {PROFILES / (raw['profile'] + '.yaml')}.",
             )
-    profile = fleet.ROOT / PROFILES / f"{raw['profile']}.yaml"
-    if profile.parent.is_dir() and not profile.is_file():
-        yield Problem(
-            "matrix",
-            f"no profile '{raw['profile']}'",
-            source.place(soc, at, "profile"),
-            f"Expected {PROFILES / (raw['profile'] + '.yaml')}.",
-        )
-
-
-def _num_nodes(path: Path) -> int | None:
-    try:
-        data = load_yaml(path).data
-    except CaseError:
-        return None
-    nodes = data.get("num_nodes") if isinstance(data, dict) else None
-    return nodes if isinstance(nodes, int) else None
 
 
 # Selection
@@ -295,9 +236,10 @@ def matrix_at(rev: str, root: Path = fleet.ROOT) -> tuple[Entry, ...] | None:
     try:
         base = _git(root, "merge-base", "--", rev, "HEAD").strip()
         text = _git(root, "show", f"{base}:{MATRIX.as_posix()}")
-        return build(parse_yaml(text, str(MATRIX)), MATRIX).entries
+        source = parse_yaml(text, str(MATRIX))
     except (UsageError, CaseError):
         return None
+    return None if list(_form(source)) else tuple(_entries(source, MATRIX))
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import Case, load_case
+from steps.core.case import Case
 from steps.core.errors import CaseError, Place, Problem
 from steps.core.yamlsource import Source, load_yaml
 
@@ -66,6 +66,8 @@ def _excluded(source: Source) -> dict[str, str]:
 
 
 def _entries(source: Source, path: Path, cases: Mapping[Path, Case]) -> Iterator[Entry]:
+    known = {file.resolve(): case for file, case in cases.items()}
+    sizes: dict[Path, int | None] = {}
     for soc, value in source.data.items():
         if soc == "excluded" or not isinstance(value, list):
             continue
@@ -74,14 +76,10 @@ def _entries(source: Source, path: Path, cases: Mapping[Path, Case]) -> Iterator
                 continue
             written = str(raw.get("case") or raw.get("config_file_path") or "")
             found = locate(written, path)
-            nodes = None
-            if found is not None:
-                known = {file.resolve(): case for file, case in cases.items()}
+            if found is not None and found not in sizes:
                 case = known.get(found.resolve())
-                try:
-                    nodes = (case or load_case(found)).num_nodes
-                except CaseError:
-                    nodes = None
+                sizes[found] = case.num_nodes if case else _num_nodes(found)
+            nodes = sizes.get(found) if found else None
             yield Entry(
                 str(soc),
                 str(raw.get("name", written)),
@@ -93,6 +91,16 @@ def _entries(source: Source, path: Path, cases: Mapping[Path, Case]) -> Iterator
                 source.place(soc, at, "size"),
                 source.place(soc, at, "case"),
             )
+
+
+def _num_nodes(path: Path) -> int | None:
+    """What a case says, without reading the rest of it."""
+    try:
+        data = load_yaml(path).data
+    except CaseError:
+        return None
+    nodes = data.get("num_nodes") if isinstance(data, dict) else None
+    return nodes if isinstance(nodes, int) else None
 
 
 def locate(written: str, matrix: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 from ci import matrix
 from ci.matrix import Entry, Matrix, affected, as_github, as_json, select
 from steps.core.errors import CaseError, UsageError
-from steps.core.yamlsource import parse_yaml
 
 ENTRY = """\
 a3:
@@ -26,13 +26,22 @@ a3:
 """
 
 
-def build(text: str, root: Path) -> Matrix:
-    return matrix.build(parse_yaml(text, "ci/nightly.yaml"), root / "ci" / "nightly.yaml")
+@pytest.fixture
+def build(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Matrix]:
+    """The matrix of a text, beside the repository's own cases."""
+    monkeypatch.chdir(root)
+
+    def make(text: str) -> Matrix:
+        file = tmp_path / "nightly.yaml"
+        file.write_text(text, encoding="utf-8")
+        return matrix.load(file)
+
+    return make
 
 
-def problems(text: str, root: Path) -> list[str]:
+def problems(build: Callable[[str], Matrix], text: str) -> list[str]:
     with pytest.raises(CaseError) as caught:
-        build(text, root)
+        build(text)
     return [f"{p.place.line}: {p.message}" for p in caught.value.problems]
 
 
@@ -47,8 +56,8 @@ def test_the_repositorys_own_matrix_is_valid(root: Path) -> None:
     assert all(Path(e.case).is_file() for e in found.entries)
 
 
-def test_entries_are_what_fromjson_takes(root: Path) -> None:
-    found = build(ENTRY, root)
+def test_entries_are_what_fromjson_takes(build: Callable[[str], Matrix]) -> None:
+    found = build(ENTRY)
     text = as_json(found.entries)
     assert "\n" not in text
     (job,) = json.loads(text)["include"]
@@ -58,31 +67,37 @@ def test_entries_are_what_fromjson_takes(root: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("quickstart.yaml", "nowhere.yaml", "3: no case 'configs/nowhere.yaml'"),
-        ("size: 2", "size: 3", "4: size 3, but configs/quickstart.yaml has num_nodes: 2"),
+        (
+            "quickstart.yaml",
+            "nowhere.yaml",
+            "3: a3: one names configs/nowhere.yaml, which does not exist",
+        ),
+        ("size: 2", "size: 3", "4: a3: one has size 3, configs/quickstart.yaml has num_nodes 2"),
         ("owner: us", "ownr: us", "8: a3.0.ownr: unknown field"),
         ("cadence: nightly", "cadence: hourly", "7: a3.0.cadence: unallowed value hourly"),
         ("size: 2", "size: two", "4: a3.0.size: must be of integer type"),
         ("name: one", "name: One/../x", "2: a3.0.name: value does not match regex"),
     ],
 )
-def test_a_mistake_is_found_at_its_line(root: Path, old: str, new: str, expected: str) -> None:
-    found = problems(ENTRY.replace(old, new), root)
+def test_a_mistake_is_found_at_its_line(
+    build: Callable[[str], Matrix], old: str, new: str, expected: str
+) -> None:
+    found = problems(build, ENTRY.replace(old, new))
     assert any(text.startswith(expected) for text in found), found
 
 
-def test_a_name_given_twice_is_found_across_socs(root: Path) -> None:
+def test_a_name_given_twice_is_found_across_socs(build: Callable[[str], Matrix]) -> None:
     text = ENTRY + ENTRY.replace("a3:", "a2:", 1)
-    assert problems(text, root) == ["10: the name 'one' is given twice"]
+    assert problems(build, text) == ["10: a2: the name one is used twice"]
 
 
-def test_all_problems_come_at_once(root: Path) -> None:
+def test_all_problems_come_at_once(build: Callable[[str], Matrix]) -> None:
     text = ENTRY.replace("size: 2", "size: 5") + ENTRY.replace("a3:", "a2:", 1)
-    assert len(problems(text, root)) == 2
+    assert len(problems(build, text)) == 2
 
 
-def test_github_output_names_each_soc(root: Path) -> None:
-    found = build("max_parallel: {a3: 4}\n" + ENTRY, root)
+def test_github_output_names_each_soc(build: Callable[[str], Matrix]) -> None:
+    found = build("max_parallel: {a3: 4}\n" + ENTRY)
     lines = dict(line.split("=", 1) for line in as_github(found, found.entries).splitlines())
     assert lines["a3-count"] == "1" and lines["a3-parallel"] == "4"
     assert json.loads(lines["a3"]) == json.loads(lines["all"])
