@@ -57,6 +57,7 @@ class Settings:
     kubeconfig: str
     kubeconfig_b64: str
     proxy_script: str
+    history: str
 
 
 def read() -> Settings:
@@ -96,6 +97,7 @@ def read() -> Settings:
         kubeconfig=env.get("KUBECONFIG", ""),
         kubeconfig_b64=env.get("KUBECONFIG_B64", ""),
         proxy_script=env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", ""),
+        history=env.get("MULTINODE_HISTORY", ""),
     )
 
 
