@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import configparser
-import os
-import shlex
-import sys
 from pathlib import Path
 
 import nox
@@ -24,7 +21,7 @@ HERE = Path(__file__).parent
 @nox.session
 def multinode(session: nox.Session) -> None:
     """Run one case to its verdict: CASE [--rehearse | --on k8s|hosts|local]."""
-    install(session, "node", "runner", *backend_extras(session.posargs))
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
     run_module(session, "ci.run")
 
 
@@ -43,9 +40,30 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def report(session: nox.Session) -> None:
+    """Make the HTML report of a run: [RUN_DIR], default runs/latest."""
+    install(session, "node", "runner", "report")
+    run_module(session, "ci.html")
+
+
+@nox.session
+def trend(session: nox.Session) -> None:
+    """Show how a case did over time: [CASE] [--store DIR] [--plot FILE.svg]."""
+    install(session, "node", "report")
+    run_module(session, "ci.trend")
+
+
+@nox.session
+def baseline(session: nox.Session) -> None:
+    """Propose baselines from a case's history, as a diff: CASE [--store DIR] [--write]."""
+    install(session, "node")
+    run_module(session, "ci.baseline")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: [PYTEST OPTIONS]."""
-    install(session, "node", "runner", "k8s", "hosts", "dev")
+    install(session, "node", "runner", "report", "workflows", "k8s", "hosts", "dev")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
@@ -66,6 +84,7 @@ def workflows(session: nox.Session) -> None:
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
     session.run("zizmor", "--offline", "--no-progress", *files)
     session.run("python", "-m", "ci.matrix")
+    session.run("python", "-m", "ci.known")
 
 
 # Helpers
@@ -82,17 +101,9 @@ def install(session: nox.Session, *sides: str) -> None:
 
 
 def run_module(session: nox.Session, module: str) -> None:
-    """Become one of our modules, with its exit code and its way with Ctrl-C and SIGTERM.
-
-    As its parent nox would turn every exit code into 1, and kill a run half a second after
-    Ctrl-C, before it has stopped its fleet and collected its logs.
-    """
-    python = Path(session.bin) / "python"
-    session.log(f"python -m {module} {shlex.join(session.posargs)}".rstrip())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.environ["PATH"] = os.pathsep.join([session.bin, os.environ.get("PATH", "")])
-    os.execv(python, [str(python), "-m", module, *session.posargs])
+    """Run one of our modules; its exit code is the session's, and Ctrl-C is its own to handle."""
+    command = ["python", "-m", module, *session.posargs]
+    session.run(*command, interrupt_timeout=None, terminate_timeout=None)
 
 
 def backend_extras(arguments: list[str]) -> list[str]:

@@ -8,21 +8,33 @@ with its class as type, what was not judged is skipped with the reason.
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Mapping
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-from steps.core.plan import Plan
-from steps.core.records import BenchResult, Cause
+from steps.core.plan import LEADER, Plan
+from steps.core.records import BenchResult, Cause, Record
 from steps.core.verdict import PRODUCT_FAULTS, Verdict
 
 _PHASES = ("join", "preflight", "install", "pool", "load", "probe", "proof")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def xml(plan: Plan | None, verdict: Verdict) -> str:
-    """One suite: a case for each phase, benchmark and check, and one for the run."""
-    name = verdict.case
+def xml(
+    plan: Plan | None,
+    verdict: Verdict,
+    records: Mapping[int, Record | None] | None = None,
+    npu_minutes: float = 0.0,
+    known_issue: str = "",
+) -> str:
+    """One suite: a case for each phase, benchmark and check, and one for the run.
+
+    The form is what GitHub's, dorny/test-reporter's and Jenkins' readers have
+    in common: Jenkins' jenkins-junit.xsd, of which the tests hold a condensation.
+    """
+    name = _clean(verdict.case)
     cases: list[TestCase] = []
     leader = [phase for phase in verdict.phases if phase["node"] == 0]
     for phase in _PHASES:
@@ -41,8 +53,22 @@ def xml(plan: Plan | None, verdict: Verdict) -> str:
     properties = {"case": name, "run": verdict.run, "verdict": verdict.verdict}
     if plan is not None:
         properties |= {"model": plan.model, "cluster": plan.cluster.name, "engine": plan.engine}
-        properties["nodes"] = str(len(plan.nodes))
-    suite = TestSuite(name, cases, properties=properties, id=verdict.run)
+        properties |= {"case_file": plan.case_file, "nodes": str(len(plan.nodes))}
+        properties |= {"npu_minutes": f"{npu_minutes:.2f}", "rehearsed": str(plan.rehearsed)}
+        properties["soc"] = "" if plan.rehearsed else plan.cluster.name
+        first = (records or {}).get(LEADER)
+        for package, version in sorted((first.versions if first else {}).items()):
+            properties[f"version.{package}"] = version
+    if known_issue:
+        properties["known_issue"] = known_issue
+    began = datetime.datetime.fromtimestamp(verdict.started, datetime.timezone.utc)
+    suite = TestSuite(
+        _clean(name),
+        cases,
+        properties={key: _clean(value) for key, value in properties.items()},
+        id=verdict.run,
+        timestamp=began.strftime("%Y-%m-%dT%H:%M:%S"),
+    )
     text: str = to_xml_report_string([suite])
     return text
 

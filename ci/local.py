@@ -20,22 +20,20 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 from ci.backends import Request
-from ci.faults import Aim
-from steps.core import cli, faults, fleet, guard, records, settings
+from steps.core import cli, fleet, guard, settings
 from steps.core.cluster import Cluster
 from steps.core.errors import InfraError
 from steps.core.events import Event
 from steps.core.plan import LEADER, Plan, to_json
 from steps.core.records import Cause
 from steps.core.resolver import resolve
-from steps.core.rundir import read_json, write_text
+from steps.core.rundir import write_text
 
-#: Seconds after the leader's end when another program is late, and when it is given up.
-LATE, PATIENCE = 2.0, 20.0
+#: Beyond the plan's own budgets for stopping and collecting.
+PATIENCE = 30.0
 
 
 @dataclass
@@ -47,8 +45,7 @@ class Member:
     log: IO[bytes]
     reader: threading.Thread | None = None
     ended: float = 0.0
-    nudged: bool = False
-    phase: str = ""
+    reported: bool = field(default=False)
 
 
 def run(request: Request) -> tuple[Cause, ...]:
@@ -61,15 +58,7 @@ def run(request: Request) -> tuple[Cause, ...]:
     try:
         for node in plan.nodes:
             members.append(_start(request, node.index))
-        programs = {member.index: member.popen.pid for member in members}
-        _, signals = faults.sort(request.arguments.fault)
-        aim = Aim(signals, request.run_dir, request.events, programs)
-        request.events.listeners.append(aim)
-        try:
-            return _follow(request, plan, members)
-        finally:
-            request.events.listeners.remove(aim)
-            aim.close()
+        return _follow(request, plan, members)
     finally:
         for member in members:
             _kill(member)
@@ -99,7 +88,8 @@ def make_plan(request: Request) -> Plan:
 
     plan = resolve(request.case, cluster(), options)
     router = _tool(request, "vllm-router") if _wants_router(plan) else ""
-    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
+    aisbench = any(entry.driver == "aisbench" for entry in plan.benchmarks)
+    ais_bench = _tool(request, "aisbench") if aisbench and not plan.cluster.ais_bench else ""
     if router or ais_bench:
         plan = resolve(request.case, cluster(router, ais_bench), options)
     return plan
@@ -132,11 +122,6 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
 def _wants_router(plan: Plan) -> bool:
     proxy = plan.proxy
     return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
-
-
-def _wants_aisbench(plan: Plan) -> bool:
-    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
-    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
 
 
 def _tool(request: Request, name: str) -> str:
@@ -191,8 +176,7 @@ def _read(request: Request, member: Member) -> None:
             with contextlib.suppress(ValueError):
                 member.log.write(raw)
             continue
-        member.phase = event.phase
-        for listener in list(request.events.listeners):
+        for listener in request.events.listeners:
             listener(event)
 
 
@@ -204,61 +188,33 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
     def interrupt(count: int) -> None:
         number = signal.SIGTERM if count == 1 else signal.SIGINT
         for member in members:
-            for each in (signal.SIGCONT, number):
-                with contextlib.suppress(OSError):
-                    member.popen.send_signal(each)
+            with contextlib.suppress(OSError):
+                member.popen.send_signal(number)
 
     request.on_interrupt.append(interrupt)
     if request.interrupted.is_set():
         interrupt(1)
-    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds
-    leader_end = 0.0
+    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds + PATIENCE
+    first_end = 0.0
     while any(member.ended == 0.0 for member in members):
         for member in members:
             if member.ended or member.popen.poll() is None:
                 continue
             member.ended = time.time()
-            if member.index == LEADER:
-                leader_end = time.monotonic()
+            first_end = first_end or time.monotonic()
             if member.reader:
                 member.reader.join(2)
-            record = request.run_dir.node(member.index).record
-            if _lost_its_leader(record):
-                _end(members[LEADER])
-            if not record.exists():
+            if not request.run_dir.node(member.index).record.exists():
                 cause = _death(plan, member, began)
                 observed.append(cause)
                 request.events.emit("cause", text=str(cause), verdict=cause.verdict)
                 _tell(members, member, cause)
-        if leader_end:
-            _hasten(members, time.monotonic() - leader_end, after)
+        if first_end and time.monotonic() - first_end > after:
+            for member in members:
+                if not member.ended:
+                    _kill(member)
         _pause(members)
     return tuple(observed)
-
-
-def _lost_its_leader(record: Path) -> bool:
-    """Whether a worker ended because its leader did not answer any more."""
-    found = records.record_from(read_json(record))
-    cause = found.cause if found else None
-    return cause is not None and cause.kind == "lost" and cause.node == LEADER
-
-
-def _hasten(members: list[Member], seconds: float, after: float) -> None:
-    """The leader waits for everybody it has not lost: who is late after its end is lost.
-
-    A program that somebody stopped is let go on, so that it can stop its servers and write its
-    record; one that does not end in time is killed, and its guard ends its servers.
-    """
-    for member in members:
-        if member.ended:
-            continue
-        if seconds > min(after, PATIENCE):
-            _end(member)
-        elif seconds > LATE and not member.nudged:
-            member.nudged = True
-            for number in (signal.SIGCONT, signal.SIGTERM):
-                with contextlib.suppress(OSError):
-                    member.popen.send_signal(number)
 
 
 def _pause(members: list[Member]) -> None:
@@ -283,7 +239,7 @@ def _death(plan: Plan, member: Member, began: float) -> Cause:
         node=member.index,
         role=node.role,
         process="node",
-        phase=member.phase,
+        phase="",
         seconds=round(now - began, 3),
         at=now,
         exit_code=code if code >= 0 else None,
@@ -305,17 +261,12 @@ def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
             member.popen.stdin.flush()
 
 
-def _end(member: Member) -> None:
-    """Kill a node program that is still there; its guard ends its servers."""
+def _kill(member: Member) -> None:
+    """End a node program that is still there; its guard ends its servers."""
     if member.popen.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(member.popen.pid, signal.SIGKILL)
         member.popen.wait()
-
-
-def _kill(member: Member) -> None:
-    """End a node program and close what we hold of it."""
-    _end(member)
     for stream in (member.popen.stdin, member.popen.stdout):
         if stream:
             with contextlib.suppress(OSError):

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ci import junit
+from ci import annotate, junit, known, outcome
 from ci.backends import BACKENDS, Request, backend
+from ci.known import Known
 from ci.live import Live
-from steps import report
 from steps.core import cli, settings
 from steps.core.case import Case, load_case
 from steps.core.errors import (
@@ -37,7 +37,6 @@ from steps.core.errors import (
     errors_of,
 )
 from steps.core.events import RUNNER, EventLog
-from steps.core.plan import Plan
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, new_run_id, point_latest, write_json, write_text
@@ -89,7 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
         warnings = check(path)
     except CaseError as error:
         _refuse(run_dir.make(), run_id, path, error)
+        annotate.show(error.problems)
         raise
+    issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
     run_dir.make()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
@@ -104,13 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with _signals(request):
             observed = _carry_out(request, place)
-            verdict = conclude(run_dir, run_id, case, observed, began, warnings)
+            code = conclude(request, observed, issues, began, warnings)
     finally:
         live.close()
         events.close()
-    print(f"\n{run_dir.summary.read_text(encoding='utf-8')}")
-    print(f"Files of the run: {run_dir.path}")
-    return verdict.exit_code
+    outcome.show(run_dir)
+    return code
 
 
 def check(path: Path) -> list[Problem]:
@@ -165,14 +165,6 @@ def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
             raise
         missing = InfraError(f"the Python package {error.name!r} is not installed")
         return (_cause_of(missing, request),)
-    except Exception as error:
-        log = request.run_dir.path / "harness-error.log"
-        write_text(log, request.events.redactor.text(traceback.format_exc()))
-        failure = InfraError(
-            f"the harness itself failed: {type(error).__name__}: {error}",
-            f"Please report it with {log}.",
-        )
-        return (_cause_of(failure, request),)
 
 
 def _cause_of(error: MultinodeError, request: Request) -> Cause:
@@ -182,29 +174,28 @@ def _cause_of(error: MultinodeError, request: Request) -> Cause:
 
 
 def conclude(
-    run_dir: RunDir,
-    run_id: str,
-    case: Case,
+    request: Request,
     observed: tuple[Cause, ...],
+    issues: Sequence[Known],
     began: float,
     warnings: Sequence[Problem] = (),
-) -> Verdict:
-    """Verdict, JUnit and summary of a run directory, whatever is in it."""
-    plan: Plan | None = None
+) -> int:
+    """Everything that is made of a run directory, whatever is in it; the exit code."""
+    run_dir, case = request.run_dir, request.case
     if run_dir.plan.exists():
-        plan = report.load_plan(run_dir)
-        verdict = report.run(run_dir, observed)
+        verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
     else:
         cause = observed[0] if observed else Cause("internal", "no-verdict", "no plan was made")
+        took = time.time() - began
         verdict = Verdict(
-            run_id, case.name, cause.verdict, cause, (), (), (), time.time() - began, began, False
+            request.run, case.name, cause.verdict, cause, (), (), (), took, began, False
         )
+        code = verdict.exit_code
         _write(run_dir, verdict)
     _add_warnings(run_dir, warnings)
-    redactor = Redactor()
-    write_text(run_dir.junit, redactor.text(junit.xml(plan, verdict)))
-    _github(run_dir)
-    return verdict
+    outcome.publish(run_dir)
+    annotate.show([*annotate.of_verdict(case, verdict), *warnings])
+    return code
 
 
 def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
@@ -219,6 +210,7 @@ def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
 
 def _write(run_dir: RunDir, verdict: Verdict) -> None:
     """The files of a run that never had a plan."""
+    write_text(run_dir.junit, Redactor().text(junit.xml(None, verdict)))
     write_json(run_dir.verdict, verdict.to_dict())
     lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
     if verdict.cause:
@@ -243,19 +235,10 @@ def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
     now = time.time()
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
     _write(run_dir, verdict)
-    write_text(run_dir.junit, junit.xml(None, verdict))
+    outcome.publish(run_dir)
     with contextlib.suppress(OSError, UnicodeError):
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     point_latest(run_dir.path.resolve())
-    _github(run_dir)
-
-
-def _github(run_dir: RunDir) -> None:
-    """The summary, where GitHub wants it."""
-    target = settings.read().github_step_summary
-    if target:
-        with contextlib.suppress(OSError), Path(target).open("a", encoding="utf-8") as out:
-            out.write(run_dir.summary.read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

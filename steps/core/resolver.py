@@ -64,7 +64,7 @@ REHEARSAL_BUDGETS = {
     "pool": Budget(15, 15),
     "load": Budget(60, 30),
     "probe": Budget(30, 30),
-    "bench": Budget(120, 10),
+    "bench": Budget(120, 30),
     "proof": Budget(15, 15),
     "stop": Budget(60, 60),
     "collect": Budget(60, 60),
@@ -326,9 +326,8 @@ class _Resolver:
             place = word.place
 
             def unknown(missing: str, place: Any = place) -> None:
-                known = {**braced, **table}
                 self._unresolved(
-                    missing, "server_cmd_template", node.paths["command"], known, place
+                    missing, "server_cmd_template", node.paths["command"], table, place
                 )
 
             argv.append(fill(word.text, table, unknown, braced))

@@ -1,0 +1,126 @@
+"""outcome: everything that is made of a run's records once it is over.
+
+Enters: a run directory, what the backend saw, the known issues of the case.
+Leaves: verdict, summary, JUnit, HTML report, the result in the history,
+GitHub's summary, and the exit code. Touches: the run
+directory, the history, the terminal.
+
+What is made besides the verdict never changes it: a report or a history that
+cannot be written is said, and the exit code stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ci import history, junit, known, trend
+from ci.known import Known
+from steps import report
+from steps.core import npu, settings
+from steps.core.case import Case
+from steps.core.errors import Exit, MultinodeError
+from steps.core.plan import Plan
+from steps.core.records import Cause
+from steps.core.redaction import Redactor
+from steps.core.rundir import RunDir, read_json, write_json, write_text
+from steps.core.verdict import Verdict
+
+#: Results of the case that a report and the noise of its gates look back at.
+LOOK_BACK = 60
+Say = Callable[[str], None]
+
+
+def settle(
+    run_dir: RunDir, case: Case, observed: Sequence[Cause], issues: Sequence[Known], say: Say
+) -> tuple[Verdict, int]:
+    """Make everything of a run that had a plan; its verdict and the exit code."""
+    store, past = _history(case, say)
+    remarks: list[str] = []
+
+    def remark(plan: Plan, verdict: Verdict) -> list[str]:
+        explained = known.explaining(issues, verdict)
+        remarks.extend([known.remark(explained)] if explained else [])
+        remarks.extend(trend.noise_warnings(plan, past))
+        return remarks
+
+    verdict = report.run(run_dir, observed, remark)
+    plan = report.load_plan(run_dir)
+    records = report.load_records(run_dir, plan)
+    entry = known.explaining(issues, verdict)
+    spent = npu.spent(plan, verdict, records, report.held_before(run_dir))
+    _note(run_dir, remarks, entry, spent)
+    redactor = Redactor()
+    text = junit.xml(plan, verdict, records, spent.total, entry.link if entry else "")
+    write_text(run_dir.junit, redactor.text(text))
+    result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
+    if store is not None:
+        _attempt("the history", lambda: store.append(result), say)
+    _attempt("report.html", lambda: _html(run_dir, verdict, [*past, result], remarks), say)
+    return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
+
+
+def publish(run_dir: RunDir) -> None:
+    """The summary, where GitHub wants it."""
+    target = settings.read().github_step_summary
+    if target:
+        with contextlib.suppress(OSError), Path(target).open("a", encoding="utf-8") as out:
+            out.write(run_dir.summary.read_text(encoding="utf-8"))
+
+
+def show(run_dir: RunDir) -> None:
+    """The summary for whoever is looking: laid out on a terminal, as it is elsewhere."""
+    text = run_dir.summary.read_text(encoding="utf-8")
+    print()
+    if sys.stdout.isatty() and not settings.read().ci:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+    else:
+        print(text)
+    print(f"Files of the run: {run_dir.path}")
+
+
+def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.Result]]:
+    """The store and the case's results before this run."""
+    where = settings.read().history
+    if not where:
+        return None, []
+    store = history.open_store(where)
+    past: list[history.Result] = []
+    key = history.case_key(case.file)
+    _attempt("the history", lambda: past.extend(store.results(key, LOOK_BACK)), say)
+    return store, past
+
+
+def _html(
+    run_dir: RunDir, verdict: Verdict, results: Sequence[history.Result], remarks: Sequence[str]
+) -> None:
+    from ci import html
+
+    html.write(run_dir, verdict, results, remarks)
+
+
+def _attempt(what: str, work: Callable[[], object], say: Say) -> None:
+    try:
+        work()
+    except ImportError as error:
+        say(f"{what} was not made: the Python package {error.name!r} is not installed")
+    except (MultinodeError, OSError) as error:
+        say(f"{what} was not made: {error}")
+
+
+def _note(run_dir: RunDir, remarks: Sequence[str], entry: Known | None, spent: npu.Spent) -> None:
+    """What the runner adds to ``verdict.json``."""
+    data = read_json(run_dir.verdict)
+    data["remarks"] = list(remarks)
+    data["known_issue"] = {"link": entry.link, "green": entry.green} if entry else None
+    data["npu_minutes"] = {
+        "total": round(spent.total, 2),
+        "wasted": round(spent.wasted, 2),
+        "phases": {name: round(value, 2) for name, value in spent.phases.items()},
+    }
+    write_json(run_dir.verdict, data)
