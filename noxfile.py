@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import configparser
+import os
+import shlex
+import sys
 from pathlib import Path
 
 import nox
@@ -101,9 +104,17 @@ def install(session: nox.Session, *sides: str) -> None:
 
 
 def run_module(session: nox.Session, module: str) -> None:
-    """Run one of our modules; its exit code is the session's, and Ctrl-C is its own to handle."""
-    command = ["python", "-m", module, *session.posargs]
-    session.run(*command, interrupt_timeout=None, terminate_timeout=None)
+    """Become one of our modules, with its exit code and its way with Ctrl-C and SIGTERM.
+
+    As its parent nox would turn every exit code into 1, and kill a run half a second after
+    Ctrl-C, before it has stopped its fleet and collected its logs.
+    """
+    python = Path(session.bin) / "python"
+    session.log(f"python -m {module} {shlex.join(session.posargs)}".rstrip())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ["PATH"] = os.pathsep.join([session.bin, os.environ.get("PATH", "")])
+    os.execv(python, [str(python), "-m", module, *session.posargs])
 
 
 def backend_extras(arguments: list[str]) -> list[str]:

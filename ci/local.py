@@ -20,20 +20,22 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from ci.backends import Request
-from steps.core import cli, fleet, guard, settings
+from ci.faults import Aim
+from steps.core import cli, faults, fleet, guard, records, settings
 from steps.core.cluster import Cluster
 from steps.core.errors import InfraError
 from steps.core.events import Event
 from steps.core.plan import LEADER, Plan, to_json
 from steps.core.records import Cause
 from steps.core.resolver import resolve
-from steps.core.rundir import write_text
+from steps.core.rundir import read_json, write_text
 
-#: Beyond the plan's own budgets for stopping and collecting.
-PATIENCE = 30.0
+#: Seconds after the leader's end when another program is late, and when it is given up.
+LATE, PATIENCE = 2.0, 20.0
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Member:
     log: IO[bytes]
     reader: threading.Thread | None = None
     ended: float = 0.0
-    reported: bool = field(default=False)
+    nudged: bool = False
+    phase: str = ""
 
 
 def run(request: Request) -> tuple[Cause, ...]:
@@ -58,7 +61,15 @@ def run(request: Request) -> tuple[Cause, ...]:
     try:
         for node in plan.nodes:
             members.append(_start(request, node.index))
-        return _follow(request, plan, members)
+        programs = {member.index: member.popen.pid for member in members}
+        _, signals = faults.sort(request.arguments.fault)
+        aim = Aim(signals, request.run_dir, request.events, programs)
+        request.events.listeners.append(aim)
+        try:
+            return _follow(request, plan, members)
+        finally:
+            request.events.listeners.remove(aim)
+            aim.close()
     finally:
         for member in members:
             _kill(member)
@@ -88,8 +99,7 @@ def make_plan(request: Request) -> Plan:
 
     plan = resolve(request.case, cluster(), options)
     router = _tool(request, "vllm-router") if _wants_router(plan) else ""
-    aisbench = any(entry.driver == "aisbench" for entry in plan.benchmarks)
-    ais_bench = _tool(request, "aisbench") if aisbench and not plan.cluster.ais_bench else ""
+    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
     if router or ais_bench:
         plan = resolve(request.case, cluster(router, ais_bench), options)
     return plan
@@ -122,6 +132,11 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
 def _wants_router(plan: Plan) -> bool:
     proxy = plan.proxy
     return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+
+
+def _wants_aisbench(plan: Plan) -> bool:
+    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
+    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
 
 
 def _tool(request: Request, name: str) -> str:
@@ -176,7 +191,8 @@ def _read(request: Request, member: Member) -> None:
             with contextlib.suppress(ValueError):
                 member.log.write(raw)
             continue
-        for listener in request.events.listeners:
+        member.phase = event.phase
+        for listener in list(request.events.listeners):
             listener(event)
 
 
@@ -188,33 +204,61 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
     def interrupt(count: int) -> None:
         number = signal.SIGTERM if count == 1 else signal.SIGINT
         for member in members:
-            with contextlib.suppress(OSError):
-                member.popen.send_signal(number)
+            for each in (signal.SIGCONT, number):
+                with contextlib.suppress(OSError):
+                    member.popen.send_signal(each)
 
     request.on_interrupt.append(interrupt)
     if request.interrupted.is_set():
         interrupt(1)
-    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds + PATIENCE
-    first_end = 0.0
+    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds
+    leader_end = 0.0
     while any(member.ended == 0.0 for member in members):
         for member in members:
             if member.ended or member.popen.poll() is None:
                 continue
             member.ended = time.time()
-            first_end = first_end or time.monotonic()
+            if member.index == LEADER:
+                leader_end = time.monotonic()
             if member.reader:
                 member.reader.join(2)
-            if not request.run_dir.node(member.index).record.exists():
+            record = request.run_dir.node(member.index).record
+            if _lost_its_leader(record):
+                _end(members[LEADER])
+            if not record.exists():
                 cause = _death(plan, member, began)
                 observed.append(cause)
                 request.events.emit("cause", text=str(cause), verdict=cause.verdict)
                 _tell(members, member, cause)
-        if first_end and time.monotonic() - first_end > after:
-            for member in members:
-                if not member.ended:
-                    _kill(member)
+        if leader_end:
+            _hasten(members, time.monotonic() - leader_end, after)
         _pause(members)
     return tuple(observed)
+
+
+def _lost_its_leader(record: Path) -> bool:
+    """Whether a worker ended because its leader did not answer any more."""
+    found = records.record_from(read_json(record))
+    cause = found.cause if found else None
+    return cause is not None and cause.kind == "lost" and cause.node == LEADER
+
+
+def _hasten(members: list[Member], seconds: float, after: float) -> None:
+    """The leader waits for everybody it has not lost: who is late after its end is lost.
+
+    A program that somebody stopped is let go on, so that it can stop its servers and write its
+    record; one that does not end in time is killed, and its guard ends its servers.
+    """
+    for member in members:
+        if member.ended:
+            continue
+        if seconds > min(after, PATIENCE):
+            _end(member)
+        elif seconds > LATE and not member.nudged:
+            member.nudged = True
+            for number in (signal.SIGCONT, signal.SIGTERM):
+                with contextlib.suppress(OSError):
+                    member.popen.send_signal(number)
 
 
 def _pause(members: list[Member]) -> None:
@@ -239,7 +283,7 @@ def _death(plan: Plan, member: Member, began: float) -> Cause:
         node=member.index,
         role=node.role,
         process="node",
-        phase="",
+        phase=member.phase,
         seconds=round(now - began, 3),
         at=now,
         exit_code=code if code >= 0 else None,
@@ -261,12 +305,17 @@ def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
             member.popen.stdin.flush()
 
 
-def _kill(member: Member) -> None:
-    """End a node program that is still there; its guard ends its servers."""
+def _end(member: Member) -> None:
+    """Kill a node program that is still there; its guard ends its servers."""
     if member.popen.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(member.popen.pid, signal.SIGKILL)
         member.popen.wait()
+
+
+def _kill(member: Member) -> None:
+    """End a node program and close what we hold of it."""
+    _end(member)
     for stream in (member.popen.stdin, member.popen.stdout):
         if stream:
             with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ import datetime
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -165,6 +166,14 @@ def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
             raise
         missing = InfraError(f"the Python package {error.name!r} is not installed")
         return (_cause_of(missing, request),)
+    except Exception as error:
+        log = request.run_dir.path / "harness-error.log"
+        write_text(log, request.events.redactor.text(traceback.format_exc()))
+        failure = InfraError(
+            f"the harness itself failed: {type(error).__name__}: {error}",
+            f"Please report it with {log}.",
+        )
+        return (_cause_of(failure, request),)
 
 
 def _cause_of(error: MultinodeError, request: Request) -> Cause:

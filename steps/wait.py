@@ -22,7 +22,7 @@ from steps.core.plan import NodePlan, Process
 from steps.core.records import Check
 
 PROBE_EVERY, PROBE_EVERY_REAL = 0.1, 0.25
-ATTEMPTS = 12
+ATTEMPTS, ATTEMPTS_REAL = 5, 8
 ATTEMPT_SECONDS, ATTEMPT_SECONDS_REAL = 10.0, 120.0
 
 
@@ -81,7 +81,8 @@ def completion(run: NodeRun) -> None:
     endpoint = run.plan.endpoint
     limit = ATTEMPT_SECONDS if run.plan.rehearsed else ATTEMPT_SECONDS_REAL
     last = chat.Reply(0, "", "not asked yet")
-    for attempt in range(ATTEMPTS):
+    attempts = ATTEMPTS if run.plan.rehearsed else ATTEMPTS_REAL
+    for attempt in range(attempts):
         last = chat.ask(endpoint.url, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
         run.check_end()
         if last.text.strip():
@@ -90,14 +91,14 @@ def completion(run: NodeRun) -> None:
                 Check("completion", "pass", f"{last.text.strip()[:80]!r} from {endpoint.url}")
             )
             return
-        run.events.emit("note", text=f"completion {attempt + 1} of {ATTEMPTS}: {last.error}")
+        run.events.emit("note", text=f"completion {attempt + 1} of {attempts}: {last.error}")
         run.sleep(min(0.2 * 2**attempt, 3.0))
     run.checks.append(Check("completion", "fail", last.error))
     raise StepFailed(
         run.cause_of(
             "completion",
             "functional",
-            f"{ATTEMPTS} completions through {endpoint.url} returned no text; the last: "
+            f"{attempts} completions through {endpoint.url} returned no text; the last: "
             f"{last.error}",
             process="proxy" if endpoint.kind == "proxy" else "server",
             evidence=evidence.of_log(run.dir.path / "proxy.log").lines,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from steps.core import fleet, settings
+from steps.core import faults, fleet, settings
 from steps.core.case import load_case
 from steps.core.cluster import Rehearsal
 from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
@@ -127,7 +127,11 @@ def rehearsal_of(arguments: argparse.Namespace) -> Rehearsal | None:
         if arguments.fault:
             raise UsageError("--fault works in a rehearsal only", "Add --rehearse.")
         return None
-    return Rehearsal(arguments.load_seconds, tuple(arguments.fault))
+    try:
+        own, _ = faults.sort(arguments.fault)
+    except ValueError as error:
+        raise UsageError(str(error), "docs/rehearsal.md has the language of faults.") from None
+    return Rehearsal(arguments.load_seconds, own)
 
 
 def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:

@@ -158,11 +158,13 @@ class NodeRun:
         what: Callable[[], str],
         every: float = POLL,
         blame: Callable[[], tuple[NodePlan, str]] | None = None,
+        logs: bool = True,
     ) -> None:
         """Wait until ``done``; say ``what`` is missing now and then.
 
         Args:
             blame: the node and process to name when the phase's budget ends.
+            logs: whether a growing log is progress; not where servers log our own probes.
 
         Raises:
             RunEnded: the run is over.
@@ -173,7 +175,8 @@ class NodeRun:
             if self.ended.wait(every):
                 raise RunEnded
             now = time.monotonic()
-            self._watch_progress()
+            if logs:
+                self._watch_progress()
             if now - said >= SAY_EVERY:
                 said = now
                 self.events.emit("waiting", missing=what(), seconds=round(now - self._phase_began))
@@ -201,7 +204,7 @@ class NodeRun:
         if spent > budget.seconds:
             kind, reason = "deadline", f"the phase's {budget.seconds:g} s passed"
         else:
-            kind, reason = "stall", f"no progress and no log line for {budget.stall:g} s"
+            kind, reason = "stall", f"no progress for {budget.stall:g} s"
         log = self.dir.path / f"{process}.log" if node is self.me and process else None
         found = evidence.of_log(log) if log else evidence.Evidence()
         raise StepFailed(
@@ -226,11 +229,13 @@ class NodeRun:
             self.progress()
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes in each process's log."""
+        """Bytes in each process's log; not a tool's, which may chatter while it hangs."""
         if self.supervisor is None:
             return {}
         sizes = {}
         for running in self.supervisor.running:
+            if running.process.kind == TOOL:
+                continue
             with contextlib.suppress(OSError):
                 sizes[running.process.name] = running.log.stat().st_size
         return sizes

@@ -202,6 +202,7 @@ def record_from(data: Any) -> Record | None:
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
         record = Record(**fields)
-        return record if record.ended - record.started >= 0 else None
+        timed = all(isinstance(at, (int, float)) for at in (record.started, record.ended))
+        return record if timed else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None

@@ -64,7 +64,7 @@ REHEARSAL_BUDGETS = {
     "pool": Budget(15, 15),
     "load": Budget(60, 30),
     "probe": Budget(30, 30),
-    "bench": Budget(120, 30),
+    "bench": Budget(120, 10),
     "proof": Budget(15, 15),
     "stop": Budget(60, 60),
     "collect": Budget(60, 60),
@@ -326,8 +326,9 @@ class _Resolver:
             place = word.place
 
             def unknown(missing: str, place: Any = place) -> None:
+                known = {**braced, **table}
                 self._unresolved(
-                    missing, "server_cmd_template", node.paths["command"], table, place
+                    missing, "server_cmd_template", node.paths["command"], known, place
                 )
 
             argv.append(fill(word.text, table, unknown, braced))

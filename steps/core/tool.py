@@ -33,6 +33,7 @@ def run_tool(
     env: Mapping[str, str] | None = None,
     what: Callable[[], str],
     blame: Callable[[], tuple[NodePlan, str]] | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> ExitStatus:
     """Run a program to its end.
 
@@ -40,6 +41,8 @@ def run_tool(
         name: in the process table, and of its log.
         place: its working directory, and where its log is.
         what, blame: as :meth:`NodeRun.until` takes them.
+        progress: asked when the log has grown; another value than before is progress.
+            Without it any growth is.
 
     Raises:
         OSError: it cannot be started.
@@ -57,8 +60,21 @@ def run_tool(
         argv=list(argv),
         log=os.path.relpath(running.log, run.run_dir.path),
     )
+    size = 0
+    mark: object = None
+
+    def ended() -> bool:
+        nonlocal size, mark
+        with contextlib.suppress(OSError):
+            grown = running.log.stat().st_size
+            if grown != size:
+                size, before, mark = grown, mark, progress() if progress else grown
+                if mark != before:
+                    run.progress()
+        return running.ended.is_set()
+
     try:
-        run.until(running.ended.is_set, what, blame=blame)
+        run.until(ended, what, blame=blame)
     finally:
         _end(run, running, marker)
     assert running.exit is not None

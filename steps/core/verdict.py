@@ -7,7 +7,7 @@ Leaves: a :class:`Verdict`. Touches nothing. A missing record is never a pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from steps.core.errors import Exit
@@ -134,6 +134,8 @@ def compute(
             or _benchmarks(plan, benchmarks)
             or _evidence(checks)
         )
+    if cause is not None and cause.kind == "benchmark" and leader is not None and cause.at:
+        cause = replace(cause, seconds=round(cause.at - leader.started, 3))
     if cause is None and leader is not None and leader.outcome != "pass":
         cause = Cause(
             "internal", "no-verdict", f"the leader ended as '{leader.outcome}' without a cause", 0

@@ -75,6 +75,14 @@ FAKE = """\
             shutil.copytree(Path({samples!r}) / value, work)
         elif name == "say":
             print(value, flush=True)
+        elif name == "count":
+            for turn in range(int(value)):
+                print(f"POST={{turn}} (1.0/s)  FIN=0 (0.0/s)", flush=True)
+                time.sleep(0.1)
+        elif name == "chatter":
+            for turn in range(300):
+                print(f"POST=16 ({{16 / (turn + 1):.1f}}/s)  FIN=0 (0.0/s)", flush=True)
+                time.sleep(0.1)
         elif name == "hang":
             print("ais_bench: hanging", flush=True)
             time.sleep(300)
@@ -143,10 +151,10 @@ class Bench:
         [entry] = [e for e in self.run.plan.benchmarks if e.benchmark.name == name]
         return Job(entry, self.run.plan.endpoint, self.place)
 
-    def budget(self, seconds: float) -> None:
-        """What is left for the benchmark."""
+    def budget(self, seconds: float, stall: float = 0.0) -> None:
+        """What is left for the benchmark, and how long it may stand still."""
         plan = self.run.plan
-        budget = replace(plan.budgets["bench"], seconds=seconds, stall=seconds)
+        budget = replace(plan.budgets["bench"], seconds=seconds, stall=stall or seconds)
         self.run.plan = replace(plan, budgets={**plan.budgets, "bench": budget})
         self.run.begin_budget("bench")
 

@@ -51,11 +51,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def small(bench: Bench, name: str):
-    """The benchmark as scaled for a rehearsal: 16 requests of 16 or 64 tokens, as the samples."""
-    return bench.job(name).entry.benchmark
-
-
 def test_a_good_run(bench):
     found = measure(bench, "leave=perf-good")
     assert (failed(found), found.error) == ({}, "")
@@ -67,9 +62,8 @@ def test_a_good_run(bench):
     assert "begun" in (bench.place / "bench.log").read_text()
 
 
-def test_how_it_is_called(bench, monkeypatch):
+def test_how_it_is_called(bench):
     bench.run.supervisor._inherited["NO_PROXY"] = "before"
-    monkeypatch.setenv("NO_PROXY", "before")
     measure(bench, "leave=perf-good")
     seen = json.loads((bench.place / "seen.json").read_text())
     place = bench.place.resolve()
@@ -167,6 +161,20 @@ def test_a_hanging_client_meets_the_deadline(bench):
     assert (cause.verdict, cause.kind, cause.process) == ("hang", "deadline", "bench")
     assert "ais_bench: hanging" in cause.reason
     assert_gone(bench)
+
+
+def test_counts_that_stand_still_are_a_stall_though_the_log_grows(bench):
+    bench.budget(60, stall=1.0)
+    with pytest.raises(StepFailed) as caught:
+        measure(bench, "count=3 chatter")
+    assert caught.value.cause.kind == "stall"
+    assert "POST=16" in caught.value.cause.reason
+    assert_gone(bench)
+
+
+def test_counts_that_rise_are_progress(bench):
+    bench.budget(60, stall=1.0)
+    assert failed(measure(bench, "count=20 leave=perf-good")) == {}
 
 
 def test_a_hanging_endpoint_is_blamed_rather_than_the_client(bench, endpoint):

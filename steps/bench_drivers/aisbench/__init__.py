@@ -12,6 +12,7 @@ what it reads in ``material``.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,12 +24,14 @@ from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
 from steps.core import chat, evidence, hub, settings
 from steps.core.noderun import NodeRun, StepFailed
-from steps.core.plan import BenchmarkPlan, NodePlan
+from steps.core.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.process import ExitStatus
 from steps.core.records import Cause
 from steps.core.tool import run_tool
 
 PROCESS = "bench"
+#: AISBench prints its counts every other second, moved or not; the rates beside them sink to 0.
+_RATES = re.compile(r"\([0-9.]+/s\)")
 #: How long the endpoint may take over one short answer before it is called broken.
 ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
 
@@ -37,7 +40,7 @@ def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
     """What will keep this benchmark from being measured."""
     benchmark = entry.benchmark
     program = run.plan.cluster.ais_bench or "ais_bench"
-    if shutil.which(program, path=settings.read().path) is None:
+    if shutil.which(program, path=_inherited(run).get("PATH")) is None:
         yield (
             f"{program} is not on the leader; install ais-bench-benchmark in an environment of its "
             "own and name its program in MULTINODE_AIS_BENCH, or use --bench smoke"
@@ -91,6 +94,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             env=_environment(run, job),
             what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
             blame=lambda: _blame(run, job),
+            progress=lambda: _RATES.sub("", evidence.last_line(log)),
         )
     except OSError as error:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
@@ -141,10 +145,16 @@ def _here(where: hub.Hub, kind: str, name: str, run: NodeRun) -> bool:
     return True
 
 
+def _inherited(run: NodeRun) -> dict[str, str]:
+    """The environment a tool of this node is started with."""
+    assert run.supervisor is not None
+    return run.supervisor.environment(Process(PROCESS, TOOL, ()))
+
+
 def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     """No proxy between AISBench and the endpoint, and nothing from the network."""
     host = urlsplit(job.endpoint.url).hostname or ""
-    inherited = settings.inherited()
+    inherited = _inherited(run)
     before = inherited.get("NO_PROXY") or inherited.get("no_proxy") or ""
     exempt = ",".join([*([before] if before else []), host])
     return {
@@ -177,7 +187,7 @@ def _killed(run: NodeRun, status: ExitStatus, log: Path) -> Cause:
         signal=status.signal,
         evidence=evidence.of_log(log).lines,
         log=str(log.relative_to(run.run_dir.path.resolve())),
-        hint="The fleet was well; look at the leader's memory and at what else runs there.",
+        hint="No server had ended; look at the leader's memory and at what else runs there.",
     )
 
 

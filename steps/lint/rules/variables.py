@@ -159,6 +159,34 @@ def misspelled(fleet: Fleet) -> Iterator[Finding]:
 
 
 @rule(
+    "MN604",
+    WARNING,
+    "Variable that cannot be read",
+    fails=(
+        parallel(("--port $SERVER_PORT", "--port ${SERVER-PORT}")),
+        parallel(("OMP_NUM_THREADS: 10", "OMP_NUM_THREADS: ${N:-10}")),
+    ),
+    passes=(parallel(("--port $SERVER_PORT", "--port ${SERVER_PORT}")),),
+)
+def readable(fleet: Fleet) -> Iterator[Finding]:
+    """What stands in `${...}` is no name, so it is passed on as it is. No shell runs the command:
+    there is no `${NAME:-default}`."""
+    for server in fleet.commands:
+        for at, word in enumerate(server.command.argv):
+            if "${" in word and not names_in(word):
+                yield Finding(
+                    f"'{word[:60]}' is passed on as it is", server.command.place(at), "Write $NAME."
+                )
+        for name, text in server.node.envs.items():
+            if "${" in text and not names_in(text):
+                yield Finding(
+                    f"{name}: '{text[:60]}' is passed on as it is",
+                    fleet.env_place(server.node, name),
+                    "Write $NAME.",
+                )
+
+
+@rule(
     "MN605",
     WARNING,
     "SERVER_PORT is not the server's port",
