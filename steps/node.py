@@ -705,7 +705,7 @@ def _start(arguments: argparse.Namespace) -> Start:
 def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
     """Where the nodes are: a file, this machine, or what case and environment say."""
     if arguments.cluster:
-        return joining.read_cluster(Path(arguments.cluster))
+        return joining.at_home(joining.read_cluster(Path(arguments.cluster)), case)
     rehearsal = cli.rehearsal_of(arguments)
     if rehearsal is not None:
         return fleet.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")

@@ -106,6 +106,22 @@ def by_hand(case: Case) -> Cluster:
     return fleet.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
 
 
+def at_home(cluster: Cluster, case: Case) -> Cluster:
+    """A cluster that somebody else described, with what only this machine knows of itself."""
+    if cluster.rehearsal is not None:
+        return replace(cluster, proxy_script=fleet.find_proxy_script(case))
+    here = fleet.plain(case, cluster.nodes)
+    return replace(
+        cluster,
+        known={**here.known, **cluster.known},
+        scripts=cluster.scripts or here.scripts,
+        proxy_script=cluster.proxy_script or here.proxy_script,
+        router=cluster.router or here.router,
+        ais_bench=cluster.ais_bench or here.ais_bench,
+        workdir=cluster.workdir or here.workdir,
+    )
+
+
 def lws_names(leader: str, size: int) -> tuple[str, ...]:
     """Names of a group's pods: ``X-0.X.ns``, then ``X-0-1.X.ns`` and so on."""
     pod, _, rest = leader.partition(".")

@@ -1,0 +1,423 @@
+"""One host over SSH: a verified connection, a command on it, the loader of a run.
+
+Enters: a :class:`Host`. Leaves: channels, and errors that name the host and
+say what to do. Touches: ssh's own configuration, agent and known hosts
+(reads them), the network.
+
+Fabric reads ``~/.ssh/config``; jump hosts, keys, users and ports are those ssh
+itself would use. A host key that is not known, or not the known one, is never
+accepted here, whatever the configuration says.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from fabric import Config, Connection
+from paramiko.ssh_exception import (
+    AuthenticationException,
+    BadHostKeyException,
+    NoValidConnectionsError,
+    PasswordRequiredException,
+    SSHException,
+)
+
+from ci.inventory import Host
+from steps.core.errors import InfraError
+
+CONNECT_SECONDS = 10.0
+TRIES = 4
+_PIECE = 1 << 15
+
+
+class UnknownHostKey(SSHException):  # type: ignore[misc]
+    """Nothing vouches for a host's key."""
+
+    def __init__(self, name: str, kind: str, fingerprint: str) -> None:
+        super().__init__(f"{name} {kind} {fingerprint}")
+        self.name = name
+        self.kind = kind
+        self.fingerprint = fingerprint
+
+
+class _Reject(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+    """Refuse, with what one needs to know to decide."""
+
+    def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+        raise UnknownHostKey(hostname, key.get_name(), _fingerprint(key))
+
+
+def _fingerprint(key: Any) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(key.asbytes()).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+class Remote:
+    """A host one can run commands on; a broken connection is made anew by :meth:`connect`."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.handshake = 0.0
+        self._connection: Connection | None = None
+
+    def connect(self, tries: int = TRIES, seconds: float = CONNECT_SECONDS) -> None:
+        """Connect, unless connected; sshd turns some of many away, so there are more tries.
+
+        Raises:
+            InfraError: the host is not there, is not the one it was, or lets us not in.
+        """
+        if self._connection is not None and self._connection.is_connected:
+            return
+        for left in reversed(range(tries)):
+            began = time.monotonic()
+            try:
+                self._connection = self._open(seconds)
+                self.handshake = time.monotonic() - began
+                return
+            except (OSError, SSHException, EOFError, ValueError) as error:
+                final = isinstance(error, (UnknownHostKey, BadHostKeyException, socket.gaierror))
+                final = final or isinstance(error, (AuthenticationException, TimeoutError))
+                if final or left == 0:
+                    raise _explain(self.host, error) from None
+                time.sleep(0.3)
+
+    def close(self) -> None:
+        """Hang up."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            hops = [connection, *_gateways(connection)]
+            for hop in hops:
+                with contextlib.suppress(Exception):
+                    hop.client.close()
+
+    def start(self, command: str) -> paramiko.Channel:
+        """Run a command; gives its channel.
+
+        Raises:
+            InfraError: the connection is broken.
+        """
+        assert self._connection is not None
+        try:
+            channel = self._connection.transport.open_session(timeout=CONNECT_SECONDS)
+            channel.settimeout(CONNECT_SECONDS)
+            channel.exec_command(command)
+            return channel
+        except (OSError, SSHException, EOFError, AttributeError) as error:
+            raise _explain(self.host, error) from None
+
+    def python(self, *words: str, cwd: str = "") -> str:
+        """The command that runs the host's Python, inside the container if there is one."""
+        host = self.host
+        line = " ".join(["exec", shlex.quote(host.python), *map(shlex.quote, words)])
+        shell = "sh"
+        steps = ["umask 077"]
+        if host.environment:
+            shell = "bash"
+            steps += [
+                f". {shlex.quote(path)} >/dev/null 2>&1 || "
+                f"{{ echo {shlex.quote(f'environment script {path} failed')} >&2; exit 9; }}"
+                for path in host.environment
+            ]
+        if cwd:
+            steps.append(f"cd {shlex.quote(cwd)} || exit 8")
+        command = [shell, "-c", "; ".join([*steps, line])]
+        if host.container:
+            command = [*host.enter, host.container, *command]
+        return " ".join(map(shlex.quote, command))
+
+    def call(self, *words: str, cwd: str = "", seconds: float = 60.0) -> str:
+        """What a short Python command prints.
+
+        Raises:
+            InfraError: it fails, or takes longer than ``seconds``.
+        """
+        channel = self.start(self.python(*words, cwd=cwd))
+        try:
+            channel.settimeout(seconds)
+            channel.shutdown_write()
+            out = b"".join(_chunks(channel.recv))
+            errors = b"".join(_chunks(channel.recv_stderr))
+            code = channel.recv_exit_status()
+        except (OSError, SSHException, EOFError) as error:
+            raise _explain(self.host, error) from None
+        finally:
+            channel.close()
+        if code:
+            raise InfraError(failure(self.host, code, errors.decode("utf-8", "replace")))
+        return out.decode("utf-8", "replace")
+
+    def _open(self, seconds: float) -> Connection:
+        host = self.host
+        config = Config()
+        connection = Connection(
+            host.target,
+            user=host.user or None,
+            port=host.port or None,
+            config=config,
+            connect_timeout=int(seconds),
+            connect_kwargs={"banner_timeout": seconds, "auth_timeout": seconds},
+        )
+        for hop in [connection, *_gateways(connection)]:
+            _verify(hop)
+        connection.open()
+        return connection
+
+
+def _gateways(connection: Connection) -> Iterator[Connection]:
+    """The jump hosts before a connection."""
+    gateway = connection.gateway
+    while isinstance(gateway, Connection):
+        yield gateway
+        gateway = gateway.gateway
+
+
+def _verify(connection: Connection) -> None:
+    """Let a connection accept known host keys only; Fabric would accept any."""
+    client = connection.client
+    client.set_missing_host_key_policy(_Reject())
+    settings = connection.ssh_config
+    named = settings.get("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2").split()
+    named += settings.get("globalknownhostsfile", "/etc/ssh/ssh_known_hosts").split()
+    for name in named:
+        path = Path(name).expanduser()
+        if path.is_file():
+            client.load_system_host_keys(str(path))
+    alias = settings.get("hostkeyalias")
+    if alias:
+        port = connection.port
+        own = connection.host if port == 22 else f"[{connection.host}]:{port}"
+        for kind, key in (client._system_host_keys.lookup(alias) or {}).items():
+            client.get_host_keys().add(own, kind, key)
+
+
+def _explain(host: Host, error: BaseException) -> InfraError:
+    """What a failure to connect means, and what to do."""
+    if isinstance(error, UnknownHostKey):
+        return InfraError(
+            f"{host}: its host key is not known ({error.kind} {error.fingerprint})",
+            f"Compare the fingerprint with the host's own, then add it: `ssh {host.target}` once, "
+            "or ssh-keyscan into ~/.ssh/known_hosts.",
+        )
+    if isinstance(error, BadHostKeyException):
+        return InfraError(
+            f"{host}: its host key has changed: it shows {_fingerprint(error.key)}, known is "
+            f"{_fingerprint(error.expected_key)}",
+            "If the host was set up anew, remove the old key with "
+            f"`ssh-keygen -R {host.target}` and add the new one; else somebody is in between.",
+        )
+    if isinstance(error, PasswordRequiredException):
+        return InfraError(
+            f"{host}: the key file is encrypted", "Load it into the agent first: ssh-add."
+        )
+    if isinstance(error, AuthenticationException):
+        return InfraError(
+            f"{host}: it accepts none of your keys",
+            f"`ssh {host.target}` must work without a password: ssh-copy-id, or ssh-add for the "
+            "agent; 'user' in the hosts file says who you are there.",
+        )
+    if isinstance(error, socket.gaierror):
+        return InfraError(
+            f"{host}: there is no host of this name", "Check the name, or ~/.ssh/config."
+        )
+    if isinstance(error, (NoValidConnectionsError, ConnectionRefusedError)):
+        return InfraError(
+            f"{host}: cannot be reached over SSH: connection refused or no route",
+            "Is the host up, and is sshd listening on that port?",
+        )
+    if isinstance(error, TimeoutError):
+        return InfraError(f"{host}: does not answer over SSH", "Is it up, is a firewall between?")
+    words = str(error) or type(error).__name__
+    return InfraError(f"{host}: the SSH connection failed: {words}")
+
+
+def failure(host: Host, code: int, errors: str) -> str:
+    """A sentence about a command that failed on a host."""
+    last = " ".join(errors.strip().splitlines()[-3:])[-400:]
+    if code == 127:
+        return f"{host}: {host.python} is not there: {last}"
+    return f"{host}: the remote command ended with code {code}: {last}"
+
+
+def _chunks(receive: Callable[[int], bytes]) -> Iterator[bytes]:
+    while chunk := receive(1 << 16):
+        yield chunk
+
+
+# The loader: Python that any Python can parse, so that an old one can say that it is old.
+
+_LOADER = r"""
+import os, sys, json
+def say(**k):
+    os.write(1, (json.dumps(k) + "\n").encode())
+def line():
+    text = b""
+    while not text.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit(1)
+        text += byte
+    return json.loads(text.decode())
+if sys.version_info < (3, 10):
+    say(python=list(sys.version_info[:3]), old=True)
+    sys.exit(0)
+import importlib.util, io, platform, shutil, socket, tarfile, time
+where = sys.argv[1]
+missing = [n for n in sys.argv[2].split(",") if importlib.util.find_spec(n) is None]
+try:
+    free = shutil.disk_usage(where).free
+except OSError as error:
+    say(error=where + ": " + (error.strerror or str(error)), python=list(sys.version_info[:3]))
+    sys.exit(0)
+say(python=list(sys.version_info[:3]), missing=missing, time=time.time(), free=free,
+    machine=[sys.platform, platform.machine()], host=socket.gethostname())
+head = line()
+base, place = head["base"], head["place"]
+step = "making " + base
+try:
+    try:
+        os.mkdir(base, 0o700)
+    except FileExistsError:
+        found = os.lstat(base)
+        if found.st_uid != os.getuid() or found.st_mode & 0o170077 != 0o040000:
+            raise OSError(1, "is somebody else's")
+    step = "unpacking into " + base
+    data = bytearray()
+    while len(data) < head["size"]:
+        chunk = os.read(0, min(1 << 20, head["size"] - len(data)))
+        if not chunk:
+            sys.exit(1)
+        data += chunk
+    unpacked = place + ".new"
+    archive = tarfile.open(fileobj=io.BytesIO(bytes(data)))
+    if hasattr(tarfile, "fully_trusted_filter"):
+        archive.extraction_filter = tarfile.fully_trusted_filter
+    archive.extractall(unpacked)
+    try:
+        os.rename(unpacked + "/bundle", base + "/bundle")
+    except OSError:
+        if not os.path.isdir(base + "/bundle"):
+            raise
+        shutil.rmtree(unpacked + "/bundle")
+    os.rename(unpacked, place)
+except OSError as error:
+    shutil.rmtree(place + ".new", True)
+    shutil.rmtree(place, True)
+    try:
+        if not any(n.startswith("host-") for n in os.listdir(base)):
+            shutil.rmtree(base, True)
+    except OSError:
+        pass
+    say(error=step + ": " + (error.strerror or str(error)))
+    sys.exit(0)
+os.chdir(base + "/bundle")
+own, theirs = os.pipe()
+hear, tell = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    log = os.open(place + "/keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(own, 0), os.dup2(tell, 1), os.dup2(log, 2)
+    os.closerange(3, 64)
+    environment = dict(os.environ, MULTINODE_PLACE=place)
+    os.execve(sys.executable, [sys.executable, "-m", "steps.keep", "run"], environment)
+os.close(own), os.close(tell)
+os.waitpid(pid, 0)
+os.write(theirs, (json.dumps(head["keep"]) + "\n").encode())
+os.close(theirs)
+if os.read(hear, 64) != b"ready\n":
+    with open(place + "/keeper.log") as source:
+        say(error="the keeper did not start: " + source.read()[-600:])
+    sys.exit(0)
+os.close(hear)
+say(kept=True)
+os.execv(sys.executable, [sys.executable, "-m", "steps.keep", "relay", place])
+"""
+
+
+def loader(directory: str, needed: Sequence[str]) -> tuple[str, ...]:
+    """The words after ``python`` that load a run onto a host.
+
+    No quote, no line break and no exclamation mark is in them, since the
+    host's login shell may be any.
+    """
+    code = base64.b64encode(_LOADER.encode()).decode()
+    return ("-c", f"import base64;exec(base64.b64decode(b'{code}'))", directory, ",".join(needed))
+
+
+class Wire:
+    """JSON lines both ways over a channel."""
+
+    def __init__(self, host: Host, channel: paramiko.Channel) -> None:
+        self._host = host
+        self.channel = channel
+        self._buffer = b""
+
+    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        """Send one line, and bytes after it.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        data = memoryview(json.dumps(message).encode() + b"\n" + payload)
+        try:
+            self.channel.sendall(data)
+        except (SSHException, EOFError) as error:
+            raise ConnectionError(str(error)) from None
+
+    def lines(self, seconds: float) -> list[dict[str, Any]] | None:
+        """Lines that came within ``seconds``; None when the other side has ended."""
+        self.channel.settimeout(seconds)
+        try:
+            data = self.channel.recv(1 << 17)
+        except TimeoutError:
+            return []
+        except (OSError, SSHException, EOFError):
+            return None
+        if not data:
+            return None
+        *whole, self._buffer = (self._buffer + data).split(b"\n")
+        found = []
+        for line in whole:
+            with contextlib.suppress(ValueError):
+                message = json.loads(line)
+                if isinstance(message, dict):
+                    found.append(message)
+        return found
+
+    def one(self, seconds: float) -> dict[str, Any]:
+        """The next line.
+
+        Raises:
+            InfraError: none came, with what the host said instead.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self.lines(min(1.0, seconds))
+            if found is None:
+                errors = b"".join(_chunks(self.channel.recv_stderr)).decode("utf-8", "replace")
+                code = self.channel.recv_exit_status()
+                raise InfraError(failure(self._host, code, errors), _HINTS.get(code, ""))
+            if found:
+                return found[0]
+        raise InfraError(f"{self._host}: the remote Python does not answer")
+
+
+_HINTS = {
+    127: "Name one with 'python' in the hosts file, or an 'environment' script that brings it.",
+    126: "Name a Python with 'python' in the hosts file.",
+    9: "Correct 'environment' in the hosts file.",
+    1: "Is the container running, and does it have sh and Python?",
+}
