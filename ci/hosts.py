@@ -31,7 +31,6 @@ from ci import inventory as hosts_file
 from ci.backends import Request
 from ci.hosts_ssh import Remote, Wire, loader
 from ci.inventory import Host, Inventory
-from steps import keep
 from steps.core import bundle, cli, settings
 from steps.core.cluster import Cluster, ClusterNode
 from steps.core.errors import InfraError, MultinodeError
@@ -50,6 +49,8 @@ SKEW = 1.0
 #: Beyond the plan's own budgets for stopping and collecting.
 PATIENCE = 30.0
 _MINIMUM = (3, 10)
+#: What a node program does not import when it starts.
+_UNUSED = ("steps/lint/", "rehearsal/", "idna/", "charset_normalizer/")
 _BROKEN = (OSError, EOFError, SSHException, tarfile.TarError, zlib.error)
 
 
@@ -170,7 +171,7 @@ class Crew:
                 return observed
             quiet = time.monotonic() - last_end if last_end else 0.0
             for session in live:
-                if session.silent > keep.LEASE:
+                if session.silent > session.host.lease:
                     session.give_up(f"for {session.silent:.0f} s")
                 elif last_end and quiet > LAST_WAIT and all(s.cut_off for s in live):
                     session.give_up("when the run had ended everywhere else")
@@ -194,6 +195,8 @@ class Crew:
         """End and remove what is ours on every host; says what could not be removed."""
         for session in self.sessions:
             session.detach()
+        for session in self.sessions:
+            session.join()
         for problem in self._all(Session.clean):
             if problem is not None:
                 self.request.events.emit("warning", text=problem.message)
@@ -242,15 +245,17 @@ class Cargo:
         if not script.is_absolute() and ".." not in script.parts and beside.is_file():
             texts[f"case/{script}"] = beside.read_text(encoding="utf-8")
         self._own = list(bundle.texts(texts))
-        self._made: dict[tuple[str, ...], bytes] = {}
+        self._made: dict[tuple[bool, tuple[str, ...]], bytes] = {}
         self._lock = threading.Lock()
 
-    def archive(self, missing: Sequence[str]) -> bytes:
+    def archive(self, missing: Sequence[str], magic: str) -> bytes:
         """The archive for a host that lacks these packages; made once for all such hosts."""
         with self._lock:
-            key = tuple(sorted(missing))
+            key = (magic == bundle.MAGIC, tuple(sorted(missing)))
             if key not in self._made:
-                ours = [*bundle.harness(), *bundle.packages(key)]
+                ours = [*bundle.harness(), *bundle.packages(missing)]
+                if key[0]:
+                    ours += bundle.compiled(e for e in ours if not e.name.startswith(_UNUSED))
                 placed = [bundle.Entry(f"bundle/{e.name}", e.content, e.program) for e in ours]
                 self._made[key] = bundle.pack([*placed, *self._own])
             return self._made[key]
@@ -309,8 +314,8 @@ class Session:
         wire = Wire(self.host, self.remote.start(self.remote.python(*words)))
         asked = time.time()
         hello = wire.one(30.0)
-        self._check(hello, (time.time() + asked) / 2)
-        archive = self._cargo.archive(hello["missing"])
+        self._check(hello, asked, time.time())
+        archive = self._cargo.archive(hello["missing"], str(hello["magic"]))
         head = {
             "base": self._base,
             "place": self._place,
@@ -319,7 +324,7 @@ class Session:
                 "place": self._place,
                 "index": self.index,
                 "token": self._token,
-                "lease": keep.LEASE,
+                "lease": self.host.lease,
                 "argv": self._node_argv(),
             },
         }
@@ -336,7 +341,7 @@ class Session:
         self._wire = wire
         self._heard = time.monotonic()
 
-    def _check(self, hello: dict[str, Any], now: float) -> None:
+    def _check(self, hello: dict[str, Any], asked: float, answered: float) -> None:
         """Whether the host's Python is one the harness runs on."""
         self.version = ".".join(map(str, hello.get("python", [])))
         if hello.get("old"):
@@ -350,7 +355,8 @@ class Session:
             raise InfraError(
                 f"{self.host}: {hello['error']}", "Correct 'directory' in the hosts file."
             )
-        self.skew = float(hello["time"]) - now
+        told = float(hello["time"])
+        self.skew = told - min(max(told, asked), answered)
         own = bundle.platform()
         if "psutil" in hello["missing"] and hello["machine"] != own:
             raise InfraError(
@@ -405,6 +411,9 @@ class Session:
     def detach(self) -> None:
         """Listen no more."""
         self._detached.set()
+
+    def join(self) -> None:
+        """Wait for the listener, unless it hangs on a host that is away."""
         if self._thread is not None:
             self._thread.join(0.1 if self.cut_off else 2.0)
 
@@ -516,7 +525,7 @@ class Session:
             reason = f"host {self.host} {self._unreached}"
             hint = (
                 f"Look at its network and power. What it has of the run is in {self._place}; its "
-                f"node program ends by itself within {keep.LEASE:.0f} s."
+                f"node program ends by itself within {self.host.lease:g} s."
             )
         now = time.time()
         return Cause(

@@ -280,6 +280,7 @@ except OSError as error:
     say(error=where + ": " + (error.strerror or str(error)), python=list(sys.version_info[:3]))
     sys.exit(0)
 say(python=list(sys.version_info[:3]), missing=missing, time=time.time(), free=free,
+    magic=importlib.util.MAGIC_NUMBER.hex(),
     machine=[sys.platform, platform.machine()], host=socket.gethostname())
 head = line()
 base, place = head["base"], head["place"]
@@ -343,7 +344,9 @@ if os.read(hear, 64) != b"ready\n":
     sys.exit(0)
 os.close(hear)
 say(kept=True)
-os.execv(sys.executable, [sys.executable, "-m", "steps.keep", "relay", place])
+sys.path.insert(0, base + "/bundle")
+from steps.keep import main
+sys.exit(main(["relay", place]))
 """
 
 

@@ -52,6 +52,7 @@ class Host:
         enter: the command that enters a container.
         interface: of ``address``; empty: the host finds it.
         directory: where the run's directory is made; must be the same kind of place on all.
+        lease: seconds a node program goes on without hearing from the runner.
     """
 
     address: str
@@ -64,6 +65,7 @@ class Host:
     enter: tuple[str, ...] = ("docker", "exec", "-i")
     interface: str = ""
     directory: str = "/tmp"
+    lease: float = 30.0
 
     @property
     def target(self) -> str:
@@ -98,6 +100,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "enter": (list, "a list of words, such as [sudo, -n, docker, exec, -i]"),
     "interface": (str, "the name of an interface"),
     "directory": (str, "an absolute path"),
+    "lease": (float, "seconds, at least 2"),
 }
 
 
@@ -215,12 +218,14 @@ class _Reader:
             words = [value] if isinstance(value, str) else value
             good = isinstance(words, list) and all(isinstance(w, str) and w for w in words)
             return tuple(words) if good else None
+        value = float(value) if kind is float and isinstance(value, int) else value
         if not isinstance(value, kind) or isinstance(value, bool) or not value:
             return None
         good = {
             "address": lambda: _is_host(str(value)),
             "port": lambda: _is_port(str(value)),
             "directory": lambda: str(value).startswith("/"),
+            "lease": lambda: isinstance(value, float) and value >= 2,
             "container": lambda: not str(value).startswith("-"),
             "ssh": lambda: not str(value).startswith("-"),
         }.get(name, lambda: True)()

@@ -25,17 +25,14 @@ and of each log), ``beat``, ``go``, ``say`` (a word for the node program),
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import select
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -385,6 +382,9 @@ def _write_all(data: bytes) -> None:
 
 def pack(place: Path) -> int:
     """The run directory as a compressed stream."""
+    import gzip
+    import tarfile
+
     out = sys.stdout.buffer
     with (
         gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1, mtime=0) as packed,
@@ -400,6 +400,8 @@ def pack(place: Path) -> int:
 
 def clean(place: Path) -> int:
     """End the keeper and whatever carries the run's mark, remove the directory."""
+    import shutil
+
     _end_keeper(place)
     left: list[str] = []
     for attempt in range(20):
@@ -445,6 +447,8 @@ def marked(place: Path) -> Iterator[int]:
 
 def drop_bundle(place: Path) -> None:
     """Remove the harness, and the run's directory, unless another node here still needs it."""
+    import shutil
+
     base = place.parent
     with contextlib.suppress(OSError):
         if any(other != place for other in base.glob("host-*")):

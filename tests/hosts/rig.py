@@ -24,6 +24,8 @@ from typing import Any
 from steps.core import fleet
 
 PORT = 2222
+#: Of the hosts: the system's own, which lacks most of what the node program needs.
+PYTHON = "/usr/bin/python3"
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 
 
@@ -55,6 +57,7 @@ class Host:
         script = (
             "mount -t tmpfs -o mode=755 run /run && mkdir /run/sshd && "
             f"mount -t tmpfs -o mode=1777,size={self.size} space {self.space} && "
+            "{ test ! -e ~/.bashrc || mount --bind /dev/null ~/.bashrc; } && "
             f"exec {SSHD} -D -e -f {self.config}"
         )
         self.process = subprocess.Popen(
@@ -159,7 +162,13 @@ class Rig:
         entries = [
             {"address": host.address, **more.get(f"h{i}", {})} for i, host in enumerate(self.hosts)
         ]
-        common = {"port": PORT, "user": "root", "directory": str(self.space), **(defaults or {})}
+        common = {
+            "port": PORT,
+            "user": "root",
+            "directory": str(self.space),
+            "python": PYTHON,
+            **(defaults or {}),
+        }
         path = self.root / "hosts.yaml"
         path.write_text(json.dumps({"defaults": common, "hosts": entries}))
         return path
@@ -170,12 +179,14 @@ class Rig:
         cache = os.environ.get("MULTINODE_CACHE") or str(Path.home() / ".cache" / "multinode")
         return {**keep, "HOME": str(self.home), "CI": "1", "MULTINODE_CACHE": cache}
 
-    def run(self, case: Path, *more: str, hosts: Path | None = None) -> Run:
+    def run(
+        self, case: Path, *more: str, hosts: Path | None = None, env: dict[str, str] | None = None
+    ) -> Run:
         """Start a run from this machine."""
         run_dir = self.root / f"run-{time.monotonic_ns()}"
         argv = [sys.executable, "-m", "ci.run", str(case), "--on", "hosts", "--rehearse"]
         argv += ["--hosts", str(hosts or self.hosts_file()), "--run-dir", str(run_dir), *more]
-        return Run(argv, run_dir, self.environment())
+        return Run(argv, run_dir, {**self.environment(), **(env or {})})
 
     def processes(self) -> list[int]:
         """What runs on the hosts besides sshd."""
@@ -194,6 +205,15 @@ class Rig:
             time.sleep(0.05)
         files = [str(path) for host in self.hosts for path in host.disk.iterdir()]
         return [*map(str, found), *files]
+
+    def wipe(self) -> None:
+        """Empty the hosts' disks and end what runs there."""
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for host in self.hosts:
+            for path in host.disk.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """End everything."""
