@@ -425,7 +425,7 @@ class Session:
                 wire.send({"say": word})
 
     def _listen(self) -> None:
-        while not self._detached.is_set():
+        while not self._detached.is_set() and not self._gone:
             wire = self._wire
             if wire is None:
                 self._connect_again()
@@ -519,7 +519,7 @@ class Session:
             reason = f"the node program {how} and left no record"
             hint = f"Look at node-{self.index}/node.log and at what else happened on {self.host}."
         elif self._gone:
-            reason = f"the keeper on host {self.host} died: {self._gone}"
+            reason = f"the keeper on host {self.host} is gone: {self._gone}"
             hint = "Was it killed there, or did the host start anew?"
         else:
             reason = f"host {self.host} {self._unreached}"
@@ -534,7 +534,7 @@ class Session:
             reason=reason,
             node=self.index,
             role="leader" if self.index == LEADER else "worker",
-            process="node",
+            process="keeper" if self._gone else "node",
             seconds=round(now - began, 3),
             at=now,
             exit_code=code if code is not None and code >= 0 else None,

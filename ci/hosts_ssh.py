@@ -205,16 +205,16 @@ def _explain(host: Host, error: BaseException) -> InfraError:
     """What a failure to connect means, and what to do."""
     if isinstance(error, UnknownHostKey):
         return InfraError(
-            f"{host}: its host key is not known ({error.kind} {error.fingerprint})",
+            f"{host}: the host key of {error.name} is not known ({error.kind} {error.fingerprint})",
             f"Compare the fingerprint with the host's own, then add it: `ssh {host.target}` once, "
             "or ssh-keyscan into ~/.ssh/known_hosts.",
         )
     if isinstance(error, BadHostKeyException):
         return InfraError(
-            f"{host}: its host key has changed: it shows {_fingerprint(error.key)}, known is "
+            f"{host}: the host key of {error.hostname} has changed: it shows {_fingerprint(error.key)}, known is "
             f"{_fingerprint(error.expected_key)}",
             "If the host was set up anew, remove the old key with "
-            f"`ssh-keygen -R {host.target}` and add the new one; else somebody is in between.",
+            f"`ssh-keygen -R {error.hostname}` and add the new one; else somebody is in between.",
         )
     if isinstance(error, PasswordRequiredException):
         return InfraError(

@@ -51,6 +51,8 @@ from steps.core.rundir import RunDir, new_run_id, write_json, write_text
 from steps.core.verdict import CLASSES
 
 HANDOVER_SECONDS = 20.0
+#: A last try to reach a leader that is taken to be lost.
+LEADERLESS_SECONDS = 0.5
 TOLD_WAIT = ROLL_WAIT + 3.0
 
 
@@ -482,10 +484,14 @@ class Program:
         artifacts = self._collect(run)
         record = run.record(artifacts)
         content = run.redactor.value(to_dict(record))
-        write_json(run.dir.record, content)
+        try:
+            write_json(run.dir.record, content)
+        except OSError as error:
+            self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
         code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
         if self.link:
-            self.link.done(content, HANDOVER_SECONDS)
+            leaderless = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
+            self.link.done(content, LEADERLESS_SECONDS if leaderless else HANDOVER_SECONDS)
         elif self.leader:
             self.leader.wait(self.leader.all_done, self._others_budget(run))
             code = self._conclude(run)

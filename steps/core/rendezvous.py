@@ -460,7 +460,7 @@ class Link:
         while time.monotonic() < deadline:
             try:
                 body = {**self._body(main=False, seq=-2), "record": record}
-                self._post(self._connect(5.0), "/v1/done", body)
+                self._post(self._connect(min(5.0, seconds)), "/v1/done", body)
                 return True
             except Refused:
                 return False

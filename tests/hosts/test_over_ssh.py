@@ -211,15 +211,12 @@ def test_a_jump_host_is_verified_too(rig: Rig, case: Path) -> None:
     try:
         run = rig.run(case, hosts=hosts)
         assert run.end() == 0, run.text
-        log = (jump.config.parent / "sshd.log").read_text()
-        assert log
         known = rig.home / ".ssh" / "known_hosts"
         known.write_text(known.read_text().splitlines()[1] + "\n")
-        run = rig.run(case, hosts=rig.hosts_file(h0={"address": behind.address, "ssh": "behind"}))
-        assert run.end() in (2, 3)
         run = rig.run(case, hosts=hosts)
         assert run.end() == 3
-        assert run.text.count("is not known") == 2
+        for name in (jump.address, f"{behind.address} (behind)"):
+            assert f"{name}: the host key of [{jump.address}]:{PORT} is not known" in run.text
     finally:
         config.unlink()
 
