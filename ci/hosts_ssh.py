@@ -211,7 +211,8 @@ def _explain(host: Host, error: BaseException) -> InfraError:
         )
     if isinstance(error, BadHostKeyException):
         return InfraError(
-            f"{host}: the host key of {error.hostname} has changed: it shows {_fingerprint(error.key)}, known is "
+            f"{host}: the host key of {error.hostname} has changed: it shows "
+            f"{_fingerprint(error.key)}, known is "
             f"{_fingerprint(error.expected_key)}",
             "If the host was set up anew, remove the old key with "
             f"`ssh-keygen -R {error.hostname}` and add the new one; else somebody is in between.",

@@ -121,7 +121,7 @@ def test_all_that_is_wrong_with_hosts_is_said_at_once(rig: Rig, case: Path) -> N
     old = Path("/root/.pyenv/versions/3.6.15/bin/python")
     if not old.exists():
         old = rig.root / "old-python"
-        old.write_text("#!/bin/sh\necho '{\"python\": [3, 6, 15], \"old\": true}'\n")
+        old.write_text('#!/bin/sh\necho \'{"python": [3, 6, 15], "old": true}\'\n')
         old.chmod(0o755)
     hosts = rig.hosts_file(h0={"python": str(old)}, h1={"python": "no-such-python"})
     run = rig.run(case, hosts=hosts)
@@ -139,9 +139,7 @@ def test_a_host_that_is_not_there(rig: Rig, case: Path) -> None:
 
 
 @pytest.mark.parametrize(("known", "words"), [("changed", "has changed"), ("none", "is not known")])
-def test_a_host_key_that_is_not_the_known_one(
-    rig: Rig, case: Path, known: str, words: str
-) -> None:
+def test_a_host_key_that_is_not_the_known_one(rig: Rig, case: Path, known: str, words: str) -> None:
     path = rig.home / ".ssh" / "known_hosts"
     first, second = path.read_text().splitlines()
     other = f"{second.split()[0]} {' '.join(first.split()[1:])}"
