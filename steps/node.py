@@ -146,7 +146,9 @@ class Program:
             self._wait_early(deadline, f"the address of {what}")
 
         leader = joining.look_up(start.cluster.nodes[LEADER].address, again)
-        own = joining.look_up(start.cluster.nodes[start.index].address, again)
+        names = [node.address for node in start.cluster.nodes]
+        peer = next((name for i, name in enumerate(names) if i != start.index), "")
+        own = joining.look_up_own(names[start.index], peer, again)
         identity = joining.identify(start.cluster, start.index, own)
         hello = joining.hello(identity, start.case, start.cluster, start.options)
         if start.index == LEADER:
@@ -186,8 +188,11 @@ class Program:
         leader = self._open_leader(own, start.cluster.control_port, size, hello)
         names = [f"{node.index} ({node.address})" for node in start.cluster.nodes]
         while len(leader.joined()) < size - 1:
-            missing = [names[i] for i in range(1, size) if i not in leader.joined()]
-            self._wait_early(deadline, f"node {', '.join(missing)}")
+            here = leader.joined()
+            missing = f"node {', '.join(names[i] for i in range(1, size) if i not in here)}"
+            if leader.state.get("missing") != missing:
+                leader.tell(missing=missing)
+            self._wait_early(deadline, missing)
         hellos = {LEADER: hello, **{m.node: m.hello for m in leader.members.values()}}
         cluster = joining.assemble(start.cluster, hellos)
         try:
@@ -215,7 +220,9 @@ class Program:
             if ended is not None:
                 cause = cause_from(ended.get("cause"))
                 raise UsageError(f"the leader ended the run: {cause.reason if cause else ''}")
-            self._wait_early(deadline, f"the leader at {leader} and its plan")
+            told = self._state.get("missing")
+            others = f", which waits for {told}" if told else " and its plan"
+            self._wait_early(deadline, f"the leader at {leader}{others}")
         return from_json(link.plan())
 
     def _open_leader(self, address: str, port: int, size: int, hello: dict[str, Any]) -> Leader:
@@ -230,6 +237,8 @@ class Program:
             self.start.token,
             size,
             refuse=lambda node, theirs: self._refusal(node, hello, theirs),
+            fingerprints=joining.comparable(hello),
+            on_stranger=self._on_stranger,
             on_cause=lambda cause: self._heard(),
             on_join=self._on_join,
             on_record=self._on_record,
@@ -242,6 +251,12 @@ class Program:
                 "Is another run going on? MULTINODE_CONTROL_PORT chooses another.",
             ) from None
         return self.leader
+
+    def _on_stranger(self, address: str, theirs: Mapping[str, Any]) -> None:
+        """Somebody without the run's token: most often a node with another case."""
+        assert self.leader is not None
+        why = joining.differs(self.leader.fingerprints, theirs) or "it has another run token"
+        self.events.emit("warning", text=f"a node at {address} was refused: {why}")
 
     def _refusal(self, node: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         why = joining.differs(ours, theirs)

@@ -151,7 +151,7 @@ def node_index(case: Case, given: int | None, own: Mapping[str, Sequence[str]]) 
     if given is None and found.lws_worker_index.isdigit():
         given = int(found.lws_worker_index)
     if given is None and case.cluster_hosts:
-        mine = {address for addresses in own.values() for address in addresses}
+        mine = {address for addresses in own.values() for address in addresses} | {"127.0.1.1"}
         here = [i for i, host in enumerate(case.cluster_hosts) if mine & _addresses_of(host)]
         if len(here) == 1:
             given = here[0]
@@ -177,6 +177,7 @@ def node_index(case: Case, given: int | None, own: Mapping[str, Sequence[str]]) 
 
 def _addresses_of(host: str) -> set[str]:
     try:
-        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+        found = socket.getaddrinfo(host.strip("[]"), None)
+        return {str(entry[4][0]).split("%")[0] for entry in found}
     except OSError:
         return set()

@@ -24,6 +24,8 @@ from steps.core.resolver import Options
 
 #: What must be the same on every node; the rest of a hello is told, not compared.
 COMPARED = ("case", "cluster", "harness", "options", "plan")
+_CONTAINER = Path("/.dockerenv")
+_DOCKER_NETWORK = ipaddress.ip_network("172.17.0.0/16")
 _BRIDGES = ("docker", "br-", "virbr", "cni", "flannel", "podman", "lxcbr")
 
 
@@ -69,6 +71,11 @@ def differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ""
 
 
+def comparable(hello: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprints of a hello; no secrets, so that a stranger may see where it differs."""
+    return {key: str(hello[key]) for key in COMPARED if key in hello}
+
+
 def assemble(cluster: Cluster, hellos: Mapping[int, Mapping[str, Any]]) -> Cluster:
     """The cluster with the addresses and interfaces its nodes told."""
     nodes = tuple(
@@ -96,7 +103,7 @@ def by_hand(case: Case) -> Cluster:
     elif found.lws_leader_address:
         hosts = lws_names(found.lws_leader_address, case.num_nodes)
     elif case.num_nodes == 1:
-        hosts = (_outward_address(),)
+        hosts = (_source_for("192.0.2.1") or "127.0.0.1",)
     else:
         raise UsageError(
             "nothing says where the nodes are",
@@ -143,9 +150,15 @@ def identify(cluster: Cluster, index: int, address: str) -> Identity:
         )
         raise InfraError(
             f"node {index} should have the address {address}, but this machine has {found}",
-            "Is --node-index right, and is the order of cluster_hosts?",
+            "Is --node-index right, and is the order of cluster_hosts? A container needs the "
+            "host's network (--network host).",
         )
-    if interface.startswith(_BRIDGES) and not own.is_loopback:
+    if isinstance(own, ipaddress.IPv6Address) and own.is_link_local:
+        raise InfraError(
+            f"{address} is a link-local address, which means nothing without an interface",
+            "Put a global or unique local (fd..) address into cluster_hosts.",
+        )
+    if is_bridge(address, interface):
         raise InfraError(
             f"{address} belongs to the container bridge {interface}, which other hosts cannot "
             "reach",
@@ -154,18 +167,83 @@ def identify(cluster: Cluster, index: int, address: str) -> Identity:
     return Identity(index, address, cluster.nodes[index].interface or interface)
 
 
+def is_bridge(address: str, interface: str) -> bool:
+    """Whether an address is one that only containers of one host can reach."""
+    own = ipaddress.ip_address(address)
+    if own.is_loopback:
+        return False
+    inside = own in _DOCKER_NETWORK and _CONTAINER.exists()
+    return inside or interface.startswith(_BRIDGES)
+
+
 def look_up(name: str, again: Callable[[str], None]) -> str:
-    """The IP address of a node's name; ``again`` is called before each new try and may raise."""
-    try:
-        return str(ipaddress.ip_address(name.strip("[]")))
-    except ValueError:
-        pass
+    """The IP address of another node's name.
+
+    IPv4 before IPv6, so that all nodes choose the same one of several.
+
+    Args:
+        again: called before each new try; may raise.
+    """
     while True:
         try:
-            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-            return str(found[0][4][0])
+            return _addresses(name)[0]
         except OSError as error:
             again(f"{name}: {error.strerror or error}")
+
+
+def look_up_own(name: str, peer: str, again: Callable[[str], None]) -> str:
+    """The IP address of this node's own name, as others must use it.
+
+    A name may have several addresses, and on its own machine often the
+    loopback address alone (Debian writes ``127.0.1.1 hostname`` into
+    ``/etc/hosts``): then it is the address from which ``peer`` is reached.
+
+    Args:
+        peer: the name of another node; empty when there is none.
+        again: called before each new try of a look-up; may raise.
+    """
+    look_up(name, again)
+    found = _addresses(name)
+    if name.strip("[]") in found:
+        return found[0]
+    table = own_addresses()
+    here = [address for address in found if own_interface(address, table)]
+    outward = [address for address in here if not ipaddress.ip_address(address).is_loopback]
+    for address in outward:
+        if not is_bridge(address, own_interface(address, table)):
+            return address
+    if outward or not here:
+        return (outward or found)[0]
+    other = look_up(peer, again) if peer else ""
+    if not other or ipaddress.ip_address(other).is_loopback:
+        return here[0]
+    return _source_for(other) or here[0]
+
+
+def _addresses(name: str) -> list[str]:
+    """Every address of a name, IPv4 first; an address is its own.
+
+    Raises:
+        OSError: the name is not known.
+    """
+    bare = name.strip("[]")
+    try:
+        return [str(ipaddress.ip_address(bare.split("%")[0]))]
+    except ValueError:
+        entries = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
+    found = {str(entry[4][0]).split("%")[0] for entry in entries}
+    return sorted(found, key=lambda text: (":" in text, text))
+
+
+def _source_for(address: str) -> str:
+    """The address of this machine from which ``address`` is reached; empty when it is not."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
 
 
 def default_token(case: Case, cluster: Cluster) -> str:
@@ -184,16 +262,6 @@ def _comparable(cluster: Cluster) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _outward_address() -> str:
-    """The address this machine would use to reach others; loopback when there is no route."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 def read_cluster(path: Path) -> Cluster:

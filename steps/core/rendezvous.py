@@ -64,6 +64,8 @@ class Leader:
         on_cause: called when a member reports a cause or is lost.
         on_join: called with each new member.
         on_record: called with a node's record as it ends.
+        fingerprints: what a stranger, who has not the token, is told to compare itself with.
+        on_stranger: called with the address and the fingerprints of a stranger, once for each.
     """
 
     def __init__(
@@ -77,7 +79,12 @@ class Leader:
         on_cause: Callable[[dict[str, Any]], None] = lambda cause: None,
         on_join: Callable[[Member], None] = lambda member: None,
         on_record: Callable[[int, Any], None] = lambda node, record: None,
+        fingerprints: Mapping[str, str] | None = None,
+        on_stranger: Callable[[str, Mapping[str, Any]], None] = lambda address, hello: None,
     ) -> None:
+        self.fingerprints = dict(fingerprints or {})
+        self._on_stranger = on_stranger
+        self._strangers: set[tuple[str, str]] = set()
         self.address = address
         self.port = port
         self._token = token.encode()
@@ -243,6 +250,20 @@ class Leader:
         """Whether a request carries the run's token."""
         return hmac.compare_digest(authorization.encode(), b"Bearer " + self._token)
 
+    def stranger(self, address: str, body: bytes) -> dict[str, Any]:
+        """The answer to a request without the token; what it says of itself is told once."""
+        try:
+            data = json.loads(body)
+            hello = data["hello"] if isinstance(data["hello"], dict) else {}
+        except (ValueError, KeyError, TypeError):
+            hello = {}
+        said = {key: str(hello.get(key, ""))[:80] for key in self.fingerprints}
+        mark = (address, json.dumps(said))
+        if any(said.values()) and mark not in self._strangers and len(self._strangers) < 64:
+            self._strangers.add(mark)
+            self._on_stranger(address, said)
+        return {"error": "wrong or missing token", "fingerprints": self.fingerprints}
+
     def _release(self) -> None:
         def release() -> None:
             for connection in list(self.held):
@@ -339,7 +360,11 @@ class _Connection(asyncio.Protocol):
             self._reply(413, {"error": "too large"}, close=True)
             return
         if not self._leader.allowed(headers.get("authorization", "")):
-            self._reply(401, {"error": "wrong or missing token"}, close=True)
+            if int(length) <= MAX_HEADER and len(rest) < int(length):
+                return
+            peer = self._transport.get_extra_info("peername") or ("?",)
+            body = rest[: int(length)] if int(length) <= MAX_HEADER else b""
+            self._reply(401, self._leader.stranger(str(peer[0]), body), close=True)
             return
         if len(rest) < int(length):
             return
@@ -507,10 +532,19 @@ class Link:
         response = connection.getresponse()
         answer = json.loads(response.read() or b"{}")
         if response.status in (401, 403, 409):
-            raise Refused(str(answer.get("error", response.status)))
+            raise Refused(self._why(answer, response.status))
         if response.status != 200:
             raise ValueError(f"HTTP {response.status}: {answer.get('error', '')}")
         return dict(answer)
+
+    def _why(self, answer: Mapping[str, Any], status: int) -> str:
+        """Why the leader does not want us: what differs, when it says it."""
+        theirs = answer.get("fingerprints") or {}
+        for key in theirs:
+            if key in self._hello and self._hello[key] != theirs[key]:
+                ours = str(self._hello[key])[:24]
+                return f"its {key} is {str(theirs[key])[:24]}, this node's is {ours}"
+        return str(answer.get("error", status))
 
     def _run(self) -> None:
         connection: http.client.HTTPConnection | None = None
