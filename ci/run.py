@@ -107,6 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
         with _signals(request):
             observed = _carry_out(request, place)
             code = conclude(request, observed, issues, began, warnings)
+    except CaseError as error:
+        _refuse(run_dir, run_id, path, error)
+        annotate.show(error.problems)
+        raise
     finally:
         live.close()
         events.close()
@@ -161,7 +165,7 @@ def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
         return backend(place)(request)
     except CaseError:
         raise
-    except (InfraError, UsageError) as error:
+    except MultinodeError as error:
         return (_cause_of(error, request),)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("ci", "k8s", "steps"):

@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -706,7 +706,9 @@ def _start(arguments: argparse.Namespace) -> Start:
     case = load_case(cli.find_case(case_name))
     cluster = _cluster(case, arguments)
     index = fleet.node_index(case, arguments.node_index, own_addresses())
-    run_id = arguments.run_id or new_run_id()
+    options = cli.options_of(arguments, arguments.run_id or new_run_id())
+    _try_out(case, cluster, options)
+    run_id = options.run
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
     if run_dir.plan.exists():
         raise UsageError(f"{run_dir.path} holds another run", "Name a new one with --run-dir.")
@@ -717,10 +719,20 @@ def _start(arguments: argparse.Namespace) -> Start:
         run_dir,
         case=case,
         cluster=cluster,
-        options=cli.options_of(arguments, run_id),
+        options=options,
         bound=arguments.bound,
         listeners=listeners,
     )
+
+
+def _try_out(case: Case, cluster: Cluster, options: Options) -> None:
+    """Find what is wrong with the plan now, not when all nodes have joined.
+
+    Raises:
+        CaseError: with every problem; interfaces are unknown yet and are taken as there.
+    """
+    named = (replace(node, interface=node.interface or "eth0") for node in cluster.nodes)
+    resolve(case, replace(cluster, nodes=tuple(named)), options)
 
 
 def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 import threading
@@ -50,7 +51,11 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return int(Exit.INTERRUPTED)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            return int(Exit.INFRA)
         with contextlib.suppress(OSError):
             sys.stderr.close()
         return int(Exit.PASS)
@@ -73,8 +78,9 @@ def find_case(name: str) -> Path:
 
     base = settings.read().config_base_path
     for path in (Path(name), *([Path(base) / name] if base else []), CONFIGS / name):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name may be too long for a file
+            if path.is_file():
+                return path
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
     known = [path for path in known if not path.startswith("clusters/")]
     close = difflib.get_close_matches(name, known, 3, 0.4)
@@ -101,12 +107,37 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         "--rehearse", action="store_true", help="stand-ins play the engines, on this machine"
     )
     shape.add_argument("--fault", action="append", default=[], help="inject a fault in a rehearsal")
-    shape.add_argument("--load-seconds", type=float, default=1.0, help="of a stand-in; default 1")
+    shape.add_argument(
+        "--load-seconds", type=_load_seconds, default=1.0, help="of a stand-in; default 1"
+    )
     shape.add_argument("--bench", choices=("smoke", "aisbench", "none"), help="benchmark driver")
     shape.add_argument(
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
     )
-    shape.add_argument("--network", default="", help="loopback network, such as 71.9")
+    shape.add_argument(
+        "--network", type=_network, default="", help="loopback network, such as 71.9"
+    )
+
+
+def _network(text: str) -> str:
+    """Two numbers of a loopback network."""
+    parts = text.split(".")
+    if text and not (len(parts) == 2 and all(re.fullmatch("[0-9]{1,3}", p) for p in parts)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers such as 71.9")
+    if any(int(part) > 255 for part in parts if part):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers from 0 to 255")
+    return text
+
+
+def _load_seconds(text: str) -> float:
+    """A number of seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds from 0 to 86400")
+    return seconds
 
 
 def options_of(arguments: argparse.Namespace, run: str) -> Options:
@@ -146,6 +177,7 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
         cluster = fleet.local(case, rehearsal=rehearsal_of(arguments), network=arguments.network)
         plan = resolve(case, cluster, options_of(arguments, run))
         return plan, Path(arguments.run_dir or Path("runs") / run)
+    rehearsal_of(arguments)
     path = Path(arguments.plan or Path(arguments.run_dir or "runs/latest") / "plan.json")
     if not path.is_file():
         raise UsageError(
@@ -154,8 +186,11 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
         )
     try:
         plan = from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InfraError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InfraError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        hint = "Make one anew: python -m steps.resolve --case CASE --output FILE."
+        raise UsageError(f"{path}: {error}", hint) from None
     return plan, Path(arguments.run_dir or path.parent)
 
 

@@ -1,0 +1,140 @@
+"""The house: imports point downwards, the environment is read in one place, starts are quick."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.core.cases import ROOT
+
+#: From the top of the house to its ground; each may import itself and what stands below.
+FLOORS = ("ci", "k8s", "steps", "steps.core")
+VERBS = {
+    "validate", "resolve", "preflight", "serve", "proxy", "wait", "bench", "prove", "collect",
+    "report",
+}  # fmt: skip
+HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
+#: Where a program may sleep: it waits for other programs and has no run to wait in.
+MAY_SLEEP = {"ci/local.py"}
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(p for f in folders for p in (ROOT / f).rglob("*.py") if (ROOT / f).is_dir())
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a module's syntax tree."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names that a module imports."""
+    for node in nodes_of(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def floor_of(module: str) -> int | None:
+    for height in (3, 2, 1, 0):
+        if module == FLOORS[height] or module.startswith(FLOORS[height] + "."):
+            return height
+    return None
+
+
+@pytest.mark.parametrize("path", modules("ci", "k8s", "steps"), ids=name_of)
+def test_imports_point_downwards(path: Path) -> None:
+    own = floor_of(name_of(path))
+    assert own is not None
+    for module in imports(path):
+        other = floor_of(module)
+        assert other is None or other >= own, f"{path} imports {module}"
+        assert not module.startswith(("tests", "rehearsal")), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_verbs_do_not_know_one_another(verb: str) -> None:
+    known = {f"steps.{other}" for other in (*VERBS, "node")} - {f"steps.{verb}"}
+    assert not known & set(imports(ROOT / "steps" / f"{verb}.py"))
+
+
+def test_the_core_knows_no_verb_and_no_backend() -> None:
+    for path in modules("steps/core"):
+        for module in imports(path):
+            assert floor_of(module) in (None, 3) or module == "steps", f"{path} imports {module}"
+
+
+def test_the_rehearsal_imports_nothing_of_ours() -> None:
+    for path in modules("rehearsal"):
+        for module in imports(path):
+            assert not module.startswith(("steps", "ci", "k8s", "tests")), f"{path}: {module}"
+
+
+def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
+    for path in modules("steps", "rehearsal"):
+        found = {module.split(".")[0] for module in imports(path)}
+        assert not found & set(HEAVY), path
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    for path in modules("steps", "ci", "k8s"):
+        if path == ROOT / "steps" / "core" / "settings.py":
+            continue
+        for node in nodes_of(path):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                read = (node.value.id, node.attr)
+                assert read not in (("os", "environ"), ("os", "getenv")), f"{path}:{node.lineno}"
+
+
+def test_the_rehearsal_reads_its_environment_in_one_place() -> None:
+    readers = {p.name for p in modules("rehearsal") if "os.environ" in p.read_text("utf-8")}
+    assert readers <= {"settings.py", "make_flags.py", "memcache_hybrid.py"}
+
+
+def test_nobody_polls_by_sleeping() -> None:
+    for path in modules("steps", "ci", "k8s"):
+        if str(path.relative_to(ROOT)) in MAY_SLEEP:
+            continue
+        for node in nodes_of(path):
+            sleeps = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "sleep"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "time"
+            )
+            assert not sleeps, f"{path}:{getattr(node, 'lineno', 0)}"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in modules("steps", "ci", "k8s", "rehearsal", "benchmarks"):
+        text = path.read_text(encoding="utf-8")
+        assert not text or ast.get_docstring(ast.parse(text)), path
+
+
+@pytest.mark.parametrize("statement", ["import steps.node", "import tasks", "import ci.run"])
+def test_commands_start_without_heavy_packages(statement: str) -> None:
+    probe = f"{statement}; import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    heavy = set(HEAVY) - ({"junit_xml"} if "ci" in statement else set())
+    assert not loaded & heavy
+    if "tasks" in statement:
+        assert not loaded & {"cerberus", "requests", "psutil"}
