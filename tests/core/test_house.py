@@ -20,8 +20,8 @@ VERBS = {
     "report",
 }  # fmt: skip
 HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
-#: Where a program may sleep: it waits for other programs and has no run to wait in.
-MAY_SLEEP = {"ci/local.py"}
+#: Where a program may sleep: it waits for others, and has no run to wait in.
+MAY_SLEEP = {"ci/local.py", "ci/history.py"}
 
 
 def modules(*folders: str) -> list[Path]:
