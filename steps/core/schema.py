@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from cerberus import TypeDefinition, Validator
-from cerberus.errors import ValidationError
+from cerberus.errors import UNKNOWN_FIELD, ValidationError
 
 from steps.core.errors import Problem
 from steps.core.yamlsource import DataPath, Source
@@ -571,7 +571,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
             _doc(dialect, path),
             field=field,
         )
-    if rule is None:  # cerberus: unknown field
+    if error.code == UNKNOWN_FIELD.code:
         return Problem(
             "MN005",
             f"{name}: unknown key",
@@ -593,7 +593,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
         )
     return Problem(
         "MN007",
-        f"{name}: {_rule_text(rule, value, error)}",
+        f"{name}: {_rule_text(rule or 'form', value, error)}",
         place,
         _doc(dialect, path),
         field=field,
