@@ -46,7 +46,7 @@ PLANS: dict[str, Any] = {
 
 
 def condensed(plan: Plan) -> str:
-    """What a plan makes happen: processes, files, ports, where benchmarks go and what gates them."""
+    """What a plan makes happen: processes, files, ports, benchmarks and their gates."""
     data = to_dict(plan)
     kept = {key: data[key] for key in ("nodes", "ports", "endpoint", "notes", "model")}
     kept["benchmarks"] = [

@@ -56,7 +56,8 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         changed("port_start: 7100", "port_start: 70000", ROUTING), "MN007", "port_start: 70000",
         "at most 65535"),
     "choice": (
-        changed("performance", "performanse"), "MN007", "performanse", "did you mean 'performance'"),
+        changed("performance", "performanse"), "MN007", "performanse",
+        "did you mean 'performance'"),
     "name of a variable": (
         changed("SHARED: common", "SHA RED: common"), "MN007", "SHA RED", "expected form"),
     "nodes": (changed("num_nodes: 2", "num_nodes: 3"), "MN010", "deployment:", "2 entries"),
@@ -77,7 +78,8 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "no command": (
         changed("server_cmd: >\n      vllm serve demo/tiny --port $SERVER_PORT\n"
         "      --tensor-parallel-size 4", 'server_cmd: ""'), "MN014", "server_cmd", "is empty"),
-    "no vllm": (changed("vllm serve", "python serve.py"), "MN015", "python", "expected 'vllm serve"),
+    "no vllm": (
+        changed("vllm serve", "python serve.py"), "MN015", "python", "expected 'vllm serve"),
     "ranks": (
         changed("dp_rank_start: 0", "dp_rank_start: 1", ROUTING), "MN016", "dp_rank_start: 1",
         "do not fit"),
@@ -91,7 +93,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         changed("baseline: 100", "gates: ['ttft < ']"), "MN019", "gates", "metric op value"),
     "gate of no baseline": (
         changed("baseline: 100", "gates: ['ttft_mean_ms <= 2 * baseline']"), "MN019", "gates",
-        "no baseline"),
+        "there is none"),
     "no reason": (changed("baseline: 100", "gate: none"), "MN019", "gate: none", "needs a reason"),
     "no data set": (
         changed("    dataset_path: demo/data\n", ""), "MN004", "perf:", "dataset_path"),
