@@ -71,7 +71,7 @@ REHEARSAL_BUDGETS = {
 }
 
 #: AISBench imports for half a minute, silently, before it begins; more on a busy machine.
-REHEARSED_AISBENCH = Budget(600, 180)
+REHEARSED_AISBENCH = Budget(900, 300)
 
 #: A rehearsed or smoke-tested benchmark is made no larger than this.
 SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
