@@ -302,6 +302,7 @@ class Leader:
             "reason": f"node {member.node} is lost: {how} for {silent:.1f} s",
             "node": member.node,
             "role": "worker",
+            "process": "node",
             "phase": member.phase,
             "mono": member.last,
         }

@@ -64,7 +64,7 @@ REHEARSAL_BUDGETS = {
     "pool": Budget(15, 15),
     "load": Budget(60, 30),
     "probe": Budget(30, 30),
-    "bench": Budget(120, 10),
+    "bench": Budget(120, 15),
     "proof": Budget(15, 15),
     "stop": Budget(60, 60),
     "collect": Budget(60, 60),

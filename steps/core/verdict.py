@@ -35,6 +35,8 @@ PRODUCT_FAULTS = ("startup", "crash", "functional", "accuracy", "performance", "
 
 #: Two ends so close in time may be seen in either order.
 TIE_SECONDS = 0.25
+#: So much later the death that others' logs blame may be noticed.
+BLAME_SECONDS = 1.5
 _HARD = ("exit", "lost", "runner", "interrupt", "config", "internal", "preflight", "install")
 
 
@@ -97,6 +99,10 @@ def first_cause(causes: Iterable[Cause]) -> Cause | None:
         return None
     hard = [cause for cause in found if cause.kind in _HARD]
     pool = hard or found
+    # A log that blames somebody else is believed, if somebody else ended soon enough.
+    first = min(cause.at for cause in pool)
+    own = [c for c in pool if not c.consequence and c.at <= first + BLAME_SECONDS]
+    pool = own or pool
     earliest = min(cause.at for cause in pool)
     tied = [cause for cause in pool if cause.at <= earliest + TIE_SECONDS]
     return min(tied, key=_tie_rank)

@@ -39,6 +39,11 @@ class Going:
         """Wait until the console shows ``text``."""
         _wait(lambda: text in self.log.read_text(), seconds, f"{text!r} in {self.log}")
 
+    def serving(self) -> None:
+        """Wait until both servers are started."""
+        logs = [self.path / f"node-{index}" / "server.log" for index in NODES]
+        _wait(lambda: all(log.exists() for log in logs), 40, "both servers")
+
     def end(self, seconds: float = 40) -> Outcome:
         """Wait for the end."""
         code = self.popen.wait(seconds)
@@ -81,7 +86,7 @@ def test_the_runner_is_told_to_stop(
     start: Callable[..., Going], tmp_path: Path, number: signal.Signals
 ) -> None:
     going = start("--load-seconds", "20")
-    going.until("load ...")
+    going.serving()
     going.popen.send_signal(number)
     outcome = going.end()
     assert (outcome.code, outcome.verdict["verdict"]) == (130, "interrupted"), outcome.output
