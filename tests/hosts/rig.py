@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,20 @@ def children(pid: int) -> list[int]:
 class Rig:
     """Some hosts and a home from which one may enter them."""
 
-    def __init__(self, root: Path, count: int, size: str = "2g") -> None:
+    def __init__(
+        self,
+        root: Path,
+        count: int = 0,
+        size: str = "2g",
+        places: Sequence[tuple[str, list[str]]] = (),
+    ) -> None:
+        """Start the hosts.
+
+        Args:
+            count: hosts on loopback addresses of their own.
+            size: of each host's disk.
+            places: further hosts: the address, and what runs a command there.
+        """
         self.root = root
         self.home = root / "home"
         self.space = root / "space"
@@ -129,6 +143,7 @@ class Rig:
         make_key(ssh / "id_ed25519")
         addresses = [f"127.{self.network}.{i + 1}" for i in range(count)]
         self.hosts = [self.add(address, size) for address in addresses]
+        self.hosts += [self.add(address, size, wrap) for address, wrap in places]
         self.known(self.hosts)
 
     def add(self, address: str, size: str = "2g", wrap: list[str] | None = None) -> Host:
