@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from invoke import Collection
 
+from ci import tasks as runner
 from steps import tasks
 
 namespace = Collection.from_module(tasks)
+namespace.add_task(runner.hosts_check)

@@ -136,8 +136,8 @@ class Remote:
             command = [*host.enter, host.container, *command]
         return " ".join(map(shlex.quote, command))
 
-    def call(self, *words: str, cwd: str = "", seconds: float = 60.0) -> str:
-        """What a short Python command prints.
+    def call(self, *words: str, cwd: str = "", seconds: float = 60.0, given: str = "") -> str:
+        """What a short Python command prints; ``given`` is its standard input.
 
         Raises:
             InfraError: it fails, or takes longer than ``seconds``.
@@ -145,6 +145,7 @@ class Remote:
         channel = self.start(self.python(*words, cwd=cwd))
         try:
             channel.settimeout(seconds)
+            channel.sendall(given.encode())
             channel.shutdown_write()
             out = b"".join(_chunks(channel.recv))
             errors = b"".join(_chunks(channel.recv_stderr))

@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core import settings
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, write_text
 
@@ -53,6 +54,8 @@ _EVENTS_KEPT = 32 << 20
 _UNSENT = 16 << 20
 _PIECE = 256 << 10
 NO_KEEPER = 7
+#: How long results lie on a host that nobody has fetched.
+KEPT_SECONDS = 7 * 86400
 #: How long what has been told to end may take before it counts as left.
 LEAVE_TICKS = 8
 
@@ -98,7 +101,7 @@ class Keeper:
         self._bye = False
         self._clients: dict[int, Client] = {}
         self._selector = selectors.DefaultSelector()
-        self._redactor = Redactor.of_environment(dict(os.environ), [self._token])
+        self._redactor = Redactor.of_environment(settings.inherited(), [self._token])
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def listen(self) -> None:
@@ -344,6 +347,7 @@ def run() -> int:
     config = json.loads(sys.stdin.buffer.readline())
     keeper = Keeper(Path(config["place"]), config)
     keeper.listen()
+    prune(keeper.place.parent.parent)
     os.write(1, b"ready\n")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -455,6 +459,18 @@ def drop_bundle(place: Path) -> None:
             return
         shutil.rmtree(base / "bundle", ignore_errors=True)
         base.rmdir()
+
+
+def prune(directory: Path) -> None:
+    """Remove results of our own runs whose runner went away and that nobody has fetched since."""
+    import shutil
+
+    with contextlib.suppress(OSError):
+        for ended in directory.glob("multinode-*/host-*/ended"):
+            stat = ended.stat()
+            if stat.st_uid == os.getuid() and time.time() - stat.st_mtime > KEPT_SECONDS:
+                shutil.rmtree(ended.parent, ignore_errors=True)
+                drop_bundle(ended.parent)
 
 
 def _name_of(pid: int) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from steps import bench, collect, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, fleet, joining, settings
+from steps.core import VERSION, cli, fleet, joining, machine, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, own_addresses
 from steps.core.errors import (
@@ -53,6 +53,8 @@ from steps.core.verdict import CLASSES
 HANDOVER_SECONDS = 20.0
 #: A last try to reach a leader that is taken to be lost.
 LEADERLESS_SECONDS = 0.5
+#: A clock that is further off makes times of different nodes hard to compare.
+SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
 
 
@@ -194,6 +196,9 @@ class Program:
                 leader.tell(missing=missing)
             self._wait_early(deadline, missing)
         hellos = {LEADER: hello, **{m.node: m.hello for m in leader.members.values()}}
+        facts = {f"node {index}": told.get("facts", {}) for index, told in hellos.items()}
+        for text in machine.sentences(facts):
+            self.events.emit("warning", text=text)
         cluster = joining.assemble(start.cluster, hellos)
         try:
             plan = resolve(start.case, cluster, start.options)
@@ -367,6 +372,12 @@ class Program:
 
     def _on_join(self, member: Member) -> None:
         self.events.emit("joined", member=member.node, address=member.address)
+        if abs(member.skew) > SKEW_SECONDS:
+            self.events.emit(
+                "warning",
+                text=f"the clock of node {member.node} is {abs(member.skew):.1f} s "
+                f"{'ahead' if member.skew > 0 else 'behind'}; run chrony or ntpd there",
+            )
 
     def _on_record(self, node: int, record: Any) -> None:
         """A worker's record, kept beside our own where its own directory is elsewhere."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import json
 import re
 import shutil
 import socket
@@ -19,14 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steps import bench_drivers
-from steps.core import cli, vllmargs
+from steps.core import cli, machine, vllmargs
 from steps.core.cluster import own_addresses
 from steps.core.noderun import NodeRun, StepFailed, free_bytes
 from steps.core.plan import Port
 from steps.core.records import Check
 
-NEEDED_BYTES = 1 << 30
-PACKAGES = ("vllm", "vllm-ascend", "torch", "torch-npu", "transformers", "mooncake-transfer-engine")
 _NPU_PROCESS = re.compile(r"^\|\s*(\d+)\s+(\d+)\s*\|\s*(\d+)\s*\|\s*(\S+)")
 
 
@@ -182,8 +179,9 @@ def devices(run: NodeRun) -> Iterator[str]:
 def disk(run: NodeRun) -> Iterator[str]:
     """The run directory needs room for logs."""
     free = free_bytes(run.dir.path)
-    if free < NEEDED_BYTES:
-        yield f"{run.dir.path} has {free >> 20} MiB free, expected at least {NEEDED_BYTES >> 20}"
+    if free < machine.NEEDED_BYTES:
+        wanted = machine.NEEDED_BYTES >> 20
+        yield f"{run.dir.path} has {free >> 20} MiB free, expected at least {wanted}"
 
 
 def versions(run: NodeRun) -> dict[str, str]:
@@ -191,25 +189,9 @@ def versions(run: NodeRun) -> dict[str, str]:
     if run.plan.rehearsed:
         return {"engine": "rehearsal stand-in"}
     assert run.supervisor is not None
-    script = (
-        "import importlib.metadata as m, json\nfound = {}\n"
-        f"for name in {PACKAGES!r}:\n    try:\n        found[name] = m.version(name)\n"
-        "    except Exception:\n        pass\nprint(json.dumps(found))"
-    )
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    try:
-        done = subprocess.run(
-            [run.plan.cluster.python, "-c", script],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        return dict(json.loads(done.stdout))
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return {}
+    return machine.versions_of([run.plan.cluster.python], env)
 
 
 main = cli.step("preflight", __doc__, run, hold=False)

@@ -16,8 +16,8 @@ from invoke.exceptions import Exit as Leave
 _LISTS = ["fault", "timeout"]
 
 
-def _call(module: str, options: dict[str, Any]) -> None:
-    """Run a step's ``main`` with options as its command line."""
+def call(module: str, options: dict[str, Any]) -> None:
+    """Run a module's ``main`` with options as its command line."""
     argv: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -28,7 +28,7 @@ def _call(module: str, options: dict[str, Any]) -> None:
         elif value not in (None, False, ""):
             argv += [flag, str(value)]
     try:
-        code = importlib.import_module(f"steps.{module}").main(argv)
+        code = importlib.import_module(module).main(argv)
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 2
     _leave(code)
@@ -85,7 +85,7 @@ def plan(
     timeout: list[str] | None = None,
 ) -> None:
     """Print the plan of a case: processes, ports, benchmarks; nothing is started."""
-    _call("resolve", {key: value for key, value in locals().items() if key != "c"})
+    call("steps.resolve", {key: value for key, value in locals().items() if key != "c"})
 
 
 def _step(name: str, doc: str) -> Task[Any]:
@@ -102,7 +102,7 @@ def _step(name: str, doc: str) -> Task[Any]:
         bench: str = "",
         timeout: list[str] | None = None,
     ) -> None:
-        _call(name, {key: value for key, value in locals().items() if key in _PLAN})
+        call(f"steps.{name}", {key: value for key, value in locals().items() if key in _PLAN})
 
     body.__name__, body.__doc__ = name, doc
     decorate: Callable[..., Task[Any]] = task(help=_PLAN, iterable=_LISTS)
@@ -122,4 +122,4 @@ collect = _step("collect", "Collect logs into the run directory, without secrets
 @task(help={"run_dir": "default: runs/latest", "format": "text or json"})
 def report(c: Context, run_dir: str = "runs/latest", format: str = "text") -> None:
     """Compute and print the verdict of a run directory."""
-    _call("report", {"run_dir": run_dir, "format": format})
+    call("steps.report", {"run_dir": run_dir, "format": format})

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steps.core import VERSION, fleet, settings
+from steps.core import VERSION, fleet, machine, settings
 from steps.core.case import Case
 from steps.core.cluster import Cluster, ClusterNode, own_addresses, own_interface
 from steps.core.errors import InfraError, UsageError
@@ -47,6 +47,7 @@ def hello(identity: Identity, case: Case, cluster: Cluster, options: Options) ->
         "harness": harness(),
         "address": identity.address,
         "interface": identity.interface,
+        "facts": machine.brief(),
     }
 
 

@@ -54,6 +54,7 @@ class Member:
     progress: Mapping[str, int] = field(default_factory=dict)
     causes: list[dict[str, Any]] = field(default_factory=list)
     hello: Mapping[str, Any] = field(default_factory=dict)
+    skew: float = 0.0
 
 
 class Leader:
@@ -213,6 +214,7 @@ class Leader:
             if refusal:
                 return 403, {"error": refusal}, False
             member = Member(node, str(body.get("address", "")), now, now, hello=hello)
+            member.skew = float(body.get("clock") or time.time()) - time.time()
             with self._changed:
                 self.members[node] = member
                 self._changed.notify_all()
@@ -523,6 +525,7 @@ class Link:
             "seq": seq,
             "roll": roll,
             "main": main,
+            "clock": time.time(),
             "causes": aged,
         }
 

@@ -21,7 +21,7 @@ VERBS = {
 }  # fmt: skip
 HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.
-MAY_SLEEP = {"ci/local.py", "ci/history.py"}
+MAY_SLEEP = {"ci/local.py", "ci/history.py", "ci/hosts_ssh.py", "steps/keep.py"}
 
 
 def modules(*folders: str) -> list[Path]:

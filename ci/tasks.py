@@ -1,0 +1,37 @@
+"""Invoke tasks of the runner: what looks at many machines from one place.
+
+Enters: options. Leaves: the exit code of what they run. Touches: what it touches.
+"""
+
+from __future__ import annotations
+
+from invoke import Context, task
+
+from steps.tasks import call
+
+
+@task(
+    help={
+        "hosts": "addresses, or a hosts file; neither this nor a case: this machine",
+        "case": "a case with cluster_hosts",
+        "directory": "where runs will be; default: as the hosts file says, else /tmp",
+        "ports": "ports that must be free, comma separated",
+        "model": "a model's directory that must be there",
+        "format": "text or json",
+    }
+)
+def hosts_check(
+    c: Context,
+    hosts: str = "",
+    case: str = "",
+    directory: str = "",
+    ports: str = "",
+    model: str = "",
+    format: str = "text",
+) -> None:
+    """Say what every host has for a run, what is wrong, and where hosts differ."""
+    options = {key: value for key, value in locals().items() if key != "c"}
+    if hosts or case:
+        call("ci.hosts_check", options)
+    else:
+        call("steps.hosts_check", {k: v for k, v in options.items() if k not in ("hosts", "case")})

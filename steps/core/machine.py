@@ -1,0 +1,259 @@
+"""What a machine has: the facts that decide whether a fleet can run on it.
+
+Enters: a directory, ports and a model's path to look at. Leaves: facts as plain
+JSON values, and how the facts of several machines differ. Touches: reads this
+machine; binds and releases ports; asks npu-smi. Starts nothing else.
+
+Only the standard library, and nothing of ours, is imported here: the same text
+is sent to hosts that have nothing but Python, and run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("vllm", "vllm-ascend", "torch", "torch-npu", "transformers", "mooncake-transfer-engine")
+#: Facts that should be the same on all machines of a fleet.
+ALIKE = ("python", "system", "kernel", "devices", "driver", "cann", "model", *PACKAGES)
+NEEDED_BYTES = 1 << 30
+_DRIVER = Path("/usr/local/Ascend/driver/version.info")
+_CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
+_DEVICE = re.compile(r"^\|\s*\d+\s+(\w+)\s*\|\s*(\w+)\s*\|")
+_SECONDS = 30
+
+Facts = Mapping[str, Any]
+
+
+def brief() -> dict[str, str]:
+    """What is quickly told, for nodes that meet: versions of what must fit together."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "driver": _value_of(_DRIVER, "Version"),
+        "cann": cann(),
+        **packages(),
+    }
+
+
+def facts(
+    directory: str, ports: Iterable[int] = (), model: str = "", address: str = ""
+) -> dict[str, Any]:
+    """Everything worth knowing before a run; ports are tried on ``address``, or on all."""
+    count, health, driver = devices()
+    return {
+        **brief(),
+        "host": socket.gethostname(),
+        "interpreter": sys.executable,
+        "kernel": platform.release(),
+        "engine": shutil.which("vllm") or "",
+        **engine_packages(),
+        "devices": count,
+        "unhealthy": health,
+        **({"driver": driver} if driver else {}),
+        "memory": _memory(),
+        "free": _free(directory),
+        "addresses": list(addresses()),
+        "taken": [port for port in ports if not _is_free(address, port)],
+        "model": _model(model),
+        "time": time.time(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that matter, of this interpreter."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def engine_packages() -> dict[str, str]:
+    """Versions of the packages that matter, of the interpreter that ``vllm`` on PATH runs on."""
+    program = shutil.which("vllm")
+    if program is None:
+        return {}
+    with contextlib.suppress(OSError, ValueError, UnicodeDecodeError, subprocess.SubprocessError):
+        first = Path(program).read_text(encoding="utf-8").splitlines()[0]
+        python = first.removeprefix("#!").split()
+        if first.startswith("#!") and Path(python[0]).name.startswith("python"):
+            return versions_of(python)
+    return {}
+
+
+def versions_of(python: list[str], env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Versions of the packages that matter, of another interpreter; empty when it has none."""
+    script = (
+        "import importlib.metadata as m, json\nfound = {}\n"
+        f"for name in {PACKAGES!r}:\n    try:\n        found[name] = m.version(name)\n"
+        "    except Exception:\n        pass\nprint(json.dumps(found))"
+    )
+    try:
+        done = subprocess.run(
+            [*python, "-c", script],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        return dict(json.loads(done.stdout))
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return {}
+
+
+def devices() -> tuple[str, list[str], str]:
+    """Devices by kind, those that are not well, and the driver's version, as npu-smi says."""
+    program = shutil.which("npu-smi")
+    if program is None:
+        return "no npu-smi", [], ""
+    try:
+        done = subprocess.run(
+            [program, "info"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "npu-smi does not answer", [str(error)], ""
+    kinds: dict[str, int] = {}
+    ill = []
+    for line in done.stdout.splitlines():
+        match = _DEVICE.match(line)
+        if match and match[1] != "Name":
+            kinds[match[1]] = kinds.get(match[1], 0) + 1
+            if match[2] not in ("OK", "Health"):
+                ill.append(" ".join(line.replace("|", " ").split()))
+    version = re.search(r"Version:\s*(\S+)", done.stdout)
+    text = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "none"
+    return text, ill, version[1] if version else ""
+
+
+def cann() -> str:
+    """The version of the CANN toolkit; empty when there is none."""
+    for name in ("ascend_toolkit_install.info", "*/ascend_toolkit_install.info", "version.cfg"):
+        for path in sorted(_CANN.glob(name)):
+            found = _value_of(path, "version")
+            if found:
+                return found
+    return ""
+
+
+def addresses() -> Iterator[str]:
+    """``interface address`` of this machine, without loopback."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["ip", "-o", "addr"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+        for line in done.stdout.splitlines():
+            words = line.split()
+            if len(words) > 3 and words[1] != "lo" and words[2] in ("inet", "inet6"):
+                yield f"{words[1]} {words[3]}"
+
+
+def differences(found: Mapping[str, Facts]) -> dict[str, dict[str, list[str]]]:
+    """Facts that are not alike: fact -> value -> who has it, the most common value first."""
+    unlike = {}
+    for name in ALIKE:
+        values: dict[str, list[str]] = {}
+        for who, told in found.items():
+            values.setdefault(str(told.get(name, "")), []).append(who)
+        if len(values) > 1:
+            unlike[name] = dict(sorted(values.items(), key=lambda item: -len(item[1])))
+    return unlike
+
+
+def sentences(found: Mapping[str, Facts]) -> Iterator[str]:
+    """A sentence for each fact that differs."""
+    for name, values in differences(found).items():
+        each = "; ".join(f"{value or 'none'} on {', '.join(who)}" for value, who in values.items())
+        yield f"{name} differs: {each}"
+
+
+def problems(told: Facts, skew: float = 0.0) -> Iterator[str]:
+    """What is wrong with one machine by itself."""
+    version = tuple(int(part) for part in str(told["python"]).split(".")[:2])
+    if version < (3, 10):
+        yield f"Python {told['python']}, expected 3.10 or newer"
+    for line in told["unhealthy"]:
+        yield f"a device is not well: {line}"
+    free = told["free"]
+    if free is None:
+        yield "the directory for runs is not there"
+    elif free < NEEDED_BYTES:
+        yield f"{free >> 20} MiB free for runs, expected at least {NEEDED_BYTES >> 20}"
+    if told["taken"]:
+        yield f"ports in use: {', '.join(map(str, told['taken']))}"
+    if told["model"] == "missing":
+        yield "the model is not there"
+    if abs(skew) > 1.0:
+        yield f"its clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+
+
+def _value_of(path: Path, name: str) -> str:
+    """The value of ``name=value`` in a file; empty when it is not there."""
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, equals, value = line.partition("=")
+            if equals and key.strip() == name:
+                return value.strip()
+    return ""
+
+
+def _memory() -> int:
+    """Bytes of memory; 0 when the system does not say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def _free(directory: str) -> int | None:
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None
+
+
+def _is_free(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address or "0.0.0.0", port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def _model(path: str) -> str:
+    """Files and bytes of a model's directory; ``missing`` when it is not there."""
+    if not path:
+        return ""
+    root = Path(path).expanduser()
+    if not root.exists():
+        return "missing"
+    files = [entry for entry in root.rglob("*") if entry.is_file()]
+    return f"{len(files)} files, {sum(entry.stat().st_size for entry in files)} bytes"
+
+
+def main() -> int:
+    """``DIRECTORY PORTS MODEL ADDRESS`` to facts, for a host that has nothing of ours."""
+    directory, ports, model, address = sys.argv[1:5]
+    numbers = [int(port) for port in ports.split(",") if port]
+    print(json.dumps(facts(directory, numbers, model, address)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
