@@ -43,6 +43,31 @@ class Refusal(Exception):
         self.code, self.body = code, problem(code, message, kind, param)
 
 
+def _misshaped(kind: str, place: str, text: str) -> Refusal:
+    """What pydantic says of a body of the wrong shape, in vLLM's words."""
+    message = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{place}', 'msg': '{text}'}}"
+    return Refusal(400, message, "Bad Request", place)
+
+
+def _out_of_range(name: str, text: str, value: object) -> Refusal:
+    return Refusal(400, f"{text} (parameter={name}, value={value})", param=name)
+
+
+def _check_sampling(body: Message) -> None:
+    """Refuse what no engine would sample with."""
+    temperature = body.get("temperature")
+    if isinstance(temperature, (int, float)) and temperature < 0:
+        found = float(temperature)
+        text = f"temperature must be non-negative, got {found}."
+        raise _out_of_range("temperature", text, found)
+    if body.get("stream_options") and not body.get("stream"):
+        raise Refusal(
+            400,
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            param="stream_options",
+        )
+
+
 class Generation:
     """One completion on its way."""
 
@@ -52,7 +77,9 @@ class Generation:
         self.chat, self.connection, self.request_id = chat, connection, request_id
         self.streams = bool(body.get("stream"))
         options = body.get("stream_options")
-        self.wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+        options = options if isinstance(options, dict) else {}
+        self.wants_usage = bool(options.get("include_usage"))
+        self.wants_counts = self.wants_usage and bool(options.get("continuous_usage_stats"))
         self.wants_logprobs = body.get("logprobs") not in (None, False)
         self.prompt_tokens = count_tokens(prompt)
         self.model = str(body.get("model"))
@@ -77,12 +104,11 @@ class Generation:
         self.head = json.dumps(self.base, separators=(",", ":"))[:-1]
 
     def usage(self) -> Message:
-        """Token counts."""
+        """Token counts, as an event of a stream has them."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + self.sent,
             "completion_tokens": self.sent,
-            "prompt_tokens_details": None,
         }
 
     def begin(self) -> None:
@@ -100,13 +126,16 @@ class Generation:
         place = (
             f'"delta":{{"content":{json.dumps(text)}}}'
             if self.chat
-            else f'"text":{json.dumps(text)}'
+            else f'"stop_reason":null,"text":{json.dumps(text)}'
         )
         self._event(f'{place},"logprobs":{logprobs},"finish_reason":{reason}')
 
     def _event(self, choice: str) -> None:
+        counts = ""
+        if self.wants_counts:
+            counts = f',"usage":{json.dumps(self.usage(), separators=(",", ":"))}'
         self.connection.chunk(
-            f'data: {self.head},"choices":[{{"index":0,{choice}}}]}}\n\n'.encode()
+            f'data: {self.head},"choices":[{{"index":0,{choice}}}]{counts}}}\n\n'.encode()
         )
 
     def _logprobs(self, pieces: list[str]) -> Message:
@@ -127,7 +156,7 @@ class Generation:
             "text_offset": offsets,
             "token_logprobs": [-0.1] * len(pieces),
             "tokens": pieces,
-            "top_logprobs": None,
+            "top_logprobs": [{piece: -0.1} for piece in pieces],
         }
 
     def finish(self) -> None:
@@ -143,11 +172,7 @@ class Generation:
             return
         text = "".join(self.pieces)
         logprobs = self._logprobs(self.pieces) if self.wants_logprobs else None
-        place = (
-            {"message": {"role": "assistant", "content": text, "tool_calls": []}}
-            if self.chat
-            else {"text": text}
-        )
+        place = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choice = {
             "index": 0,
             **place,
@@ -160,7 +185,11 @@ class Generation:
             {
                 **self.base,
                 "choices": [choice],
-                "usage": self.usage(),
+                "usage": {
+                    **self.usage(),
+                    "prompt_tokens_details": None,
+                    "completion_tokens_details": None,
+                },
                 "kv_transfer_params": self.kv,
             },
         )
@@ -222,11 +251,9 @@ class Api:
         try:
             if route is None:
                 known = [method for method, path in self.routes if path == request.path]
-                raise (
-                    Refusal(405, "Method Not Allowed", "Method Not Allowed")
-                    if known
-                    else Refusal(404, "Not Found", "NotFoundError")
-                )
+                status = 405 if known else 404
+                connection.reply(status, {"detail": PHRASES[status]})
+                return
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
             if (
                 self.args.api_keys
@@ -259,6 +286,7 @@ class Api:
                 "root": self.args.model,
                 "parent": None,
                 "max_model_len": self.args.max_model_len,
+                "permission": [{"object": "model_permission", "allow_sampling": True}],
             }
             for name in self.args.served_names
         ]
@@ -268,7 +296,7 @@ class Api:
         connection.reply(
             200,
             render(self.metrics, self.args.served_names[0]).encode(),
-            "text/plain; version=0.0.4; charset=utf-8",
+            "text/plain; version=1.0.0; charset=utf-8",
         )
 
     def _tokenize(self, request: Request, connection: Connection) -> None:
@@ -288,20 +316,20 @@ class Api:
         try:
             body = json.loads(request.body)
         except ValueError as error:
-            raise Refusal(
-                400,
-                f"[{{'type': 'json_invalid', 'loc': ('body', {getattr(error, 'pos', 0)}), "
-                "'msg': 'JSON decode error'}]",
-            ) from None
+            place = f"body.{getattr(error, 'pos', 0)}"
+            raise _misshaped("json_invalid", place, "JSON decode error") from None
         if not isinstance(body, dict):
-            raise Refusal(
-                400,
-                "[{'type': 'model_attributes_type', 'loc': ('body',), 'msg': 'Input should be a "
-                "valid dictionary'}]",
-            )
+            text = "Input should be a valid dictionary or object to extract fields from"
+            raise _misshaped("model_attributes_type", "body", text)
         name = body.get("model") or self.args.served_names[0]
         if name not in self.args.served_names:
-            raise Refusal(404, f"The model `{name}` does not exist.", "NotFoundError", "model")
+            aliases = ", ".join(self.args.served_names)
+            raise Refusal(
+                404,
+                f"The model `{name}` does not exist. Valid aliases: {aliases}.",
+                "NotFoundError",
+                "model",
+            )
         return {**body, "model": name}
 
     def _completions(self, request: Request, connection: Connection) -> None:
@@ -314,6 +342,7 @@ class Api:
         prompt = _prompt(body, chat)
         request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
         generation = Generation(chat, body, prompt, request_id, connection)
+        _check_sampling(body)
         most = self._limit(body, chat, generation.prompt_tokens)
         if body.get("n") not in (None, 1):
             raise Refusal(400, "the stand-in gives one choice a request", param="n")
@@ -343,42 +372,42 @@ class Api:
         )
 
     def _limit(self, body: Message, chat: bool, prompt_tokens: int) -> int:
+        """Tokens to answer with: what was asked for, but no more than the prompt leaves."""
         longest = self.args.max_model_len
-        if prompt_tokens >= longest:
-            part = "messages" if chat else "prompt"
-            raise Refusal(
-                400,
-                f"This model's maximum context length is {longest} tokens. However, your request "
-                f"has {prompt_tokens} input tokens. "
-                f"Please reduce the length of the input {part}.",
-                param="input_tokens",
+        asked = body.get("max_completion_tokens") if chat else None
+        asked = body.get("max_tokens") if asked is None else asked
+        if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool)):
+            raise _misshaped(
+                "int_parsing",
+                "body.max_tokens",
+                "Input should be a valid integer, unable to parse string as an integer",
             )
-        asked = (
-            body.get("max_completion_tokens")
-            if chat and body.get("max_completion_tokens") is not None
-            else body.get("max_tokens")
-        )
-        if asked is None:
-            return longest - prompt_tokens if chat else min(16, longest - prompt_tokens)
-        if not isinstance(asked, int) or isinstance(asked, bool):
-            raise Refusal(
-                400,
-                "[{'type': 'int_parsing', 'loc': ('body', 'max_tokens'), "
-                f"'msg': 'Input should be a valid integer', 'input': {asked!r}}}]",
-                param="max_tokens",
+        if prompt_tokens > longest:
+            # A text is given up one token too far; tokens have been counted by the client.
+            told = (
+                str(prompt_tokens)
+                if isinstance(body.get("prompt"), list)
+                else f"at least {longest + 1}"
             )
-        if asked < 1:
-            raise Refusal(400, f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
-        if prompt_tokens + asked > longest:
-            raise Refusal(
-                400,
-                f"'max_tokens' or 'max_completion_tokens' is too large: {asked}. This model's "
-                f"maximum context length is {longest} tokens and "
-                f"your request has {prompt_tokens} input tokens ({asked} > {longest} - "
-                f"{prompt_tokens}).",
-                param="max_tokens",
+            raise _out_of_range(
+                "input_tokens",
+                f"This model's maximum context length is {longest} tokens. However, your prompt "
+                f"contains {told} input tokens, which exceeds this limit even without any output "
+                "tokens. Please reduce the length of the input prompt.",
+                told.split()[-1],
             )
-        return asked
+        if asked is not None and asked > longest:
+            raise _out_of_range(
+                "max_tokens",
+                f"max_tokens={asked} cannot be greater than max_model_len={longest}. Please "
+                "request fewer output tokens.",
+                asked,
+            )
+        left = longest - prompt_tokens
+        most = min(left if chat else 16, left) if asked is None else min(asked, left)
+        if most < 1:
+            raise _out_of_range("max_tokens", f"max_tokens must be at least 1, got {most}.", most)
+        return most
 
     def _hold(self, connection: Connection) -> None:
         self.held.add(connection)
@@ -497,7 +526,7 @@ def _prompt(body: Message, chat: bool) -> Any:
         prompt = body.get("prompt")
         if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
             prompt = prompt[0]
-        if isinstance(prompt, str) or (
+        if (isinstance(prompt, str) and prompt) or (
             isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)
         ):
             return prompt
@@ -505,19 +534,18 @@ def _prompt(body: Message, chat: bool) -> Any:
             raise Refusal(400, "the stand-in answers one prompt a request", param="prompt")
         raise Refusal(
             400,
-            "[{'type': 'missing', 'loc': ('body', 'prompt'), 'msg': 'Field required'}]",
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
             param="prompt",
         )
     messages = body.get("messages")
-    if (
-        not isinstance(messages, list)
-        or not messages
-        or not all(isinstance(message, dict) for message in messages)
-    ):
+    if messages is None:
+        raise _misshaped("missing", "body.messages", "Field required")
+    if not isinstance(messages, list) or not all(isinstance(entry, dict) for entry in messages):
+        raise _misshaped("list_type", "body.messages", "Input should be a valid list")
+    if not messages:
         raise Refusal(
             400,
-            "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]",
-            param="messages",
+            "Cannot apply chat template to an empty conversation. Provide at least one message.",
         )
     return "\n".join(
         f"{message.get('role', 'user')}: {_content(message.get('content'))}" for message in messages

@@ -344,6 +344,7 @@ class Engine:
         else:
             self.waiting = deque(item for item in self.waiting if (item[0], item[1]["id"]) != key)
         self._admit()
+        self._tell(key[0], [])
 
     def _tick(self) -> None:
         now = self.loop.time()
@@ -370,19 +371,17 @@ class Engine:
             self._admit()
             nearest = min([nearest, *(request.due for request in self.running.values())])
         for link, ids in steps.items():
-            link.send(
-                {
-                    "t": "step",
-                    "ids": ids,
-                    "running": len(self.admitted),
-                    "waiting": len(self.waiting),
-                }
-            )
+            self._tell(link, ids)
         if self.running:
             # At most one round each millisecond: tokens that fall close together share a step.
             self.loop.call_at(max(nearest, now + 0.001), self._tick)
         else:
             self.ticking = False
+
+    def _tell(self, link: Link, ids: list[int]) -> None:
+        """Who got a token, and how many requests there are."""
+        counts = {"running": len(self.admitted), "waiting": len(self.waiting)}
+        link.send({"t": "step", "ids": ids, **counts})
 
     def _told_to_end(self) -> None:
         # The parent, signalled with the whole group, says when; alone, an engine ends by itself.

@@ -299,7 +299,8 @@ class Front:
                 "AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: "
                 f"{DEAD}",
             )
-        self._finish(1)
+        # A lone API server shuts down in good order, as if it had been told to (seen of vLLM 0.32).
+        self._finish(0 if self.args.dp_size == 1 else 1)
 
     def _finish(self, code: int) -> None:
         self.closing = True

@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
             if isinstance(content, bytes)
             else json.dumps(content, separators=(",", ":")).encode()
         )
-        self._send(self._head(status, kind, f"content-length: {len(body)}") + body)
+        self._send(self._head(status, kind if body else "", f"content-length: {len(body)}") + body)
         self._done(status)
 
     def stream(self) -> None:
@@ -172,9 +172,10 @@ class Connection(asyncio.Protocol):
 
     def _head(self, status: int, kind: str, length: str) -> bytes:
         last = "connection: close\r\n" if self.closing else ""
+        typed = f"content-type: {kind}\r\n" if kind else ""
         return (
             f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\nserver: uvicorn\r\n"
-            f"content-type: {kind}\r\n{length}\r\n{last}\r\n"
+            f"{typed}{length}\r\n{last}\r\n"
         ).encode()
 
     def _send(self, data: bytes) -> None:
