@@ -108,8 +108,10 @@ def _port(run: NodeRun, port: Port) -> Iterator[str]:
 
 def _holder(port: int) -> str:
     """Which program listens on a port, if we may see it."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # an image may lack it
+        return ""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN":

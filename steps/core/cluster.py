@@ -7,10 +7,13 @@ machine's network interfaces.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -96,13 +99,38 @@ def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:
 
 def own_addresses() -> dict[str, list[str]]:
     """Interface -> its IP addresses, without scope suffixes."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # an image that lacks it: Linux tells us itself
+        return _kernel_addresses()
     families = (socket.AF_INET, socket.AF_INET6)
     return {
         name: [entry.address.split("%")[0] for entry in entries if entry.family in families]
         for name, entries in psutil.net_if_addrs().items()
     }
+
+
+def _kernel_addresses() -> dict[str, list[str]]:
+    """The same without psutil, from SIOCGIFCONF and /proc/net/if_inet6 (Linux)."""
+    import array
+    import fcntl
+
+    found: dict[str, list[str]] = {name: [] for _, name in socket.if_nameindex()}
+    row = 40  # struct ifreq on 64-bit Linux: 16 bytes of name, then a sockaddr
+    buffer = array.array("B", bytes(row * 256))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("iL", len(buffer), buffer.buffer_info()[0])
+        size = struct.unpack("iL", fcntl.ioctl(any_socket, 0x8912, request))[0]
+    rows = buffer.tobytes()[:size]
+    for i in range(0, size, row):
+        name = rows[i : i + 16].split(b"\0")[0].decode().split(":")[0]
+        found.setdefault(name, []).append(socket.inet_ntoa(rows[i + 20 : i + 24]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, *_, name = line.split()
+            address = str(ipaddress.IPv6Address(bytes.fromhex(digits)))
+            found.setdefault(name, []).append(address)
+    return found
 
 
 def own_interface(address: str, interfaces: Mapping[str, Iterable[str]] | None = None) -> str:

@@ -363,6 +363,9 @@ ROUTING: Field = {
 
 FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING}
 
+#: Every form a file of ours can have: the two dialects, and what other nouns add.
+FORMS: dict[str, Field] = dict(FIELDS)
+
 
 class _CaseValidator(Validator):  # type: ignore[misc]
     """Cerberus with the number types that authors really write."""
@@ -401,7 +404,7 @@ class _CaseValidator(Validator):  # type: ignore[misc]
 
 @cache
 def _validator(dialect: str) -> _CaseValidator:
-    return _CaseValidator(FIELDS[dialect])
+    return _CaseValidator(FORMS[dialect])
 
 
 def dialect_of(data: Mapping[Any, Any]) -> str | None:
@@ -450,8 +453,21 @@ def check(source: Source) -> list[Problem]:
     return list(_check_known(source, data, dialect))
 
 
+def check_form(source: Source, form: str) -> list[Problem]:
+    """Every problem of a file that is no case, such as a cluster profile.
+
+    Args:
+        form: a key of ``FORMS``.
+    """
+    if not isinstance(source.data, dict):
+        found = "nothing" if source.data is None else f"a {_kind(source.data)}"
+        message = f"found {found} at the top, expected a mapping"
+        return [Problem("MN003", message, source.place(), f"A {form} is a mapping of keys.")]
+    return list(_check_known(source, source.data, form))
+
+
 def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
-    holders = {key for key in data if key not in FIELDS[dialect] and _holds_anchor(source, key)}
+    holders = {key for key in data if key not in FORMS[dialect] and _holds_anchor(source, key)}
     odd: list[Problem] = []
     kept = {key: value for key, value in data.items() if key not in holders}
     document = _text_keys(source, kept, (), odd)
@@ -653,7 +669,7 @@ def _show(value: Any) -> str:
 
 
 def _doc(dialect: str, path: DataPath) -> str:
-    rules = _rules_at(FIELDS[dialect], path)
+    rules = _rules_at(FORMS[dialect], path)
     return str(rules.get("meta", {}).get("doc", "")) if rules else ""
 
 
@@ -674,7 +690,7 @@ def _rules_at(schema: Field, path: DataPath) -> Field | None:
 
 def known_keys(dialect: str, path: DataPath) -> list[str]:
     """The keys that may stand in the mapping at ``path``; empty when any may."""
-    rules = _rules_at(FIELDS[dialect], path)
+    rules = _rules_at(FORMS[dialect], path)
     inner = (rules or {}).get("schema")
     if not isinstance(inner, dict) or isinstance(inner.get("type"), (str, list)):
         return []
@@ -692,6 +708,8 @@ def _suggest(source: Source, dialect: str, path: DataPath) -> str:
     close = difflib.get_close_matches(key, here, 1, 0.7)
     if close:
         return f"Did you mean '{close[0]}'?"
+    if dialect not in FIELDS:
+        return f"Known here: {', '.join(sorted(here))}." if here else "Remove it."
     if key in known_keys(dialect, ()):
         return f"'{key}' belongs at the top of the case; check its indentation."
     if key in BENCHMARK:

@@ -1,0 +1,1 @@
+"""The Kubernetes backend: a case as a LeaderWorkerSet. Runs on the runner, but for ``pod.py``."""

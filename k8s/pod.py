@@ -1,0 +1,383 @@
+"""What runs first in every pod: unpacks the harness, runs the node program, then holds.
+
+Enters: the bundle under /multinode, the environment a LeaderWorkerSet gives
+its pods. Leaves: the run directory with ``done.json`` beside it. Touches:
+/multinode/work. Standard library only: it travels as it is, into images that
+have nothing but Python.
+
+    pod.py              the main process: never ends by itself, since a container that ends is
+                        started again; holds until SIGTERM (the pod's deletion)
+    pod.py tell WORDS   says WORDS to the node program: ``stop``, or ``lost I HOW``
+    pod.py wait S       waits up to S seconds until the node program has ended
+    pod.py list         files of the run directory, a JSON line each
+    pod.py send [P O]   those files as a compressed tar, from file P and its byte O on
+
+The readiness probe tests ``done.json``: ready means that this member has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(os.environ.get("MULTINODE_ROOT") or "/multinode")
+BUNDLE = ROOT / "bundle"
+WORK = ROOT / "work"
+RUN = WORK / "run"
+DONE = WORK / "done.json"
+LIVES = WORK / "lives"
+CONTROL = WORK / "control"
+SITE = WORK / "site"
+TOKEN = ROOT / "secret" / "token"
+CHUNK = 1 << 18
+#: Where a tar member of a file that is sent in part begins.
+OFFSET = "MULTINODE.offset"
+
+
+class Broken(Exception):
+    """The pod cannot do its work; the text says why."""
+
+
+# The main process
+
+
+class Main:
+    """The life of the pod's first process."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, Any] = json.loads((BUNDLE / "0" / "start.json").read_text())
+        self.index = int(os.environ.get("LWS_WORKER_INDEX") or 0)
+        self.terminated = threading.Event()
+        self.ended: dict[int, int] = {}
+        self.changed = threading.Event()
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def main(self) -> int:
+        """Work, leave ``done.json``, hold."""
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGINT, self._terminate)
+        signal.signal(signal.SIGCHLD, self._reap)
+        WORK.mkdir(parents=True, exist_ok=True)
+        lives = self._count_lives()
+        if DONE.exists():
+            say(f"node {self.index} had finished in an earlier life of this container")
+        elif lives > 1:
+            say(
+                f"node {self.index}: an earlier life of this container ended without a result; "
+                "its files are kept, nothing is started again"
+            )
+            self._done(None, f"its container died and was started again ({lives} lives)")
+        else:
+            self._work()
+        self._farewell()
+        return self._hold()
+
+    def _count_lives(self) -> int:
+        with LIVES.open("a") as out:
+            out.write(f"{time.time():.3f}\n")
+        return len(LIVES.read_text().splitlines())
+
+    def _work(self) -> None:
+        try:
+            unpack(self.start)
+            argv = self._command()
+        except (Broken, OSError) as error:
+            say(f"error: {error}")
+            self._done(3, str(error))
+            return
+        RUN.mkdir(mode=0o700, exist_ok=True)
+        self.child = subprocess.Popen(
+            argv, cwd=SITE, stdin=subprocess.PIPE, start_new_session=True, close_fds=True
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+        if self.terminated.is_set():
+            self._forward()
+        while self.child.pid not in self.ended:
+            self.changed.wait(1.0)
+            self.changed.clear()
+        status = self.ended[self.child.pid]
+        code = os.waitstatus_to_exitcode(status)
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        self._done(code if code >= 0 else 128 - code, f"the node program {how}")
+
+    def _command(self) -> list[str]:
+        """The node program's command line, for the names this group really has."""
+        size = int(os.environ.get("LWS_GROUP_SIZE") or 0)
+        nodes = self.start["cluster"]["nodes"]
+        if size and size != len(nodes):
+            raise Broken(f"the LeaderWorkerSet has {size} members, the case has {len(nodes)} nodes")
+        cluster = dict(self.start["cluster"])
+        leader = os.environ.get("LWS_LEADER_ADDRESS", "")
+        if leader:
+            pod, _, rest = leader.partition(".")
+            names = [leader, *(f"{pod}-{i}.{rest}" for i in range(1, len(nodes)))]
+            cluster["nodes"] = [
+                {**node, "address": name} for node, name in zip(nodes, names, strict=True)
+            ]
+        known = {name: os.environ[name] for name in self.start["known"] if os.environ.get(name)}
+        cluster["known"] = {**known, **cluster["known"]}
+        path = WORK / "cluster.json"
+        path.write_text(json.dumps(cluster))
+        return [
+            sys.executable,
+            "-m",
+            "steps.node",
+            "--case",
+            str(BUNDLE / "0" / "case.yaml"),
+            "--cluster",
+            str(path),
+            "--node-index",
+            str(self.index),
+            "--run-dir",
+            str(RUN),
+            "--run-id",
+            self.start["run"],
+            "--token-file",
+            str(TOKEN),
+            "--bound",
+            *self.start["arguments"],
+        ]
+
+    def _listen(self) -> None:
+        """Pass words that come over the control pipe on to the node program."""
+        child = self.child
+        assert child is not None
+        assert child.stdin is not None
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(CONTROL, 0o600)
+        # Open for both ways, so that it never ends when a teller closes it.
+        pipe = os.open(CONTROL, os.O_RDWR)
+        while words := os.read(pipe, 4096):
+            with contextlib.suppress(OSError):
+                child.stdin.write(words)
+                child.stdin.flush()
+
+    def _done(self, code: int | None, how: str) -> None:
+        verdict = {}
+        with contextlib.suppress(OSError, ValueError):
+            verdict = json.loads((RUN / "verdict.json").read_text())
+        content = {
+            "node": self.index,
+            "exit_code": code,
+            "how": how,
+            "verdict": verdict.get("verdict", ""),
+            "at": round(time.time(), 3),
+        }
+        temporary = DONE.with_suffix(".new")
+        temporary.write_text(json.dumps(content) + "\n")
+        temporary.replace(DONE)
+
+    def _farewell(self) -> None:
+        """The last lines of the log; the very last is the tag, where one is wanted."""
+        done = json.loads(DONE.read_text())
+        text = self.start["output"] == "text"
+        if text and self.index == 0:
+            with contextlib.suppress(OSError):
+                print(f"\n{(RUN / 'summary.md').read_text(encoding='utf-8')}", flush=True)
+        say(f"MULTINODE-DONE node {self.index}: {done['how']}")
+        if self.terminated.is_set():
+            return
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.start["until"]))
+        say(f"holding, so that {RUN} can be fetched; `janitor` may remove this pod after {until}")
+        tag = os.environ.get("FAIL_TAG", "")
+        passed = done["verdict"] == "pass" and done["exit_code"] == 0
+        if tag and self.index == 0 and not passed:
+            print(tag, flush=True)
+
+    def _hold(self) -> int:
+        while not self.terminated.wait(3600.0):
+            pass
+        return 0
+
+    # Signals
+
+    def _terminate(self, number: int, frame: object) -> None:
+        self.terminated.set()
+        self._forward()
+
+    def _forward(self) -> None:
+        """SIGTERM for the node program, which stops its servers and leaves its record."""
+        if self.child is not None and self.child.pid not in self.ended:
+            with contextlib.suppress(OSError):
+                os.kill(self.child.pid, signal.SIGTERM)
+
+    def _reap(self, number: int, frame: object) -> None:
+        """As the first process of the pod we inherit every orphan."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                self.ended[pid] = status
+        self.changed.set()
+
+
+def say(text: str) -> None:
+    """One line of the pod's log."""
+    print(f"multinode: {text}", flush=True)
+
+
+def unpack(start: dict[str, Any]) -> None:
+    """The bundle's parts, checked and laid out under ``SITE``.
+
+    Raises:
+        Broken: a part is missing or damaged.
+    """
+    whole = io.BytesIO()
+    for part in start["parts"]:
+        path = BUNDLE / part["path"]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise Broken(f"a part of the harness is missing: {path}: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise Broken(f"a part of the harness is damaged: {path}")
+        whole.write(data)
+    whole.seek(0)
+    fresh = SITE.with_suffix(".new")
+    with tarfile.open(fileobj=whole, mode="r:gz") as tar:
+        for member in tar:
+            target = fresh / member.name
+            source = tar.extractfile(member)
+            if source is None or ".." in member.name.split("/"):
+                raise Broken(f"the bundle has an entry that is no file: {member.name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read())
+            target.chmod(member.mode)
+    fresh.replace(SITE)
+
+
+# What the runner asks for
+
+
+def tell(words: str) -> int:
+    """Say something to the node program; 1 when it does not run (any more)."""
+    if DONE.exists():
+        return 1
+    try:
+        pipe = os.open(CONTROL, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 1
+    os.write(pipe, words.encode() + b"\n")
+    os.close(pipe)
+    return 0
+
+
+def wait(seconds: float) -> int:
+    """0 as soon as the node program has ended, 1 when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not DONE.exists():
+        if time.monotonic() > deadline:
+            return 1
+        time.sleep(0.05)
+    return 0
+
+
+def files() -> Iterator[tuple[str, Path, int]]:
+    """Name, path and size of every file, in an order that stays the same."""
+    found = [(DONE, "done.json")] if DONE.exists() else []
+    if RUN.is_dir():
+        names = sorted(p for p in RUN.rglob("*") if p.is_file() and not p.is_symlink())
+        # Records first: when time is short, they are worth most.
+        names.sort(key=lambda p: (p.name not in ("record.json", "plan.json"), str(p)))
+        found += [(path, str(path.relative_to(RUN))) for path in names]
+    for path, name in found:
+        with contextlib.suppress(OSError):
+            yield name, path, path.stat().st_size
+
+
+def digests() -> dict[str, tuple[int, str]]:
+    """Size and sha256 of what the nodes' records list already."""
+    known: dict[str, tuple[int, str]] = {}
+    for record in RUN.glob("node-*/record.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for entry in json.loads(record.read_text())["artifacts"]:
+                name = f"{record.parent.name}/{entry['path']}"
+                known[name] = entry["size"], entry["sha256"]
+    return known
+
+
+def listing() -> Iterator[dict[str, Any]]:
+    """Every file with size and sha256; a file still being written has no sha256."""
+    known = digests() if DONE.exists() else {}
+    for name, path, size in files():
+        given = known.get(name)
+        digest = given[1] if given and given[0] == size else ""
+        if not digest and DONE.exists():
+            hasher = hashlib.sha256()
+            with contextlib.suppress(OSError), path.open("rb") as source:
+                while data := source.read(CHUNK):
+                    hasher.update(data)
+            digest = hasher.hexdigest()
+        yield {"path": name, "size": size, "sha256": digest}
+
+
+def send(first: str, offset: int) -> int:
+    """The files as a tar on standard output, from byte ``offset`` of file ``first`` on."""
+    waiting = bool(first)
+    with (
+        gzip.GzipFile(fileobj=sys.stdout.buffer, mode="wb", compresslevel=1, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, path, size in files():
+            if waiting and name != first:
+                continue
+            begin = offset if waiting else 0
+            waiting = False
+            with contextlib.suppress(OSError), path.open("rb") as source:
+                source.seek(begin)
+                member = tarfile.TarInfo(name)
+                member.size = max(size - begin, 0)
+                if begin:
+                    member.pax_headers = {OFFSET: str(begin)}
+                tar.addfile(member, Whole(source, member.size))
+    return 0
+
+
+class Whole(io.RawIOBase):
+    """Exactly so many bytes of a file: zeros when it has become shorter meanwhile."""
+
+    def __init__(self, source: io.BufferedReader, size: int) -> None:
+        self._source = source
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes."""
+        wanted = self._left if size < 0 else min(size, self._left)
+        data = self._source.read(wanted)
+        data += bytes(wanted - len(data))
+        self._left -= wanted
+        return data
+
+
+def main(argv: list[str]) -> int:
+    """The command line; see the top of the file."""
+    word, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if word == "tell":
+        return tell(" ".join(rest))
+    if word == "wait":
+        return wait(float(rest[0]))
+    if word == "list":
+        for entry in listing():
+            print(json.dumps(entry))
+        return 0
+    if word == "send":
+        return send(rest[0] if rest else "", int(rest[1]) if rest[1:] else 0)
+    return Main().main()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

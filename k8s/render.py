@@ -1,0 +1,145 @@
+"""The manifests of a case, for ``kubectl apply``; nothing is applied.
+
+Enters: a case and a profile. Leaves: YAML on standard output, or an
+:class:`~k8s.manifest.Order` for the backend. Touches: reads files.
+
+    python -m k8s.render CASE.yaml --profile a3 > lws.yaml
+    kubectl apply --server-side -f lws.yaml
+    kubectl logs -f NAME-0
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import yaml
+
+from k8s import bundle, manifest
+from k8s.manifest import Names, Order
+from steps.core import cli, settings
+from steps.core.case import Case, load_case
+from steps.core.cluster import Cluster, loopback_nodes
+from steps.core.errors import InfraError, UsageError
+from steps.core.profile import Profile, find_profile, load_profile
+from steps.core.resolver import resolve
+from steps.core.rundir import new_run_id
+
+
+def order(
+    case: Case, profile: Profile, arguments: argparse.Namespace, run: str, namespace: str, *,
+    output: str,
+) -> Order:
+    """What a command line means on Kubernetes.
+
+    Raises:
+        CaseError, UsageError: the case cannot be resolved, or asks for more than a node has.
+        InfraError: the manifests would never run; that is a defect of ours.
+    """
+    rehearsal = cli.rehearsal_of(arguments)
+    options = cli.options_of(arguments, run)
+    if profile.devices_per_node is not None and case.npu_per_node > profile.devices_per_node:
+        raise UsageError(
+            f"{case.file}: npu_per_node is {case.npu_per_node}, a node of the profile "
+            f"{profile.name!r} has {profile.devices_per_node}",
+            f"Use another profile, or correct device.per_node in {profile.file}.",
+        )
+    known = {name: "/" for name in manifest.PASSED}
+    stand_in = Cluster("render", "k8s", loopback_nodes(case.num_nodes, "71.9"), known=known)
+    plan = resolve(case, stand_in, options)
+    made = Order(
+        case=case,
+        profile=profile,
+        names=Names.of(case, run, namespace),
+        run=run,
+        token=secrets.token_hex(16),
+        bundle=bundle.make(rehearsal is not None),
+        expires=time.time() + profile.keep_for,
+        output=output,
+        arguments=_node_arguments(arguments),
+        rehearsal=rehearsal,
+        port=urlsplit(plan.endpoint.url).port or 8080,
+        env=_own_environment(),
+    )
+    wrong = manifest.problems(manifest.documents(made))
+    if wrong:
+        raise InfraError("the manifests would never run: " + "; ".join(wrong), "Please report it.")
+    return made
+
+
+def _node_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Options that shape the plan, for the node program."""
+    found = ["--bench", arguments.bench] if arguments.bench else []
+    for entry in arguments.timeout:
+        found += ["--timeout", entry]
+    return tuple(found)
+
+
+def _own_environment() -> dict[str, str]:
+    """What the pods get of the runner's environment."""
+    tag = settings.read().fail_tag
+    return {"FAIL_TAG": tag} if tag else {}
+
+
+def text(made: Order) -> str:
+    """The documents as YAML, with what to do with them."""
+    name, namespace = made.names.base, made.names.namespace
+    head = f"""\
+# {made.case.name} on {made.case.num_nodes} nodes, run {made.run}, profile {made.profile.name}
+#
+#   kubectl apply --server-side -f THIS_FILE
+#   kubectl logs -n {namespace} -f {name}-0                  the leader; ends with the verdict
+#   invoke fetch --on k8s --name {name} --namespace {namespace}
+#   kubectl delete -f THIS_FILE --cascade=foreground
+"""
+    body = yaml.dump_all(
+        manifest.documents(made), Dumper=_Dumper, sort_keys=False, default_flow_style=False
+    )
+    return f"{head}---\n{body}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, which people can read."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``nox -s render -- CASE --profile NAME``."""
+    parser = argparse.ArgumentParser(
+        prog="render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", help="a case: a path, or a name in configs/")
+    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
+    parser.add_argument("--namespace", default="", help="default: the profile's, or `default`")
+    parser.add_argument("--output", default="", help="write here; default: standard output")
+    cli.add_shape_arguments(parser)
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        case = load_case(cli.find_case(arguments.case))
+        profile = load_profile(find_profile(arguments.profile))
+        namespace = arguments.namespace or profile.namespace or "default"
+        made = order(case, profile, arguments, new_run_id(), namespace, output="text")
+        if arguments.output:
+            with open(arguments.output, "w", encoding="utf-8") as out:
+                out.write(text(made))
+        else:
+            print(text(made), end="")
+        return 0
+
+    return cli.guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
