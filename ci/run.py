@@ -140,14 +140,7 @@ def choose(case: Case, arguments: argparse.Namespace) -> str:
         arguments.rehearse = True
         print(f"{case.file} says 'rehearse: true': stand-ins play the engines", flush=True)
     if arguments.rehearse:
-        if arguments.on == "hosts":
-            return "hosts"
-        if arguments.on not in (None, "local"):
-            raise UsageError(
-                f"--rehearse and --on {arguments.on} do not go together",
-                "A rehearsal runs on this machine, or on hosts; leave one of them out.",
-            )
-        return "local"
+        return str(arguments.on or "local")
     cli.rehearsal_of(arguments)
     if arguments.on:
         return str(arguments.on)

@@ -410,7 +410,7 @@ def _keep_alive() -> list[tuple[int, int, int]]:
     for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
             found.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return [(int(level), int(option), int(value)) for level, option, value in found]  # type: ignore[arg-type]
+    return [(int(level), int(option), int(value)) for level, option, value in found]
 
 
 def _tls(configuration: Any) -> ssl.SSLContext:
@@ -444,7 +444,10 @@ def connect(patience: float = PATIENCE) -> Api:
 
 def _load() -> tuple[Any, str]:
     """Configuration and namespace."""
-    from kubernetes import client, config
+    from kubernetes import client
+    from kubernetes import config as untyped
+
+    config: Any = untyped
 
     found = settings.read()
     configuration = client.Configuration()
@@ -457,9 +460,7 @@ def _load() -> tuple[Any, str]:
             return configuration, _namespace(document)
         file = found.kubeconfig or str(Path("~/.kube/config").expanduser())
         if found.kubeconfig or Path(file).is_file():
-            config.load_kube_config(
-                file, client_configuration=configuration, persist_config=False
-            )
+            config.load_kube_config(file, client_configuration=configuration, persist_config=False)
             _, context = config.list_kube_config_contexts(file)
             return configuration, (context.get("context") or {}).get("namespace") or "default"
         if (_ACCOUNT / "token").is_file():

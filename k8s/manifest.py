@@ -345,9 +345,7 @@ def _volumes(order: Order) -> tuple[list[Json], list[Json]]:
     for part in range(len(order.bundle.parts)):
         name = f"bundle-{part + 1}"
         volumes.append({"name": name, "configMap": {"name": names.bundle(part)}})
-        mounts.append(
-            {"name": name, "mountPath": f"{ROOM}/bundle/{part + 1}", "readOnly": True}
-        )
+        mounts.append({"name": name, "mountPath": f"{ROOM}/bundle/{part + 1}", "readOnly": True})
     for i, entry in enumerate(order.profile.mounts):
         name = f"mount-{i}"
         if entry.host_path:

@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
@@ -31,7 +32,12 @@ from steps.core.rundir import new_run_id
 
 
 def order(
-    case: Case, profile: Profile, arguments: argparse.Namespace, run: str, namespace: str, *,
+    case: Case,
+    profile: Profile,
+    arguments: argparse.Namespace,
+    run: str,
+    namespace: str,
+    *,
     output: str,
 ) -> Order:
     """What a command line means on Kubernetes.
@@ -48,7 +54,7 @@ def order(
             f"{profile.name!r} has {profile.devices_per_node}",
             f"Use another profile, or correct device.per_node in {profile.file}.",
         )
-    known = {name: "/" for name in manifest.PASSED}
+    known = dict.fromkeys(manifest.PASSED, "/")
     stand_in = Cluster("render", "k8s", loopback_nodes(case.num_nodes, "71.9"), known=known)
     plan = resolve(case, stand_in, options)
     made = Order(
@@ -132,8 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         namespace = arguments.namespace or profile.namespace or "default"
         made = order(case, profile, arguments, new_run_id(), namespace, output="text")
         if arguments.output:
-            with open(arguments.output, "w", encoding="utf-8") as out:
-                out.write(text(made))
+            Path(arguments.output).write_text(text(made), encoding="utf-8")
         else:
             print(text(made), end="")
         return 0

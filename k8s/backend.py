@@ -1,0 +1,567 @@
+"""k8s: a case as a LeaderWorkerSet, from apply to verdict to nothing left.
+
+Enters: a request. Leaves: every node's files in the run directory, and causes
+that only the cluster saw. Touches the API: creates, watches, fetches, deletes
+what carries this run's label.
+
+    preflight -> apply -> wait with triage, follow logs -> (first trouble or end)
+    -> tell the nodes -> fetch -> delete -> look that nothing is left
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+from k8s import cleanup, client, fetch, manifest, preflight, render
+from k8s.client import Api, ApiError, Json, path
+from k8s.fetch import Fetched
+from k8s.follow import Follower, previous
+from k8s.manifest import Names, Order
+from k8s.triage import Finding, Triage
+from k8s.watch import Watch
+from steps.core.case import Case
+from steps.core.errors import InfraError
+from steps.core.events import Event, EventLog
+from steps.core.plan import LEADER
+from steps.core.profile import find_profile, load_profile
+from steps.core.records import Cause
+from steps.core.redaction import Redactor
+from steps.core.resolver import BUDGETS
+from steps.core.rundir import RunDir
+
+#: Seconds without any answer of the API after which the run is given up.
+OUTAGE = 300.0
+#: After a job is cancelled a runner has five minutes; collection must leave time for deletion.
+CANCELLED, CANCELLED_AGAIN = 200.0, 20.0
+#: How long nodes get to end after the first of them ended, beyond their own budgets.
+SLACK = 30.0
+#: How long a container that died gets to come back, holding its files.
+REVIVAL = 20.0
+FETCH_SECONDS = 3600.0
+SAY_EVERY = 10.0
+TICK = 0.25
+_BY_CODE = {2: "config", 130: "interrupted"}
+
+
+class Request(Protocol):
+    """What of ``ci.backends.Request`` is needed here."""
+
+    case: Case
+    run: str
+    run_dir: RunDir
+    events: EventLog
+    arguments: argparse.Namespace
+    interrupted: threading.Event
+    interrupts: int
+    on_interrupt: list[Callable[[int], None]]
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+
+
+def run(request: Request) -> tuple[Cause, ...]:
+    """Carry the case out on the cluster of the kubeconfig.
+
+    Raises:
+        CaseError, UsageError: profile, case or options are wrong.
+        InfraError: the cluster cannot run it; nothing was created.
+    """
+    profile = load_profile(find_profile(request.arguments.profile))
+    api = client.connect()
+    namespace = profile.namespace or api.namespace
+    order = render.order(
+        request.case, profile, request.arguments, request.run, namespace, output="events"
+    )
+    return Run(request, api, order).main()
+
+
+class Run:
+    """One run on a cluster."""
+
+    def __init__(self, request: Request, api: Api, order: Order) -> None:
+        self.request = request
+        self.api = api
+        self.order = order
+        self.names: Names = order.names
+        self.size = order.case.num_nodes
+        self.events = request.events
+        self.redactor = Redactor([order.token])
+        self.wake = threading.Event()
+        self.lock = threading.RLock()
+        self.triage = Triage(self.names, self.size, order.profile.budgets, time.monotonic())
+        self.watches: list[Watch] = []
+        self.followers: dict[int, Follower] = {}
+        self.observed: list[Cause] = []
+        self.began = time.time()
+        self.deadline = float("inf")
+        self._troubled = 0.0
+        self._seen_events = False
+
+    # The whole
+
+    def main(self) -> tuple[Cause, ...]:
+        """From preflight to nothing left, whatever happens."""
+        self.request.on_interrupt.append(self._interrupt)
+        self.api.troubles = self._trouble
+        self._preflight()
+        results: list[Fetched] = []
+        try:
+            with self._cluster_trouble():
+                self._apply()
+                self._wait()
+                self._end()
+            results = self._fetch()
+        finally:
+            for watch in self.watches:
+                watch.close()
+            for follower in self.followers.values():
+                follower.close(2.0)
+            self._remove()
+        self._judge(results)
+        return tuple(sorted(self.observed, key=lambda cause: cause.at))
+
+    @contextlib.contextmanager
+    def _cluster_trouble(self) -> Any:
+        """The API's refusals become a cause; what was created is collected and deleted."""
+        try:
+            yield
+        except ApiError as error:
+            hint = "Run the command again, or look with kubectl; docs/kubernetes.md lists rights."
+            self._observe(Finding(None, f"the API server refuses: {error}", hint))
+
+    def _interrupt(self, count: int) -> None:
+        """The first asks the nodes to stop, the second is in a hurry, the third deletes."""
+        now = time.monotonic()
+        limits = {1: CANCELLED, 2: CANCELLED_AGAIN}
+        self.deadline = min(self.deadline, now + limits.get(count, 0.0))
+        if count > 1:
+            self.api.patience = min(self.api.patience, 10.0)
+        self.wake.set()
+
+    def _trouble(self, text: str) -> None:
+        """Say that the API has trouble, but not a hundred times."""
+        now = time.monotonic()
+        if now - self._troubled > SAY_EVERY:
+            self._troubled = now
+            self.events.emit("warning", text=text)
+
+    # Before
+
+    def _preflight(self) -> None:
+        self.events.phase = "preflight"
+        self.events.emit("phase", state="begin")
+        began = time.monotonic()
+        try:
+            report = preflight.check(self.api, self.order)
+        except ApiError as error:
+            what = "does not know us" if error.code in (401, 403) else "does not answer"
+            raise InfraError(
+                f"the API server {self.api.configuration.host} {what}: {error}",
+                "Check the kubeconfig with `kubectl get pods`.",
+            ) from None
+        for note in report.notes:
+            self.events.emit("note", text=note)
+        if report.problems:
+            raise InfraError(
+                "the cluster cannot run this: " + "; ".join(report.problems),
+                "Nothing was created. `kubectl apply -f k8s/role.yaml` grants rights; "
+                "docs/kubernetes.md explains the rest.",
+            )
+        if self.request.interrupted.is_set():
+            raise InfraError("interrupted before anything was created")
+        self.events.emit("phase-end", seconds=round(time.monotonic() - began, 3), outcome="done")
+
+    # Creating
+
+    def _apply(self) -> None:
+        """Create everything: what pods need first, then the LeaderWorkerSet, then the rest."""
+        self.events.phase = "apply"
+        names, space = self.names, self.names.namespace
+        self.request.say(
+            f"{names.base}: {self.size} pods in {space}, image {self.order.profile.image}, "
+            f"harness {self.order.bundle.size >> 10} KiB"
+        )
+        found = manifest.documents(self.order)
+        first = [d for d in found if d["kind"] in ("Secret", "ConfigMap")]
+        with ThreadPoolExecutor(4) as pool:
+            events = pool.submit(self._watch("events", self._event, from_now=True).start)
+            for future in [pool.submit(self._create, document) for document in first]:
+                future.result()
+            events.result()
+        with self.lock:
+            self.triage = Triage(names, self.size, self.order.profile.budgets, time.monotonic())
+        lws = self._create(found[-1])
+        self.events.emit("note", text=f"applied {names.base}")
+        selector = f"{manifest.LWS_NAME_LABEL}={names.base}"
+        self._watch("pods", self._pod, selector).start()
+        owner = {
+            "apiVersion": lws["apiVersion"],
+            "kind": lws["kind"],
+            "name": names.base,
+            "uid": lws["metadata"]["uid"],
+        }
+        with ThreadPoolExecutor(4) as pool:
+            owned = [*first, next(d for d in found if d["kind"] == "Service")]
+            for owning in [pool.submit(self._own, document, owner) for document in owned]:
+                owning.result()
+
+    def _watch(
+        self,
+        plural: str,
+        change: Callable[[str, Json], None],
+        selector: str = "",
+        from_now: bool = False,
+    ) -> Watch:
+        target = path(self.names.namespace, plural)
+        watch = Watch(self.api, target, change, selector, from_now)
+        self.watches.append(watch)
+        return watch
+
+    def _create(self, document: Json) -> Json:
+        return self.api.apply(_target(document), document)
+
+    def _own(self, document: Json, owner: Json) -> None:
+        """Make the LeaderWorkerSet the owner, so that whoever deletes it deletes all."""
+        meta = {**document["metadata"], "ownerReferences": [owner]}
+        self._create({**document, "metadata": meta})
+
+    # Watching
+
+    def _pod(self, kind: str, pod: Json) -> None:
+        with self.lock:
+            self.triage.pod(kind, pod, time.monotonic())
+            index = self.names.index(pod["metadata"]["name"])
+            known = index in self.triage.pods
+            started = known and self.triage.pods[index or 0].started
+        if started and index is not None and index not in self.followers:
+            self._follow(index)
+        self.wake.set()
+
+    def _event(self, kind: str, event: Json) -> None:
+        about = event.get("involvedObject") or {}
+        if kind == "DELETED" or not str(about.get("name", "")).startswith(self.names.base):
+            return
+        with self.lock:
+            self.triage.event(event, time.monotonic())
+        self.wake.set()
+
+    def _follow(self, index: int) -> None:
+        place = self.request.run_dir.node(index).make()
+        listeners = self.events.listeners
+
+        def line(text: str) -> None:
+            event = Event.from_json(text) if text[:1] == "{" else None
+            if event is None:
+                if text.startswith("multinode: ") or not text.strip():
+                    return
+                clean = {"text": self.redactor.text(text)}
+                event = Event(time.time(), self.request.run, index, "log", "note", clean)
+            for listener in listeners:
+                listener(event)
+
+        follower = Follower(
+            self.api,
+            self.names.namespace,
+            self.names.pod(index),
+            manifest.CONTAINER,
+            place.path / "pod.log",
+            line,
+        )
+        self.followers[index] = follower.start()
+
+    # Waiting
+
+    def _wait(self) -> None:
+        """Until every node has ended, one is lost, or somebody interrupts."""
+        self.events.phase = "start"
+        said, text, running = time.monotonic(), "", False
+        first_end = 0.0
+        while True:
+            self.wake.wait(TICK)
+            self.wake.clear()
+            now = time.monotonic()
+            with self.lock:
+                finding = self.triage.finding(now)
+                missing = self.triage.waiting_for()
+                finished = self.triage.finished()
+            if finding is not None:
+                self._observe(finding)
+                return
+            if len(finished) == self.size:
+                return
+            if self.request.interrupted.is_set():
+                self._observe_interrupt()
+                return
+            if finished and not first_end:
+                first_end = now
+            limit = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds + SLACK
+            if first_end and now - first_end > limit:
+                late = [i for i in range(self.size) if i not in finished]
+                reason = f"did not end within {limit:g} s after node {finished[0]} had ended"
+                self._observe(Finding(late[0], f"pod {self.names.pod(late[0])} {reason}"))
+                return
+            if self._silent(now):
+                return
+            if not missing and not running:
+                running = True
+                self.events.emit("note", text="every node's harness runs")
+            if missing and (missing != text or now - said > SAY_EVERY):
+                if missing != text and now - said < 1.0:
+                    continue
+                said, text = now, missing
+                self.events.emit("waiting", missing=missing)
+
+    def _silent(self, now: float) -> bool:
+        """Whether the API has been silent for too long."""
+        for watch in self.watches:
+            trouble, since = watch.trouble, watch.silent_since
+            if not trouble:
+                continue
+            self._trouble(f"the API server does not answer: {trouble}; the pods go on")
+            if since and now - since > OUTAGE:
+                reason = f"the API server has not answered for {OUTAGE:g} s: {trouble}"
+                self._observe(Finding(None, reason, "The pods may still be there: `janitor`."))
+                return True
+        return False
+
+    def _observe(self, finding: Finding) -> None:
+        """A cause only we can see."""
+        at = finding.at or time.time()
+        cause = Cause(
+            kind="lost",
+            verdict="infra",
+            reason=finding.reason,
+            node=finding.node,
+            role="" if finding.node is None else ("leader" if finding.node == 0 else "worker"),
+            process="pod" if finding.node is not None else "",
+            phase="start" if not finding.started else "run",
+            seconds=round(max(at - self.began, 0.0), 3),
+            at=at,
+            exit_code=finding.exit_code,
+            signal=finding.signal,
+            log="" if finding.node is None else f"node-{finding.node}/pod.log",
+            hint=finding.hint,
+        )
+        self.observed.append(cause)
+        self.events.emit("cause", text=str(cause), verdict=cause.verdict)
+
+    def _observe_interrupt(self) -> None:
+        now = time.time()
+        self.observed.append(
+            Cause(
+                "interrupt",
+                "interrupted",
+                "the runner was interrupted",
+                seconds=round(now - self.began, 3),
+                at=now,
+                hint="What was collected is in the run directory.",
+            )
+        )
+        self.events.emit("stopping", text="interrupted; collecting, then deleting")
+
+    # Ending
+
+    def _end(self) -> None:
+        """Tell those that still work that the run is over."""
+        if not self.observed:
+            return
+        self.events.phase = "stop"
+        cause = self.observed[0]
+        with self.lock:
+            alive = [i for i in self.triage.alive() if i != cause.node]
+        if cause.kind == "interrupt" or cause.node is None:
+            words = ["stop"]
+        else:
+            words = ["lost", str(cause.node), cause.reason]
+        targets = [LEADER] if LEADER in alive else alive
+
+        def tell(index: int) -> None:
+            try:
+                self._exec(index, "tell", *words)
+            except ApiError as error:
+                self.events.emit("warning", text=f"node {index} could not be told: {error}")
+
+        with ThreadPoolExecutor(fetch.AT_ONCE) as pool:
+            list(pool.map(tell, targets))
+
+    def _exec(self, index: int, *words: str, idle: float = 60.0) -> tuple[int, str]:
+        """Run ``pod.py`` in a pod; a broken connection is tried once more."""
+        argv = manifest.command(self.order.profile, *words)
+        where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
+        try:
+            return self.api.run(*where, argv, idle)
+        except ApiError as error:
+            if not error.transient:
+                raise
+            time.sleep(0.2)
+            return self.api.run(*where, argv, idle)
+
+    def _fetch(self) -> list[Fetched]:
+        """Every node's files, each as soon as its program has ended."""
+        self.events.phase = "fetch"
+        began = time.monotonic()
+        with self.lock:
+            there = [i for i, seen in self.triage.pods.items() if seen.started]
+        latest = began + FETCH_SECONDS
+        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
+
+        def deadline() -> float:
+            return min(latest, self.deadline)
+
+        def ready(index: int) -> None:
+            self._await_end(index, min(began + stop, self._share(deadline())))
+
+        self.events.emit("note", text=f"fetching from {len(there)} pods")
+        pods = {i: self.names.pod(i) for i in there}
+        results = fetch.everything(
+            self.api,
+            self.names.namespace,
+            pods,
+            self.request.run_dir.path,
+            self.order.profile.python,
+            deadline,
+            ready,
+        )
+        for result in results:
+            for problem in result.problems[:5]:
+                text = f"node {result.node} was not fetched whole: {problem}"
+                self.events.emit("warning", text=text)
+        self._previous_logs()
+        size = sum(result.bytes for result in results)
+        self.events.emit(
+            "note",
+            text=f"fetched {sum(r.files for r in results)} files, {size:,} bytes "
+            f"in {time.monotonic() - began:.1f} s",
+        )
+        return results
+
+    def _share(self, deadline: float) -> float:
+        """Two thirds of what is left may go into waiting, the rest is for the transfer."""
+        now = time.monotonic()
+        return now + max(deadline - now, 0.0) * 2 / 3
+
+    def _await_end(self, index: int, deadline: float) -> None:
+        """Wait until a node's program has ended; a container that died may come back to hold."""
+        with self.lock:
+            if self.triage.pods[index].ready:
+                return
+            dead = self.triage.pods[index].death is not None
+        if dead:
+            deadline = min(deadline, time.monotonic() + REVIVAL)
+        while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
+            try:
+                code, _ = self._exec(index, "wait", f"{min(left, 20.0):.1f}")
+            except ApiError as error:
+                if error.code in (403, 404):
+                    return
+                time.sleep(min(0.3, left))
+                continue
+            if code == 0:
+                return
+
+    def _previous_logs(self) -> None:
+        """What the former lives of restarted containers said."""
+        with self.lock:
+            dead = [index for index, seen in self.triage.pods.items() if seen.death]
+        for index in dead:
+            place = self.request.run_dir.node(index).make().path
+            where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
+            previous(self.api, *where, place / "pod-previous.log")
+
+    # After
+
+    def _remove(self) -> None:
+        """Delete everything and look that it is gone, or say how to."""
+        self.events.phase = "delete"
+        base, space = self.names.base, self.names.namespace
+        how = f"kubectl delete -n {space} lws/{base} --cascade=foreground"
+        if self.request.arguments.keep:
+            self.request.say(
+                f"kept {base}; look inside: kubectl exec -n {space} -it {base}-0 -- sh; "
+                f"delete: {how}"
+            )
+            return
+        began = time.monotonic()
+        # Only now may a wait be cut: deletion is the last that must happen.
+        self.api.hurry.clear()
+        seconds = self.order.profile.grace + 60.0
+        rest = cleanup.remove(
+            self.api,
+            self.names,
+            self.request.run,
+            len(self.order.bundle.parts),
+            seconds,
+            lambda: self.request.interrupts > 3,
+        )
+        if rest:
+            self.events.emit(
+                "warning",
+                text=f"not everything is gone: {', '.join(rest[:10])}; try `{how}`, "
+                "or `nox -s janitor -- --older-than 1m`",
+            )
+            return
+        text = f"deleted; nothing of {base} is left ({time.monotonic() - began:.1f} s)"
+        self.events.emit("note", text=text)
+
+    def _judge(self, results: Sequence[Fetched]) -> None:
+        """Nodes that left no record say at least how they ended; logs lose what is secret."""
+        for result in results:
+            place = self.request.run_dir.node(result.node)
+            for name in ("pod.log", "pod-previous.log"):
+                with contextlib.suppress(OSError):
+                    self.redactor.file(place.path / name)
+            done = result.done
+            if place.record.exists() or not done or done.get("exit_code") is None:
+                continue
+            if any(cause.node == result.node for cause in self.observed):
+                continue
+            self.observed.append(self._without_record(result.node, done))
+        kinds = {cause.kind for cause in self.observed}
+        if "interrupt" in kinds:
+            self.observed = [replace(c, consequence=c.kind != "interrupt") for c in self.observed]
+
+    def _without_record(self, index: int, done: dict[str, Any]) -> Cause:
+        code = int(done["exit_code"])
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            log = self.request.run_dir.node(index).path / "pod.log"
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line for line in lines if not line.startswith(("{", "multinode: "))]
+        errors = [line for line in told if line.startswith("error:")]
+        reason = f"the node program exited with code {code} and left no record"
+        if errors:
+            reason = errors[-1].removeprefix("error: ")
+        at = float(done.get("at") or time.time())
+        return Cause(
+            kind="config" if code == 2 else "exit",
+            verdict=_BY_CODE.get(code, "infra"),
+            reason=reason,
+            node=index,
+            role="leader" if index == 0 else "worker",
+            process="node",
+            phase="join",
+            seconds=round(max(at - self.began, 0.0), 3),
+            at=at,
+            exit_code=code,
+            evidence=tuple(told[-10:]),
+            log=f"node-{index}/pod.log",
+            hint=f"Look at node-{index}/pod.log.",
+        )
+
+
+def _target(document: Json) -> str:
+    plurals = {
+        "Secret": "secrets",
+        "ConfigMap": "configmaps",
+        "Service": "services",
+        "LeaderWorkerSet": "leaderworkersets",
+    }
+    meta = document["metadata"]
+    return path(meta["namespace"], plurals[document["kind"]], meta["name"])

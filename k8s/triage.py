@@ -1,0 +1,316 @@
+"""Triage: what the state of pods and their events mean for a run.
+
+Enters: pods and events as the API shows them, the time. Leaves: findings (a
+node is lost, a pod will never start), and what is being waited for. Touches
+nothing.
+
+The rules come from recordings of a real cluster (tests/kube/recordings): a
+container that exits is started again at once, so that an exit often shows only
+as a restart count; images, mounts and quotas that cannot work show as waiting
+reasons and events while the phase stays Pending.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from k8s.client import Json
+from k8s.manifest import Names
+
+#: A container that waits for one of these does not start by itself.
+DOOMED = {
+    "ErrImagePull": "Check the image's name, the registry and image_pull_secrets in the profile.",
+    "ImagePullBackOff": "Check the image's name, the registry and image_pull_secrets in the "
+    "profile.",
+    "ErrImageNeverPull": "image_pull_policy is Never, and the node does not have the image.",
+    "InvalidImageName": "Correct `image` in the profile.",
+    "CreateContainerConfigError": "Check secret_env and the mounts in the profile.",
+    "CreateContainerError": "Check `python`, the mounts and the image in the profile.",
+    "RunContainerError": "Check `python` in the profile: the image must have it.",
+    "CrashLoopBackOff": "Look at the pod's previous log.",
+}
+#: Seconds for which a trouble that rarely passes by itself is given a chance.
+MOUNT_PATIENCE, CLAIM_PATIENCE, CREATE_PATIENCE = 5.0, 30.0, 30.0
+_NEVER_CREATED = re.compile(
+    r"exceeded quota|is forbidden|is invalid|Invalid value|Unsupported value"
+)
+_ABSENT = re.compile(r"not found|references non-existent")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why the run cannot go on.
+
+    Attributes:
+        node: the node concerned; None when it is the whole group.
+        at: when it happened by the cluster's clock, seconds since the epoch.
+        started: whether the node had begun to work.
+    """
+
+    node: int | None
+    reason: str
+    hint: str = ""
+    at: float = 0.0
+    started: bool = False
+    exit_code: int | None = None
+    signal: str = ""
+
+
+@dataclass
+class Seen:
+    """What is known of one node's pod."""
+
+    uid: str = ""
+    phase: str = ""
+    ready: bool = False
+    running: bool = False
+    started: bool = False
+    scheduled: bool = False
+    unscheduled: str = ""
+    waiting: str = ""
+    pulling: str = ""
+    since: float = 0.0
+    death: Finding | None = None
+    troubles: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+
+class Triage:
+    """The judgement of one run's pods.
+
+    Args:
+        size: how many nodes there are.
+        budgets: seconds for ``scheduling``, ``pulling``, ``starting``.
+        now: when the LeaderWorkerSet was applied, by the clock of the later ``now``.
+    """
+
+    def __init__(self, names: Names, size: int, budgets: Mapping[str, float], now: float) -> None:
+        self.names = names
+        self.budgets = budgets
+        self.pods: dict[int, Seen] = {i: Seen(since=now) for i in range(size)}
+        self._group: Finding | None = None
+        self._create: dict[str, tuple[float, str]] = {}
+
+    # What happens
+
+    def pod(self, kind: str, pod: Json, now: float) -> None:
+        """A pod was added, modified or deleted."""
+        index = self.names.index(pod["metadata"]["name"])
+        seen = self.pods.get(index) if index is not None else None
+        if seen is None or index is None:
+            return
+        meta, status = pod["metadata"], pod.get("status") or {}
+        name = meta["name"]
+        if seen.uid and meta["uid"] != seen.uid:
+            self._die(index, f"pod {name} was replaced by another of the same name")
+            return
+        seen.uid = meta["uid"]
+        if kind == "DELETED" or meta.get("deletionTimestamp"):
+            at = epoch(meta.get("deletionTimestamp")) - int(
+                meta.get("deletionGracePeriodSeconds") or 0
+            )
+            hint = "Somebody or something outside this run deleted it: a drain, a preemption?"
+            self._die(index, f"pod {name} was deleted", hint, at=at if at > 0 else 0.0)
+            return
+        before = (seen.scheduled, seen.running, seen.waiting)
+        self._conditions(seen, status)
+        seen.phase = status.get("phase", "")
+        if seen.phase == "Failed":
+            text = f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
+            self._die(index, f"pod {name} failed: {text or 'no reason given'}")
+        for container in status.get("containerStatuses") or []:
+            self._container(index, seen, name, pod, container)
+        if (seen.scheduled, seen.running, seen.waiting) != before:
+            seen.since = now
+
+    def _conditions(self, seen: Seen, status: Json) -> None:
+        for condition in status.get("conditions") or []:
+            if condition["type"] == "PodScheduled":
+                seen.scheduled = condition["status"] == "True"
+                seen.unscheduled = "" if seen.scheduled else condition.get("message", "")
+            elif condition["type"] == "Ready":
+                seen.ready = condition["status"] == "True"
+
+    def _container(self, index: int, seen: Seen, name: str, pod: Json, entry: Json) -> None:
+        state, last = entry.get("state") or {}, entry.get("lastState") or {}
+        seen.running = "running" in state
+        seen.started = seen.started or seen.running
+        waiting = state.get("waiting") or {}
+        seen.waiting = waiting.get("reason", "")
+        ended = state.get("terminated") or last.get("terminated")
+        if ended:
+            self._ended(index, name, pod, entry, ended)
+        elif entry.get("restartCount"):
+            self._die(index, f"the container of pod {name} was started again")
+        elif seen.waiting in DOOMED:
+            words = " ".join((waiting.get("message") or "").split())
+            text = f"pod {name} cannot start: {seen.waiting}{': ' if words else ''}{words}"
+            self._die(index, text, DOOMED[seen.waiting])
+
+    def _ended(self, index: int, name: str, pod: Json, entry: Json, ended: Json) -> None:
+        code, why = ended.get("exitCode"), ended.get("reason", "")
+        text = f"the container of pod {name} ended with exit code {code}"
+        hint = f"Look at node-{index}/pod.log and node-{index}/pod-previous.log."
+        signal = ""
+        if why == "OOMKilled":
+            limit = _memory_limit(pod, entry["name"])
+            text = f"the container of pod {name} was killed: OOMKilled, over its memory limit"
+            text += f" of {limit}" if limit else ""
+            hint = "Raise `memory` in the profile, or make the engine need less."
+            signal = "SIGKILL"
+        elif why not in ("Error", "Completed", ""):
+            text += f" ({why})"
+        if ended.get("message"):
+            text += f": {' '.join(ended['message'].split())[:500]}"
+        at = epoch(ended.get("finishedAt"))
+        self._die(index, text, hint, at=at, code=code if not signal else None, signal=signal)
+
+    def _die(
+        self,
+        index: int,
+        reason: str,
+        hint: str = "",
+        at: float = 0.0,
+        code: int | None = None,
+        signal: str = "",
+    ) -> None:
+        """The first death of a node counts."""
+        seen = self.pods[index]
+        if seen.death is None:
+            seen.death = Finding(index, reason, hint, at, seen.started, code, signal)
+
+    def event(self, event: Json, now: float) -> None:
+        """An event about one of the run's objects; others are passed over."""
+        about = event.get("involvedObject") or {}
+        name, kind = about.get("name", ""), about.get("kind", "")
+        reason, text = event.get("reason", ""), " ".join((event.get("message") or "").split())
+        if kind in ("StatefulSet", "LeaderWorkerSet"):
+            if name in (self.names.base, f"{self.names.base}-0"):
+                self._group_event(reason, text, now)
+            return
+        index = self.names.index(name) if kind == "Pod" else None
+        seen = self.pods.get(index) if index is not None else None
+        if seen is None or (seen.uid and about.get("uid") not in (None, "", seen.uid)):
+            return
+        if reason == "Pulling":
+            seen.pulling, seen.since = text, now
+        elif reason == "Pulled":
+            seen.pulling = ""
+        elif reason in ("FailedMount", "FailedAttachVolume", "FailedScheduling"):
+            first, _ = seen.troubles.get(reason, (now, ""))
+            seen.troubles[reason] = first, text
+        elif reason in ("Scheduled", "Started"):
+            seen.troubles.clear()
+
+    def _group_event(self, reason: str, text: str, now: float) -> None:
+        if reason == "RecreateGroup":
+            self._group = self._group or Finding(
+                None, f"the group was recreated: {text}", "Its restartPolicy must be None."
+            )
+        elif reason == "FailedCreate":
+            first, _ = self._create.get("", (now, ""))
+            self._create[""] = first, text
+            if _NEVER_CREATED.search(text):
+                hint = "Ask for less, or for a larger quota." if "quota" in text else ""
+                self._group = self._group or Finding(None, text, hint)
+        elif reason == "SuccessfulCreate":
+            self._create.clear()
+
+    # What it means
+
+    def finding(self, now: float) -> Finding | None:
+        """Why the run cannot go on, if it cannot; the earliest death first."""
+        deaths = [seen.death for seen in self.pods.values() if seen.death]
+        if deaths:
+            return min(deaths, key=lambda found: (not found.started, found.at or now))
+        if self._group is not None:
+            return self._group
+        if self._create and now - self._create[""][0] > CREATE_PATIENCE:
+            return Finding(None, self._create[""][1])
+        for index, seen in self.pods.items():
+            found = self._hopeless(index, seen, now) or self._overdue(index, seen, now)
+            if found is not None:
+                return found
+        return None
+
+    def _hopeless(self, index: int, seen: Seen, now: float) -> Finding | None:
+        """Troubles that rarely pass by themselves."""
+        if seen.started:
+            return None
+        pod = self.names.pod(index)
+        for reason, (first, text) in seen.troubles.items():
+            age = now - first
+            if reason == "FailedScheduling":
+                claim = "persistentvolumeclaim" in text and "not found" in text
+                unbound = "unbound" in text and "PersistentVolumeClaim" in text
+                hopeless = (claim and age > MOUNT_PATIENCE) or (unbound and age > CLAIM_PATIENCE)
+            else:
+                absent = _ABSENT.search(text)
+                hopeless = age > (MOUNT_PATIENCE if absent else self.budgets["starting"])
+            if hopeless:
+                return Finding(
+                    index,
+                    f"pod {pod} cannot start: {reason}: {text}",
+                    "Check the mounts in the profile.",
+                )
+        return None
+
+    def _overdue(self, index: int, seen: Seen, now: float) -> Finding | None:
+        """A stage's budget that is used up."""
+        if seen.started:
+            return None
+        stage, what = self._stage(index, seen)
+        if now - seen.since <= self.budgets[stage]:
+            return None
+        hint = f"budgets.{stage} in the profile says how long to wait."
+        return Finding(index, f"{what}: {stage} took over {self.budgets[stage]:g} s", hint)
+
+    def _stage(self, index: int, seen: Seen) -> tuple[str, str]:
+        pod = self.names.pod(index)
+        if not seen.uid:
+            why = f": {self._create[''][1]}" if self._create else ""
+            return "starting", f"pod {pod} was not created{why}"
+        if not seen.scheduled:
+            trouble = seen.troubles.get("FailedScheduling", (0.0, ""))[1] or seen.unscheduled
+            return "scheduling", f"pod {pod} is not scheduled: {trouble or 'no reason given yet'}"
+        if seen.pulling:
+            return "pulling", f"pod {pod}: {seen.pulling}"
+        words = "; ".join(text for _, text in seen.troubles.values())
+        return "starting", f"pod {pod}: {words or seen.waiting or 'container is being created'}"
+
+    def waiting_for(self) -> str:
+        """What a run that has not begun is waiting for; empty when every node works."""
+        waits: dict[str, list[str]] = {}
+        for index, seen in self.pods.items():
+            if not seen.started:
+                what = self._stage(index, seen)[1].partition(": ")
+                text = what[2] or what[0].removeprefix(f"pod {self.names.pod(index)} ")
+                waits.setdefault(text, []).append(str(index))
+        return "; ".join(f"node {', '.join(nodes)}: {text}" for text, nodes in waits.items())
+
+    def finished(self) -> list[int]:
+        """Nodes whose program has ended."""
+        return [index for index, seen in self.pods.items() if seen.ready]
+
+    def alive(self) -> list[int]:
+        """Nodes whose container runs."""
+        return [index for index, seen in self.pods.items() if seen.running]
+
+
+def epoch(text: Any) -> float:
+    """Seconds since the epoch of a Kubernetes time; 0 when there is none."""
+    try:
+        return float(calendar.timegm(time.strptime(str(text)[:19], "%Y-%m-%dT%H:%M:%S")))
+    except ValueError:
+        return 0.0
+
+
+def _memory_limit(pod: Json, container: str) -> str:
+    for entry in pod.get("spec", {}).get("containers", []):
+        if entry["name"] == container:
+            return str(((entry.get("resources") or {}).get("limits") or {}).get("memory", ""))
+    return ""
