@@ -121,8 +121,9 @@ class Run:
         finally:
             for watch in self.watches:
                 watch.close()
+            patience = time.monotonic() + 1.0
             for follower in self.followers.values():
-                follower.close(2.0)
+                follower.close(max(patience - time.monotonic(), 0.0))
             self._remove()
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))

@@ -23,6 +23,8 @@ from k8s.client import Api, ApiError, path
 SILENCE = 300.0
 #: How far back lines are remembered and asked for again; several clocks of one node's streams.
 OVERLAP_NS = 2_000_000_000
+#: ``pod.py`` says this when the node program has ended.
+LAST_WORDS = b"multinode: MULTINODE-DONE"
 
 
 class Follower:
@@ -46,7 +48,9 @@ class Follower:
         self._recent: deque[tuple[int, bytes]] = deque()
         self._latest = 0
         self._over = threading.Event()
-        self._ended = threading.Event()
+        self._last = threading.Event()
+        self._lock = threading.Lock()
+        self._out: BinaryIO | None = None
         self._thread = threading.Thread(target=self._main, name=f"log {pod}", daemon=True)
 
     def start(self) -> Follower:
@@ -55,15 +59,19 @@ class Follower:
         return self
 
     def close(self, seconds: float) -> None:
-        """Give what is under way a moment, then stop."""
+        """Wait up to ``seconds`` for the pod's last words, then stop."""
+        self._last.wait(seconds)
         self._over.set()
-        self._ended.wait(seconds)
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._out is not None:
+                self._out.flush()
 
     def _main(self) -> None:
         delay = 0.2
         try:
             with self.out.open("ab", buffering=1 << 14) as out:
                 self.out.chmod(0o600)
+                self._out = out
                 while not self._over.is_set():
                     try:
                         self._stream(out)
@@ -73,12 +81,13 @@ class Follower:
                             return
                         self.broken += 1
                         delay = min(delay * 2, 5.0)
-                    out.flush()
+                    with self._lock:
+                        out.flush()
                     self._over.wait(delay)
         except OSError:
             return
         finally:
-            self._ended.set()
+            self._last.set()
 
     def _stream(self, out: BinaryIO) -> None:
         query = {"container": self.container, "follow": "true", "timestamps": "true"}
@@ -100,12 +109,15 @@ class Follower:
                     continue
                 again.clear()  # what we have seen is all in front of what we have not
             self._remember(at, text)
-            out.write(text + b"\n")
             now = time.monotonic()
-            if now - flushed > 0.5:
-                out.flush()
-                flushed = now
+            with self._lock:
+                out.write(text + b"\n")
+                if now - flushed > 0.5:
+                    out.flush()
+                    flushed = now
             self.line(text.decode("utf-8", "replace"))
+            if text.startswith(LAST_WORDS):
+                self._last.set()
 
     def _remember(self, at: int, text: bytes) -> None:
         recent = self._recent

@@ -1,0 +1,174 @@
+"""A small case, a profile, and runs of the whole command against a double.
+
+Enters: a double, a directory. Leaves: a finished or running ``python -m ci.run``
+with its run directory. Touches that directory and the processes it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .double import KubeDouble
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CASE = """\
+test_name: pair
+model: demo/tiny
+num_nodes: 2
+npu_per_node: 2
+env_common:
+  SERVER_PORT: 8080
+deployment:
+  - server_cmd: >
+      vllm serve demo/tiny --host 0.0.0.0 --port $SERVER_PORT --data-parallel-size 4
+      --data-parallel-size-local 2 --data-parallel-address $LOCAL_IP
+      --data-parallel-rpc-port 13389 --tensor-parallel-size 1 --max-model-len 4096
+  - server_cmd: >
+      vllm serve demo/tiny --headless --data-parallel-size 4 --data-parallel-size-local 2
+      --data-parallel-start-rank 2 --data-parallel-address $MASTER_IP
+      --data-parallel-rpc-port 13389 --tensor-parallel-size 1 --max-model-len 4096
+benchmarks:
+  chat:
+    case_type: performance
+    dataset_path: vllm-ascend/GSM8K-in3500-bs2800
+    request_conf: vllm_api_stream_chat
+    dataset_conf: gsm8k/gsm8k_gen_0_shot_cot_str_perf
+    num_prompts: 8
+    max_out_len: 16
+    batch_size: 4
+    baseline: 100
+"""
+
+PROFILE = """\
+image: registry.local/py:1
+memory: 4Gi
+shm: 64Mi
+grace: 5
+budgets: {scheduling: 20, pulling: 20, starting: 20}
+"""
+
+
+def environment(kube: KubeDouble, token: str = "", **more: str) -> dict[str, str]:
+    """The environment of a user of this cluster, and of no other."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "GITHUB", "FAIL_TAG"))}
+    config = kube.kubeconfig(None, token) if token else kube.kubeconfig()
+    return {**own, "KUBECONFIG": str(config), "PYTHONUNBUFFERED": "1", **more}
+
+
+@dataclass
+class Started:
+    """A command under way."""
+
+    popen: subprocess.Popen[str]
+    run_dir: Path
+    log: Path
+
+    def text(self) -> str:
+        """What it has said."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def until(self, words: str, seconds: float = 40.0) -> None:
+        """Wait until it says ``words``."""
+        await_(lambda: words in self.text() or self.popen.poll() is not None, seconds, self.text)
+        assert words in self.text(), self.text()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.popen.send_signal(number)
+
+    def finish(self, seconds: float = 90.0) -> Done:
+        """Wait for its end."""
+        try:
+            code = self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.text()}") from None
+        verdict = self.run_dir / "verdict.json"
+        found = json.loads(verdict.read_text()) if verdict.exists() else {}
+        return Done(code, self.text(), self.run_dir, found)
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.popen.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    text: str
+    run_dir: Path
+    verdict: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """The first cause's words."""
+        return str((self.verdict.get("cause") or {}).get("reason", ""))
+
+
+def start(
+    kube: KubeDouble,
+    directory: Path,
+    *options: str,
+    case: str = CASE,
+    profile: str = PROFILE,
+    env: dict[str, str] | None = None,
+) -> Started:
+    """Start ``multinode CASE --on k8s --rehearse`` on the double."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "case.yaml").write_text(case)
+    (directory / "lab.yaml").write_text(profile)
+    run_dir = directory / "run"
+    argv = [sys.executable, "-m", "ci.run", str(directory / "case.yaml"), "--on", "k8s"]
+    argv += ["--profile", str(directory / "lab.yaml"), "--rehearse", "--verbose"]
+    argv += ["--run-dir", str(run_dir), *options]
+    log = directory / "command.log"
+    with log.open("w") as out:
+        popen = subprocess.Popen(
+            argv,
+            cwd=ROOT,
+            env=env or environment(kube),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+    return Started(popen, run_dir, log)
+
+
+def await_(
+    done: Callable[[], object], seconds: float = 20.0, what: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait until ``done``; fails after ``seconds``, saying ``what``."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)
+
+
+def leftovers(kube: KubeDouble) -> list[str]:
+    """Everything of ours that is still on the cluster."""
+    kinds = ("pods", "leaderworkersets", "statefulsets", "services", "configmaps", "secrets")
+    return [
+        f"{kind}/{item['metadata']['name']}"
+        for kind in kinds
+        for item in kube.objects(kind, kube.namespace)
+        if item["metadata"]["name"].startswith("mn-")
+    ]
