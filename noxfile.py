@@ -64,6 +64,27 @@ def baseline(session: nox.Session) -> None:
 
 
 @nox.session
+def render(session: nox.Session) -> None:
+    """Print a case's Kubernetes manifests, applying nothing: CASE --profile NAME."""
+    install(session, "node", "k8s")
+    run_module(session, "k8s.render")
+
+
+@nox.session
+def janitor(session: nox.Session) -> None:
+    """Remove what expired or cancelled runs left on a cluster: [--older-than 6h]."""
+    install(session, "node", "k8s")
+    run_module(session, "k8s.janitor")
+
+
+@nox.session(default=False)
+def e2e_k8s(session: nox.Session) -> None:
+    """Run the Kubernetes tests on the kubeconfig's cluster: -- --image IMAGE [--namespace NS]."""
+    install(session, "node", "runner", "k8s", "dev")
+    session.run("python", "-m", "pytest", "tests/kube/test_cluster.py", "--real", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: [PYTEST OPTIONS]."""
     install(session, "node", "runner", "report", "workflows", "k8s", "hosts", "dev")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from invoke import Collection
 
 from ci import tasks as runner
+from k8s import tasks as cluster
 from steps import tasks
 
 namespace = Collection.from_module(tasks)
 namespace.add_task(runner.hosts_check)
+namespace.add_task(cluster.fetch)

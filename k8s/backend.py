@@ -241,7 +241,10 @@ class Run:
             index = self.names.index(pod["metadata"]["name"])
             known = index in self.triage.pods
             started = known and self.triage.pods[index or 0].started
-        if started and index is not None and index not in self.followers:
+            gone = index in self.triage.gone()
+        if gone and index in self.followers:
+            self.followers[index].no_more_lives()
+        if started and not gone and index is not None and index not in self.followers:
             self._follow(index)
         self.wake.set()
 
@@ -409,7 +412,8 @@ class Run:
         self.events.phase = "fetch"
         began = time.monotonic()
         with self.lock:
-            there = [i for i, seen in self.triage.pods.items() if seen.started]
+            gone = self.triage.gone()
+            there = [i for i, seen in self.triage.pods.items() if seen.started and i not in gone]
         latest = began + FETCH_SECONDS
         stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
 
@@ -470,7 +474,8 @@ class Run:
     def _previous_logs(self) -> None:
         """What the former lives of restarted containers said."""
         with self.lock:
-            dead = [index for index, seen in self.triage.pods.items() if seen.death]
+            gone = self.triage.gone()
+            dead = [i for i, seen in self.triage.pods.items() if seen.death and i not in gone]
         for index in dead:
             place = self.request.run_dir.node(index).make().path
             where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)

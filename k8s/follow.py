@@ -48,6 +48,7 @@ class Follower:
         self._recent: deque[tuple[int, bytes]] = deque()
         self._latest = 0
         self._over = threading.Event()
+        self._once = threading.Event()
         self._last = threading.Event()
         self._lock = threading.Lock()
         self._out: BinaryIO | None = None
@@ -57,6 +58,10 @@ class Follower:
         """Begin with the first line."""
         self._thread.start()
         return self
+
+    def no_more_lives(self) -> None:
+        """What comes after this stream's end under the same name is another pod's."""
+        self._once.set()
 
     def close(self, seconds: float) -> None:
         """Wait up to ``seconds`` for the pod's last words, then stop."""
@@ -83,6 +88,8 @@ class Follower:
                         delay = min(delay * 2, 5.0)
                     with self._lock:
                         out.flush()
+                    if self._once.is_set():
+                        return
                     self._over.wait(delay)
         except OSError:
             return

@@ -79,11 +79,12 @@ class Names:
 
     def index(self, pod: str) -> int | None:
         """The node of a pod; None when it is none of this run."""
-        rest = pod.removeprefix(f"{self.base}-0")
-        if rest == "" and pod != self.base:
+        head, rest = f"{self.base}-0", pod[len(self.base) + 2 :]
+        if not pod.startswith(head):
+            return None
+        if not rest:
             return 0
-        number = rest.removeprefix("-")
-        return int(number) if rest != pod and rest.startswith("-") and number.isdigit() else None
+        return int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Finding:
         node: the node concerned; None when it is the whole group.
         at: when it happened by the cluster's clock, seconds since the epoch.
         started: whether the node had begun to work.
+        gone: its files went with it.
     """
 
     node: int | None
@@ -59,6 +60,7 @@ class Finding:
     started: bool = False
     exit_code: int | None = None
     signal: str = ""
+    gone: bool = False
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Triage:
         meta, status = pod["metadata"], pod.get("status") or {}
         name = meta["name"]
         if seen.uid and meta["uid"] != seen.uid:
-            self._die(index, f"pod {name} was replaced by another of the same name")
+            self._die(index, f"pod {name} was replaced by another of its name", gone=True)
             return
         seen.uid = meta["uid"]
         if kind == "DELETED" or meta.get("deletionTimestamp"):
@@ -114,7 +116,7 @@ class Triage:
                 meta.get("deletionGracePeriodSeconds") or 0
             )
             hint = "Somebody or something outside this run deleted it: a drain, a preemption?"
-            self._die(index, f"pod {name} was deleted", hint, at=at if at > 0 else 0.0)
+            self._die(index, f"pod {name} was deleted", hint, at=max(at, 0.0), gone=True)
             return
         before = (seen.scheduled, seen.running, seen.waiting)
         self._conditions(seen, status)
@@ -177,11 +179,12 @@ class Triage:
         at: float = 0.0,
         code: int | None = None,
         signal: str = "",
+        gone: bool = False,
     ) -> None:
         """The first death of a node counts."""
         seen = self.pods[index]
         if seen.death is None:
-            seen.death = Finding(index, reason, hint, at, seen.started, code, signal)
+            seen.death = Finding(index, reason, hint, at, seen.started, code, signal, gone)
 
     def event(self, event: Json, now: float) -> None:
         """An event about one of the run's objects; others are passed over."""
@@ -296,9 +299,14 @@ class Triage:
         """Nodes whose program has ended."""
         return [index for index, seen in self.pods.items() if seen.ready]
 
+    def gone(self) -> list[int]:
+        """Nodes whose pod was deleted or replaced."""
+        return [i for i, seen in self.pods.items() if seen.death and seen.death.gone]
+
     def alive(self) -> list[int]:
         """Nodes whose container runs."""
-        return [index for index, seen in self.pods.items() if seen.running]
+        gone = self.gone()
+        return [i for i, seen in self.pods.items() if seen.running and i not in gone]
 
 
 def epoch(text: Any) -> float:

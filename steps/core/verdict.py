@@ -222,10 +222,18 @@ def _cause(
 
 
 def _explains(seen: Cause, told: Cause) -> bool:
-    """A node the leader lost, or a runner's interrupt, is explained by who saw it happen."""
+    """A node the leader lost, or a runner's interrupt, is explained by who saw it happen.
+
+    A pod that the cluster saw die is also the cause of what other nodes said later: a container
+    is never killed by a peer's failure. Clusters tell the time in whole seconds.
+    """
     if seen.kind == "interrupt":
         return told.kind in ("interrupt", "runner")
-    return told.kind in ("lost", "runner") and seen.node == told.node
+    if seen.kind != "lost":
+        return False
+    if seen.node == told.node:
+        return told.kind in ("lost", "runner", "interrupt")
+    return seen.process == "pod" and seen.at <= told.at
 
 
 def _same(one: Cause, other: Cause) -> bool:

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from . import fleet
 from .double import KubeDouble, Timing
 
 QUICK = Timing(backoff=1.0, remove=0.05)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of ``nox -s e2e_k8s``."""
+    group = parser.getgroup("kubernetes")
+    group.addoption("--real", action="store_true", help="test on the kubeconfig's cluster")
+    group.addoption("--image", default="python:3.11-slim", help="an image with Python 3.10+")
+    group.addoption("--namespace", default="", help="default: the kubeconfig's")
 
 
 @pytest.fixture
@@ -17,3 +26,14 @@ def kube(tmp_path: Path) -> Iterator[KubeDouble]:
     """A cluster of one node with short back-offs."""
     with KubeDouble(tmp_path / "kube", timing=QUICK) as double:
         yield double
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[fleet.Place]:
+    """A cluster to test on: the double, or with ``--real`` the kubeconfig's."""
+    if request.config.getoption("--real", default=False):
+        image = request.config.getoption("--image")
+        yield fleet.real(image, request.config.getoption("--namespace"), tmp_path)
+        return
+    with KubeDouble(tmp_path / "kube", timing=QUICK) as double:
+        yield fleet.Place(fleet.environment(double), fleet.PROFILE, double.namespace, tmp_path)

@@ -59,6 +59,68 @@ budgets: {scheduling: 20, pulling: 20, starting: 20}
 """
 
 
+@dataclass(frozen=True)
+class Place:
+    """A cluster that tests run on, of which nothing is known but how to get in."""
+
+    env: dict[str, str]
+    profile: str
+    namespace: str
+    directory: Path
+
+    def start(self, *options: str, **more: Any) -> Started:
+        """Start ``multinode CASE --on k8s --rehearse`` there."""
+        more.setdefault("profile", self.profile)
+        return start(None, self.directory / "user", *options, env=self.env, **more)
+
+    def tool(self, module: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run one of our modules there."""
+        (self.directory / "user").mkdir(exist_ok=True)
+        for name, content in (("case.yaml", CASE), ("lab.yaml", self.profile)):
+            (self.directory / "user" / name).write_text(content)
+        return subprocess.run(
+            [sys.executable, "-m", module, *argv],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def api(self) -> Any:
+        """Our own way in."""
+        from unittest import mock
+
+        from k8s import client
+
+        with mock.patch.dict(os.environ, self.env, clear=True):
+            return client.connect()
+
+    def items(self, plural: str) -> list[dict[str, Any]]:
+        """Objects of ours that are there."""
+        from k8s import client, manifest
+
+        query = {"labelSelector": "app.kubernetes.io/managed-by=multinode"}
+        assert manifest.MANAGED == {"app.kubernetes.io/managed-by": "multinode"}
+        found: list[dict[str, Any]] = self.api().items(client.path(self.namespace, plural), query)
+        return [item for item in found if item["metadata"]["name"].startswith("mn-pair-")]
+
+    def left(self) -> list[str]:
+        """Everything of ours that is still there."""
+        kinds = ("pods", "leaderworkersets", "services", "configmaps")
+        return [f"{kind}/{i['metadata']['name']}" for kind in kinds for i in self.items(kind)]
+
+
+def real(image: str, namespace: str, directory: Path) -> Place:
+    """The cluster of the kubeconfig."""
+    from k8s import client
+
+    namespace = namespace or client.connect().namespace
+    profile = PROFILE.replace("registry.local/py:1", image).replace(": 20", ": 180")
+    return Place(dict(os.environ), f"{profile}namespace: {namespace}\n", namespace, directory)
+
+
 def environment(kube: KubeDouble, token: str = "", **more: str) -> dict[str, str]:
     """The environment of a user of this cluster, and of no other."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "GITHUB", "FAIL_TAG"))}
@@ -123,7 +185,7 @@ class Done:
 
 
 def start(
-    kube: KubeDouble,
+    kube: KubeDouble | None,
     directory: Path,
     *options: str,
     case: str = CASE,
@@ -143,7 +205,7 @@ def start(
         popen = subprocess.Popen(
             argv,
             cwd=ROOT,
-            env=env or environment(kube),
+            env=env or (environment(kube) if kube else None),
             stdout=out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

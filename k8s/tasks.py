@@ -1,0 +1,28 @@
+"""What invoke offers of this room. Imports nothing heavy before it is called."""
+
+from __future__ import annotations
+
+from invoke import Context, task
+from invoke.exceptions import Exit as Leave
+
+
+@task(
+    help={
+        "name": "the LeaderWorkerSet",
+        "on": "where it runs; k8s is the only place to fetch from",
+        "namespace": "default: the kubeconfig's",
+        "run_dir": "default: runs/NAME",
+    }
+)
+def fetch(c: Context, name: str, on: str = "k8s", namespace: str = "", run_dir: str = "") -> None:
+    """Fetch the files of a run that was applied by hand, and say its verdict."""
+    if on != "k8s":
+        raise Leave(f"--on: found {on!r}, expected k8s", code=2)
+    from k8s import fetch as module
+
+    argv = ["--name", name]
+    argv += ["--namespace", namespace] if namespace else []
+    argv += ["--run-dir", run_dir] if run_dir else []
+    code = module.main(argv)
+    if code:
+        raise Leave(code=code)
