@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from steps.core import settings
+from steps.core import profile, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import (
@@ -33,8 +33,9 @@ from steps.lint.engine import lint, lint_matrix
 
 CONFIGS = Path("configs")
 MATRIX = Path("ci/nightly.yaml")
+PROFILES = "clusters"
 #: Directories under ``configs`` that hold no cases.
-NOT_CASES = ("clusters", "data")
+NOT_CASES = (PROFILES, "data")
 
 #: What images for Ascend are known to define; a case may use it in its commands.
 IMAGE_VARIABLES = (
@@ -91,7 +92,9 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
 
 
 def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
-    """One case, if it can be read at all, and its problems."""
+    """One case, if it can be read at all, and its problems; or a cluster's profile."""
+    if path.parent.name == PROFILES:
+        return None, profile.problems(path)
     try:
         case = load_case(path)
     except CaseError as error:
@@ -139,7 +142,10 @@ def run(
             print(f"unknown rule {explain!r}; docs/rules.md lists all of them", file=sys.stderr)
             return Exit.USAGE
         return Exit.PASS
-    paths = [path for name in files for path in _expand(Path(name))] or default_paths()
+    paths = [path for name in files for path in _expand(Path(name))] or [
+        *default_paths(),
+        *sorted((CONFIGS / PROFILES).glob("*.yaml")),
+    ]
     if not paths:
         print(f"no case files: none named, and none under {CONFIGS}", file=sys.stderr)
         return Exit.USAGE

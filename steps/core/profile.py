@@ -235,16 +235,23 @@ def load_profile(path: Path) -> Profile:
         CaseError: with every problem of the file.
     """
     source = load_yaml(path)
-    problems = check(source)
-    if errors_of(problems):
-        raise CaseError(problems)
+    found = check(source)
+    if errors_of(found):
+        raise CaseError(found)
     return _build(source, path)
+
+
+def problems(path: Path) -> list[Problem]:
+    """Every problem of a profile's file, also that it cannot be read."""
+    try:
+        return check(load_yaml(path))
+    except CaseError as error:
+        return list(error.problems)
 
 
 def check(source: Source) -> list[Problem]:
     """Every problem of a profile: its form, then what Kubernetes would accept and never run."""
-    problems = schema.check_form(source, "profile")
-    return problems or list(_rules(source))
+    return schema.check_form(source, "profile") or list(_rules(source))
 
 
 def _rules(source: Source) -> Iterator[Problem]:
