@@ -43,7 +43,7 @@ def xml(
             cases.append(TestCase(f"phase {phase}", name, sum(seconds)))
     cases += [_benchmark(name, result, verdict) for result in verdict.benchmarks]
     for check in verdict.checks:
-        case = TestCase(f"check {check.name}", name, stdout=_clean(check.detail))
+        case = TestCase(f"check {_clean(check.name)}", name, stdout=_clean(check.detail))
         if check.status == "fail":
             case.add_failure_info(_clean(check.detail), failure_type="functional")
         elif check.status == "skipped":
@@ -104,7 +104,7 @@ def _benchmark(name: str, result: BenchResult, verdict: Verdict) -> TestCase:
     lines = [f"{metric} {value:g}" for metric, value in result.metrics.items()]
     lines += [f"gate {g.gate}: {_judged(g.passed, g.reason)}" for g in result.gates]
     case = TestCase(
-        f"benchmark {result.name}", name, result.seconds, stdout=_clean("\n".join(lines))
+        f"benchmark {_clean(result.name)}", name, result.seconds, stdout=_clean("\n".join(lines))
     )
     if result.status == "skipped":
         case.add_skipped_info(_clean(result.reason))
