@@ -123,9 +123,9 @@ def test_values() -> None:
 def test_a_file_of_many_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     line = b"INFO generated 128 tokens, max_tokens=512 " + b"x" * 200 + b"\n"
-    path.write_bytes(line * 40_000 + b"key " + SECRET.encode() + b" \xff\r\n" + line)
+    path.write_bytes(line * 15_000 + b"key " + SECRET.encode() + b" \xff\r\n" + line)
     assert ONE.file(path)
-    assert path.read_bytes() == line * 40_000 + b"key " + MASK.encode() + b" \xff\r\n" + line
+    assert path.read_bytes() == line * 15_000 + b"key " + MASK.encode() + b" \xff\r\n" + line
     assert not ONE.file(path)
     assert [p.name for p in tmp_path.iterdir()] == ["server.log"]
 
