@@ -44,6 +44,10 @@ class Request:
     interrupts: int = 0
     on_interrupt: list[Callable[[int], None]] = field(default_factory=list)
 
+    def show(self, name: str, line: str) -> None:
+        """A line of a process's output, with the process in front."""
+        print(f"[{name}] {self.events.redactor.text(line)}", flush=True)
+
     def say(self, text: str) -> None:
         """A line of progress."""
         self.events.emit("note", text=text)

@@ -33,6 +33,7 @@ from steps.core.plan import LEADER, Plan, to_json
 from steps.core.records import Cause
 from steps.core.resolver import resolve
 from steps.core.rundir import read_json, write_text
+from steps.core.tail import Tail
 
 #: Seconds after the leader's end when another program is late, and when it is given up.
 LATE, PATIENCE = 2.0, 20.0
@@ -58,6 +59,9 @@ def run(request: Request) -> tuple[Cause, ...]:
     token = secrets.token_hex(16)
     write_text(request.run_dir.token, token)
     members: list[Member] = []
+    tail = Tail(request.run_dir.path, request.show, "node-*/*.log")
+    if request.arguments.verbose:
+        tail.start()
     try:
         for node in plan.nodes:
             members.append(_start(request, node.index))
@@ -73,6 +77,8 @@ def run(request: Request) -> tuple[Cause, ...]:
     finally:
         for member in members:
             _kill(member)
+        if request.arguments.verbose:
+            tail.close()
         request.run_dir.token.unlink(missing_ok=True)
         _sweep(request, plan)
 

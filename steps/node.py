@@ -43,7 +43,7 @@ from steps.core.events import Event, EventLog
 from steps.core.guard import Guard
 from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
-from steps.core.records import Cause, cause_from, to_dict
+from steps.core.records import Cause, Check, cause_from, to_dict
 from steps.core.redaction import Redactor
 from steps.core.rendezvous import ROLL_WAIT, Leader, Link, Member
 from steps.core.resolver import BUDGETS, Options, resolve
@@ -440,6 +440,8 @@ class Program:
         if run.plan.nodes[LEADER].processes[0].kind == "pool":
             with run.phase("pool"):
                 serve.pool(run)
+        if run.me.packages and run.plan.rehearsed:
+            run.checks.append(Check("special_dependencies", "skipped", "rehearsed: not installed"))
         leader.tell(phase="load", go=True)
         with run.phase("load"):
             serve.servers(run)
@@ -485,7 +487,7 @@ class Program:
         with run.phase("load"):
             serve.servers(run)
         with run.phase("hold"):
-            run.until(self._told.is_set, lambda: "the end of the run", every=0.5)
+            run.until(self._told.is_set, lambda: "", every=0.5)
 
     # The end
 

@@ -51,6 +51,7 @@ _PLAN = {
     "case": "a case: a path, or a name in configs/",
     "node_index": "which node this is; default 0, the leader",
     "run_dir": "default: the plan's directory, or runs/<run id>",
+    "verbose": "show what the processes print",
     **_SHAPE,
 }
 
@@ -101,6 +102,7 @@ def _step(name: str, doc: str) -> Task[Any]:
         fault: list[str] | None = None,
         bench: str = "",
         timeout: list[str] | None = None,
+        verbose: bool = False,
     ) -> None:
         call(f"steps.{name}", {key: value for key, value in locals().items() if key in _PLAN})
 

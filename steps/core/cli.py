@@ -28,6 +28,7 @@ from steps.core.process import Supervisor
 from steps.core.redaction import Redactor
 from steps.core.resolver import Options, parse_timeouts, resolve
 from steps.core.rundir import RunDir, new_run_id, write_text
+from steps.core.tail import Tail
 from steps.core.verdict import CLASSES
 
 
@@ -97,6 +98,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--case", help="a case: a path, or a name in configs/")
     where.add_argument("--node-index", type=int, help="which node this is; default 0 (the leader)")
     where.add_argument("--run-dir", help="default: the plan's directory, or runs/<run id>")
+    where.add_argument("--verbose", action="store_true", help="show what the processes print")
     add_shape_arguments(parser)
 
 
@@ -265,6 +267,9 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
+    if arguments.verbose:
+        tail.start()
     try:
         with run.phase(events.phase if events.phase != "start" else "load"):
             body(run)
@@ -278,6 +283,8 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
         names = [running.process.name for running in run.supervisor.running]
         run.supervisor.stop(reversed(names), run.hurry)
         run.supervisor.kill_strays()
+        if arguments.verbose:
+            tail.close()
         events.close()
     causes = run.own_causes()
     if causes:

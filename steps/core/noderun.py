@@ -179,7 +179,11 @@ class NodeRun:
                 self._watch_progress()
             if now - said >= SAY_EVERY:
                 said = now
-                self.events.emit("waiting", missing=what(), seconds=round(now - self._phase_began))
+                missing = what()
+                if missing:
+                    self.events.emit(
+                        "waiting", missing=missing, seconds=round(now - self._phase_began)
+                    )
             self._hold_budget(now, what, blame)
         self.check_end()
 

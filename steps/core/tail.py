@@ -1,0 +1,66 @@
+"""Following log files as they grow.
+
+Enters: a directory of logs. Leaves: their new lines, one call each. Touches:
+reads those files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+EVERY = 0.2
+_CHUNK = 1 << 18
+
+
+class Tail:
+    """Calls ``show(name, line)`` for each new line of each ``*.log`` below a directory.
+
+    Args:
+        root: the run directory; a log's name is ``node-0/server``.
+    """
+
+    def __init__(self, root: Path, show: Callable[[str, str], None], pattern: str) -> None:
+        self._root = root
+        self._show = show
+        self._pattern = pattern
+        self._offsets = {path: path.stat().st_size for path in root.glob(pattern)}
+        self._rests: dict[Path, bytes] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tail", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Show what is left and stop."""
+        self._over.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            self._look()
+        self._look()
+        for path, rest in self._rests.items():
+            if rest:
+                self._line(path, rest)
+
+    def _look(self) -> None:
+        for path in sorted(self._root.glob(self._pattern)):
+            try:
+                with path.open("rb") as source:
+                    source.seek(self._offsets.get(path, 0))
+                    while chunk := source.read(_CHUNK):
+                        self._offsets[path] = source.tell()
+                        *lines, rest = (self._rests.get(path, b"") + chunk).split(b"\n")
+                        self._rests[path] = rest
+                        for line in lines:
+                            self._line(path, line)
+            except OSError:
+                continue
+
+    def _line(self, path: Path, raw: bytes) -> None:
+        name = path.relative_to(self._root).with_suffix("")
+        self._show(str(name), raw.decode("utf-8", "replace").rstrip("\r"))
