@@ -132,7 +132,7 @@ def test_a_killed_runner_leaves_nodes_that_stop_themselves(
     records = [going.path / f"node-{index}" / "record.json" for index in NODES]
     _wait(lambda: all(record.exists() for record in records), 20, "both records")
     outcome = Outcome(-9, "", going.path)
-    _wait(lambda: (going.path / "verdict.json").exists(), 20, "the leader's verdict")
+    _wait((going.path / "verdict.json").exists, 20, "the leader's verdict")
     assert outcome.verdict["verdict"] == "interrupted"
     (going.path / ".token").unlink()
     _wait(lambda: left_of(outcome, tmp_path) == [], 10, "everything to be gone")
