@@ -114,7 +114,7 @@ def test_what_the_leader_told_is_the_cause_and_the_rest_follows() -> None:
 
 def test_what_the_backend_saw_explains_a_node_the_leader_lost() -> None:
     lost = Cause("lost", "infra", "node 1 is lost", node=1, at=1034.0)
-    seen = Cause("exit", "infra", "the pod was OOM killed", node=1, at=1030.0, signal="SIGKILL")
+    seen = Cause("lost", "infra", "the pod was OOM killed", node=1, process="pod", at=1030.0)
     other = Cause("exit", "infra", "something else", node=0, at=1020.0)
     found = records_of(PLAN, cause=lost, causes=(lost,), outcome="infra")
     verdict = compute(PLAN, found, [seen, other])
