@@ -50,9 +50,9 @@ def wilson(share: float, samples: int) -> tuple[float, float]:
 def change_points(values: Sequence[float], least: int = 4, sigmas: float = 4.0) -> list[int]:
     """Indices at which the level of a series changes for good, in order.
 
-    Binary segmentation: the split that parts two medians furthest, measured in
-    the pooled robust noise of both sides, is a change when it reaches
-    ``sigmas`` of the standard error and 1 % of the level; each side is then
+    Binary segmentation: the split with the least absolute deviation from the
+    medians of its sides is a change when the medians differ by ``sigmas``
+    standard errors (robust, pooled) and by 1 % of the level; each side is then
     searched anew. Both sides have at least ``least`` values, so one bad night
     is no change.
     """
@@ -60,20 +60,24 @@ def change_points(values: Sequence[float], least: int = 4, sigmas: float = 4.0) 
     pending = [(0, len(values))]
     while pending:
         low, high = pending.pop()
-        best, at = 0.0, 0
-        for split in range(low + least, high - least + 1):
-            left, right = values[low:split], values[split:high]
-            before, after = statistics.median(left), statistics.median(right)
-            step = abs(after - before)
-            if step < 0.01 * max(abs(before), abs(after)):
-                continue
-            inner = [abs(v - before) for v in left] + [abs(v - after) for v in right]
-            sigma = max(MAD_TO_SIGMA * statistics.median(inner), 1e-3 * max(abs(before), 1e-9))
-            error = sigma * math.sqrt(1 / len(left) + 1 / len(right))
-            score = step / error
-            if score > best:
-                best, at = score, split
-        if best >= sigmas:
+        splits = range(low + least, high - least + 1)
+        if not splits:
+            continue
+        at = min(splits, key=lambda split: sum(_deviations(values, low, split, high)))
+        before, after = statistics.median(values[low:at]), statistics.median(values[at:high])
+        step, size = abs(after - before), max(abs(before), abs(after))
+        inner = _deviations(values, low, at, high)
+        sigma = max(MAD_TO_SIGMA * statistics.median(inner), 1e-3 * size)
+        error = sigma * math.sqrt(1 / (at - low) + 1 / (high - at))
+        if step >= 0.01 * size and step >= sigmas * error > 0:
             found.append(at)
             pending += [(low, at), (at, high)]
     return sorted(found)
+
+
+def _deviations(values: Sequence[float], low: int, split: int, high: int) -> list[float]:
+    """How far each value is from the median of its side."""
+    before, after = statistics.median(values[low:split]), statistics.median(values[split:high])
+    return [abs(v - before) for v in values[low:split]] + [
+        abs(v - after) for v in values[split:high]
+    ]

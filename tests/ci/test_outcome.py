@@ -1,0 +1,258 @@
+"""What is made of a run once it is over: summary, JUnit, report, annotations, exit code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ci import annotate, html, junit, known, outcome
+from ci.history import DirectoryStore
+from ci.requests import samples
+from steps import report
+from steps.bench import judge, to_confirm
+from steps.bench_drivers import Measurement
+from steps.core import gates, npu
+from steps.core.plan import BenchmarkPlan
+from steps.core.records import Cause
+from steps.core.rundir import RunDir, read_json
+from steps.core.verdict import Verdict, compute
+from tests.ci import runs
+from tests.core.records import death, records_of
+
+XSD = Path(__file__).parents[1] / "data" / "junit" / "jenkins-junit.xsd"
+
+
+def settle(run_dir: RunDir, issues: tuple[known.Known, ...] = ()) -> tuple[Verdict, int, list[str]]:
+    said: list[str] = []
+    verdict, code = outcome.settle(run_dir, runs.quickstart(), (), issues, said.append)
+    return verdict, code, said
+
+
+@pytest.fixture
+def passed(tmp_path: Path) -> RunDir:
+    return runs.make(tmp_path / "run")
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> RunDir:
+    cause = death(1020.0, 1, log="node-1/server.log", evidence=("E <boom> lost",))
+    return runs.make(tmp_path / "run", outcome="crash", cause=cause, benchmarks=())
+
+
+def test_a_passed_run_leaves_every_file(passed: RunDir, monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MULTINODE_HISTORY", str(tmp_path / "history"))
+    verdict, code, said = settle(passed)
+    assert (verdict.verdict, code, said) == ("pass", 0, [])
+    names = {path.name for path in passed.path.iterdir()}
+    assert {"verdict.json", "summary.md", "junit.xml", "report.html", "events.jsonl"} <= names
+    (kept,) = DirectoryStore(tmp_path / "history").results("quickstart")
+    assert kept.benchmarks == {"chat": runs.METRICS} and kept.npu_minutes > 0
+
+
+def test_the_summary_says_verdict_and_cause_first(failed: RunDir) -> None:
+    settle(failed)
+    lines = [line for line in failed.summary.read_text().splitlines() if line]
+    assert lines[0].startswith("# ❌ CRASH: quickstart")
+    assert lines[1].startswith("**Cause:** node 1 server: died")
+    text = failed.summary.read_text()
+    assert "after the first failure" in text and "- `node-1/server.log`" in text
+    assert "Versions differ between nodes" in text and "| vllm | 0.10 | 0.11 |" in text
+
+
+def test_minutes_are_those_of_all_devices(failed: RunDir) -> None:
+    plan = report.load_plan(failed)
+    found = report.load_records(failed, plan)
+    spent = npu.spent(plan, compute(plan, found), found, {"pull": 30.0})
+    devices = 2 * 2
+    assert spent.total == pytest.approx(devices * (60 + 30) / 60)
+    assert spent.phases["pull"] == pytest.approx(devices * 30 / 60)
+    assert sum(spent.phases.values()) == pytest.approx(spent.total)
+    assert spent.wasted == pytest.approx((2 * 40 + 2 * 41) / 60)
+
+
+@pytest.mark.parametrize("green", [False, True])
+def test_a_known_failure_is_named_and_green_only_if_said(failed: RunDir, green: bool) -> None:
+    import datetime
+
+    from steps.core.errors import Place
+
+    entry = known.Known(
+        "boom", "*", "https://example.com/1", datetime.date.max, "it booms", green, Place("k.yaml")
+    )
+    verdict, code, _ = settle(failed, (entry,))
+    assert verdict.verdict == "crash" and code == (0 if green else 1)
+    assert "**Known issue:** it booms" in failed.summary.read_text()
+    assert read_json(failed.verdict)["known_issue"]["green"] is green
+
+
+def test_what_cannot_be_made_is_said_and_changes_nothing(passed: RunDir, monkeypatch) -> None:
+    monkeypatch.setenv("MULTINODE_HISTORY", "/proc/nowhere")
+    _, code, said = settle(passed)
+    assert code == 0 and any("the history was not made" in line for line in said)
+
+
+def test_junit_is_valid_for_jenkins_and_has_its_properties(failed: RunDir) -> None:
+    etree = pytest.importorskip("lxml.etree")
+    schema = etree.XMLSchema(etree.parse(str(XSD)))
+    settle(failed)
+    tree = etree.parse(str(failed.junit))
+    assert schema.validate(tree), schema.error_log
+    found = {p.get("name"): p.get("value") for p in tree.iter("property")}
+    assert found["verdict"] == "crash" and found["version.cann"] == "8.3"
+    assert float(found["npu_minutes"]) > 0 and found["soc"]
+    bad = Verdict(
+        "r", "a\x00<&>", "infra", Cause("x", "infra", "\ud800 \x1b["), (), (), (), 1, 0, False
+    )
+    assert schema.validate(etree.fromstring(junit.xml(None, bad).encode("utf-8")))
+
+
+def test_a_miss_is_annotated_at_its_benchmark(passed: RunDir, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    case = runs.quickstart()
+    missed = runs.bench(status="fail", fault="performance", reason="gate missed: 3 < 4")
+    plan = runs.plan_of()
+    verdict = compute(plan, records_of(plan, benchmarks=(missed,)))
+    annotate.show(annotate.of_verdict(case, verdict))
+    line = case.place("benchmarks", "chat").line
+    assert re.search(rf"^::error file=.*quickstart.yaml,line={line},", capsys.readouterr().out)
+
+
+# The report
+
+
+def test_the_report_needs_nothing_and_hides_nothing(failed: RunDir) -> None:
+    pytest.importorskip("matplotlib")
+    settle(failed)
+    page = (failed.path / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!#)', page.replace('xlink:href="#', ""))
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert "E &lt;boom&gt; lost" in page and "<boom>" not in page
+    assert "ready &lt;b&gt;&amp;amp; up" in page and "first error: node 1 server" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"#0102[0-9a-f]{2}", page)
+
+
+def test_a_huge_log_is_shown_by_its_start_first_error_and_end(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_bytes(
+        b"begin\n" + b"x" * 3_000_000 + b"\nERROR here\n" + b"y" * 2_000_000 + b"\nlast\n"
+    )
+    assert html.first_error(log) == 6 + 3_000_000 + 1
+    found = dict(html.parts(log, 8000))
+    assert list(found) == ["its start", "around its first error", "its end"]
+    assert found["its start"].startswith("begin") and found["its end"].endswith("last\n")
+    assert "ERROR here" in found["around its first error"]
+    assert sum(map(len, found.values())) <= 8000
+
+
+def test_a_secret_in_a_plan_or_log_is_not_shown(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plan = runs.plan_of()
+    node = plan.nodes[0]
+    process = replace(node.processes[0], env={"HF_TOKEN": "opensesame123"})
+    plan = replace(plan, nodes=(replace(node, processes=(process,)), *plan.nodes[1:]))
+    run_dir = runs.make(tmp_path / "run", plan)
+    (run_dir.node(0).path / "server.log").write_text("--api-key sesame12345 x\n")
+    page = html.write(run_dir).read_text()
+    assert "opensesame123" not in page and "sesame12345" not in page
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)")
+def test_a_browser_opens_the_report_without_an_error(failed: RunDir, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = html.write(failed)
+    probe = tmp_path / "probe.html"
+    search = (
+        "const f=document.getElementById('search');f.value='ready';"
+        "f.dispatchEvent(new Event('input'));"
+        "setTimeout(()=>{document.title='found '+document.getElementById('found').textContent+"
+        "' marks '+document.querySelectorAll('mark').length},400);"
+    )
+    text = re.sub(r"<meta http-equiv.*?>", "", page.read_text())
+    probe.write_text(text.replace("</body>", f"<script>{search}</script></body>"))
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-quic", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=3000", "--dump-dom", probe.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert "<title>found 2 found marks 2</title>" in done.stdout, done.stderr[-2000:]
+
+
+# Gates
+
+
+def entry(**more: object) -> BenchmarkPlan:
+    plan = runs.plan_of().benchmarks[0]
+    fields = {"baseline": 1000.0, "repeat": 1, "confirm": 2, **more}
+    changed = replace(plan.benchmark, **fields)  # type: ignore[arg-type]
+    return replace(
+        plan, benchmark=changed, gates=(gates.parse("output_throughput >= 0.97 * baseline"),),
+        skip_gates="",
+    )  # fmt: skip
+
+
+def measured(*values: float) -> list[Measurement]:
+    return [Measurement({"output_throughput": v}, {"ok": 5, "asked": 5}) for v in values]
+
+
+def test_a_miss_is_confirmed_before_it_counts() -> None:
+    doubt = judge(entry(), measured(900), 0.0, 1.0, "x")
+    assert to_confirm(entry(), doubt) and not to_confirm(entry(confirm=0), doubt)
+    held = judge(entry(), measured(900, 1000, 990), 0.0, 1.0, "x")
+    assert held.status == "pass" and held.metrics["output_throughput"] == 990
+    assert "median of 3 measurements" in held.note and "spread 10.1 %" in held.note
+    missed = judge(entry(), measured(900, 905, 1000), 0.0, 1.0, "x")
+    assert missed.status == "fail" and missed.fault == "performance" and missed.note
+
+
+def test_only_a_believed_performance_miss_is_confirmed() -> None:
+    assert not to_confirm(entry(), judge(entry(), measured(1000), 0.0, 1.0, "x"))
+    broken = judge(entry(), [Measurement({"ttft_p99_ms": 1.0}, {})], 0.0, 1.0, "x")
+    assert broken.status == "fail" and not to_confirm(entry(), broken)
+    scored = entry(case_type="accuracy")
+    assert not to_confirm(scored, judge(scored, measured(900), 0.0, 1.0, "x"))
+
+
+def test_a_score_has_an_interval_that_can_be_gated() -> None:
+    rules = (gates.parse("accuracy >= 92"), gates.parse("accuracy_high >= 92"))
+    scored = replace(entry(case_type="accuracy"), gates=rules)
+    result = judge(scored, [Measurement({"accuracy": 91.0}, {"ok": 200})], 0.0, 1.0, "x")
+    assert [gate.passed for gate in result.gates] == [False, True]
+    assert "95 % interval 86.2" in result.reason and "may be chance" in result.reason
+
+
+def test_requests_of_aisbench_are_read_with_their_times(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    import io
+    import json
+    import sqlite3
+
+    (tmp_path / "db_data").mkdir()
+    with sqlite3.connect(tmp_path / "db_data" / "a.db") as database:
+        database.execute("CREATE TABLE numpy_store (id INTEGER PRIMARY KEY, arr_blob BLOB)")
+        buffer = io.BytesIO()
+        numpy.save(buffer, numpy.array([10.0, 10.5, 11.0, 12.5]))
+        database.execute("INSERT INTO numpy_store VALUES (1, ?)", (buffer.getvalue(),))
+        database.execute("INSERT INTO numpy_store VALUES (2, ?)", (b"torn",))
+    database.close()
+    rows = [
+        {"success": True, "output_tokens": 5, "time_points": {"__db_ref__": n}, "db_name": "a.db"}
+        for n in (1, 2, 3)
+    ]
+    (tmp_path / "x_details.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "{to")
+    (one,) = samples(tmp_path)
+    assert (one.begun, one.ttft, one.e2el, one.tpot, one.ok) == (0.0, 0.5, 2.5, 0.5, True)
