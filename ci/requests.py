@@ -13,11 +13,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+#: The gaps between tokens, thousands a request, of which no plot is made.
+_ITL = re.compile(r"(?<=\"itl\": )\[[^\]]*\]")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as source:
         for line in source:
             with contextlib.suppress(ValueError):
-                data = json.loads(line)
+                data = json.loads(_ITL.sub("[]", line))
                 if isinstance(data, dict):
                     yield data
 
