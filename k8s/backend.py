@@ -111,6 +111,9 @@ class Run:
         self.request.on_interrupt.append(self._interrupt)
         self.api.troubles = self._trouble
         self._preflight()
+        if self.request.interrupted.is_set():
+            self._observe_interrupt()
+            return tuple(self.observed)
         results: list[Fetched] = []
         try:
             with self._cluster_trouble():
@@ -144,6 +147,8 @@ class Run:
         self.deadline = min(self.deadline, now + limits.get(count, 0.0))
         if count > 1:
             self.api.patience = min(self.api.patience, 10.0)
+        if count > 2:
+            self.api.hurry.set()
         self.wake.set()
 
     def _trouble(self, text: str) -> None:
@@ -175,8 +180,6 @@ class Run:
                 "Nothing was created. `kubectl apply -f k8s/role.yaml` grants rights; "
                 "docs/kubernetes.md explains the rest.",
             )
-        if self.request.interrupted.is_set():
-            raise InfraError("interrupted before anything was created")
         self.events.emit("phase-end", seconds=round(time.monotonic() - began, 3), outcome="done")
 
     # Creating
