@@ -437,14 +437,19 @@ def known_of(run_dir: RunDir) -> list[str]:
     return [str(text) for text in data.get("remarks", [])] if isinstance(data, dict) else []
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``nox -s report -- [RUN_DIR]``."""
+def arguments_parser() -> argparse.ArgumentParser:
+    """The command line of ``nox -s report``."""
     parser = argparse.ArgumentParser(
         prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dir", nargs="?", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--store", default="", help="history; default: $MULTINODE_HISTORY")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``nox -s report -- [RUN_DIR]``."""
+    arguments = arguments_parser().parse_args(argv)
 
     def work() -> int:
         run_dir = RunDir(Path(arguments.run_dir))
