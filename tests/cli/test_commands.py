@@ -133,7 +133,6 @@ def test_a_refused_case_leaves_a_report_for_ci(call: Call, tmp_path: Path, name:
         (("quickstrat.yaml", "--rehearse"), "Did you mean quickstart.yaml"),
         (("x" * 300,), "no case"),
         (("{case}", "--on", "moon"), "invalid choice"),
-        (("{case}", "--rehearse", "--on", "k8s"), "do not go together"),
         (("{case}", "--fault", "crash@1", "--on", "local"), "Add --rehearse"),
         (("{case}", "--rehearse", "--fault", "explode@1"), "fault"),
         (("{case}", "--rehearse", "--timeout", "lode=5"), "PHASE=SECONDS"),
