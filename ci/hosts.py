@@ -43,14 +43,16 @@ BEAT = 1.0
 #: A connection that says nothing for so long is taken to be broken.
 SILENT = 4.0
 #: Once every host one can reach has ended, how long one waits for the others.
-LAST_WAIT = 1.0
+LAST_WAIT = 0.5
+#: A host from which nothing has come for so long, though each beat is answered, is then cut off.
+QUIET = 2.5
 RECONNECT_SECONDS = 3
 SKEW = 1.0
 #: Beyond the plan's own budgets for stopping and collecting.
 PATIENCE = 30.0
 _MINIMUM = (3, 10)
 #: What a node program does not import when it starts.
-_UNUSED = ("steps/lint/", "rehearsal/", "idna/", "charset_normalizer/")
+_UNUSED = ("steps/lint/", "rehearsal/")
 _BROKEN = (OSError, EOFError, SSHException, tarfile.TarError, zlib.error)
 
 
@@ -173,7 +175,7 @@ class Crew:
             for session in live:
                 if session.silent > session.host.lease:
                     session.give_up(f"for {session.silent:.0f} s")
-                elif last_end and quiet > LAST_WAIT and all(s.cut_off for s in live):
+                elif last_end and quiet > LAST_WAIT and all(s.silent > QUIET for s in live):
                     session.give_up("when the run had ended everywhere else")
                 elif last_end and quiet > self._patience():
                     session.give_up(f"though the others ended {quiet:.0f} s ago", reached=True)
@@ -247,15 +249,25 @@ class Cargo:
         self._own = list(bundle.texts(texts))
         self._made: dict[tuple[bool, tuple[str, ...]], bytes] = {}
         self._lock = threading.Lock()
+        self._harness: list[bundle.Entry] = []
+        self._compiled: list[bundle.Entry] = []
+        self._reader = threading.Thread(target=self._read, name="cargo", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        """Read and compile the harness while the hosts are being called."""
+        self._harness = list(bundle.harness())
+        needed = (e for e in self._harness if not e.name.startswith(_UNUSED))
+        self._compiled = list(bundle.compiled(needed))
 
     def archive(self, missing: Sequence[str], magic: str) -> bytes:
         """The archive for a host that lacks these packages; made once for all such hosts."""
+        self._reader.join()
         with self._lock:
             key = (magic == bundle.MAGIC, tuple(sorted(missing)))
             if key not in self._made:
-                ours = [*bundle.harness(), *bundle.packages(missing)]
-                if key[0]:
-                    ours += bundle.compiled(e for e in ours if not e.name.startswith(_UNUSED))
+                ours = [*self._harness, *bundle.packages(missing)]
+                ours += self._compiled if key[0] else []
                 placed = [bundle.Entry(f"bundle/{e.name}", e.content, e.program) for e in ours]
                 self._made[key] = bundle.pack([*placed, *self._own])
             return self._made[key]
@@ -290,6 +302,7 @@ class Session:
         self._staged = False
         self._ended: dict[str, Any] | None = None
         self._gone = ""
+        self._started = False
         self._unreached = ""
         self._trouble = ""
         self._events_at = 0
@@ -389,11 +402,6 @@ class Session:
         return bool(self._ended is not None or self._gone or self._unreached)
 
     @property
-    def cut_off(self) -> bool:
-        """Whether there is no connection now."""
-        return self._wire is None
-
-    @property
     def silent(self) -> float:
         """Seconds since the host was heard."""
         return time.monotonic() - self._heard
@@ -415,7 +423,7 @@ class Session:
     def join(self) -> None:
         """Wait for the listener, unless it hangs on a host that is away."""
         if self._thread is not None:
-            self._thread.join(0.1 if self.cut_off else 2.0)
+            self._thread.join(2.0 if self._wire is not None and not self._unreached else 0.1)
 
     def say(self, word: str) -> None:
         """A word for the node program."""
@@ -488,6 +496,9 @@ class Session:
             self._append(name, str(message["text"]))
         elif "plan" in message and not self.request.run_dir.plan.exists():
             write_text(self.request.run_dir.plan, str(message["plan"]))
+        elif "started" in message and not self._started:
+            self._started = True
+            self.request.events.emit("node-started", member=self.index, pid=message["started"])
         elif "ended" in message:
             self._ended = message["ended"]
             self._wake()

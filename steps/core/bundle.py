@@ -85,7 +85,7 @@ def pack(entries: Iterable[Entry], *, prefix: str = "") -> bytes:
     """A ``tar.gz`` of ``entries``, readable by their owner only, without times or names."""
     raw = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=3, mtime=0) as packed,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for entry in entries:
