@@ -140,7 +140,8 @@ def run_module(session: nox.Session, module: str) -> None:
 
 def backend_extras(arguments: list[str]) -> list[str]:
     """What the chosen backend needs besides; nothing for one machine."""
-    return [name for name in ("k8s", "hosts") if name in arguments]
+    flags = [argument.partition("=")[0] for argument in arguments]
+    return [name for name in ("k8s", "hosts") if name in arguments or f"--{name}" in flags]
 
 
 if __name__ == "__main__":
