@@ -92,6 +92,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def e2e_vllm(session: nox.Session) -> None:
+    """Run real vLLM, KV transfer, router and AISBench on this CPU: [PYTEST OPTIONS]."""
+    install(session, "node", "runner", "dev")
+    run_module(session, "tests.real")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     install(session, "node", "runner", "dev")
