@@ -50,6 +50,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def replay(session: nox.Session) -> None:
+    """Run the case of an earlier run again, with the same plan inputs: RUN [OPTIONS]."""
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    run_module(session, "ci.replay")
+
+
+@nox.session
 def trend(session: nox.Session) -> None:
     """Show how a case did over time: [CASE] [--store DIR] [--plot FILE.svg]."""
     install(session, "node", "report")

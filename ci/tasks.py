@@ -35,3 +35,17 @@ def hosts_check(
         call("ci.hosts_check", options)
     else:
         call("steps.hosts_check", {k: v for k, v in options.items() if k not in ("hosts", "case")})
+
+
+@task(
+    help={
+        "from": "directory of an earlier run; default runs/latest",
+        "run_dir": "of the new run; default: beside the earlier one",
+        "verbose": "show every event",
+    }
+)
+def replay(
+    c: Context, from_: str = "runs/latest", run_dir: str = "", verbose: bool = False
+) -> None:
+    """Run the case of an earlier run again, with the same plan inputs."""
+    call("ci.replay", {"run_dir": run_dir, "verbose": verbose}, from_)

@@ -16,9 +16,9 @@ from invoke.exceptions import Exit as Leave
 _LISTS = ["fault", "timeout"]
 
 
-def call(module: str, options: dict[str, Any]) -> None:
-    """Run a module's ``main`` with options as its command line."""
-    argv: list[str] = []
+def call(module: str, options: dict[str, Any], *words: str) -> None:
+    """Run a module's ``main`` with words and options as its command line."""
+    argv: list[str] = [*words]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:

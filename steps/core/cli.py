@@ -161,10 +161,10 @@ def rehearsal_of(arguments: argparse.Namespace) -> Rehearsal | None:
             raise UsageError("--fault works in a rehearsal only", "Add --rehearse.")
         return None
     try:
-        own, _ = faults.sort(arguments.fault)
+        faults.sort(arguments.fault)
     except ValueError as error:
         raise UsageError(str(error), "docs/rehearsal.md has the language of faults.") from None
-    return Rehearsal(arguments.load_seconds, own)
+    return Rehearsal(arguments.load_seconds, tuple(arguments.fault))
 
 
 def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:

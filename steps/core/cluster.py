@@ -28,7 +28,7 @@ class ClusterNode:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How stand-ins behave: seconds to load, and injected faults."""
+    """How stand-ins behave: seconds to load, and all injected faults, also the runner's."""
 
     load_seconds: float = 1.0
     faults: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.core import VERSION, gates, vllmargs
+from steps.core import VERSION, faults, gates, vllmargs
 from steps.core.case import Benchmark, Case, CaseNode, Ranks, seconds
 from steps.core.cluster import Cluster, url_host
 from steps.core.errors import CaseError, Problem, sort_problems
@@ -277,7 +277,7 @@ class _Resolver:
             "REHEARSAL_PROCESS": process,
             "REHEARSAL_DEVICES": str(self.case.npu_per_node),
             "REHEARSAL_LOAD_SECONDS": f"{rehearsal.load_seconds:g}",
-            "REHEARSAL_FAULTS": ";".join(rehearsal.faults),
+            "REHEARSAL_FAULTS": ";".join(faults.sort(rehearsal.faults)[0]),
         }
 
     def _server(self, node: CaseNode, side: str, master: str) -> Process:

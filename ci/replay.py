@@ -1,0 +1,224 @@
+"""replay: the case of an earlier run once more, with the same plan inputs.
+
+Enters: the directory of a run, whole or fetched from elsewhere. Leaves: a new
+run directory, what differs between the two plans, and the new run's exit
+code. Touches: what ``ci.run`` touches; the earlier run only to read it.
+
+    python -m ci.replay runs/latest
+    python -m ci.replay runs/20261123-181500-3fa2c1 --run-dir again --verbose
+
+Driver, timeouts, faults, seconds of load and the loopback network come from
+the run's ``plan.json``, where it ran from its cluster, the case from its own
+file while that is unchanged, else from the run's ``case.yaml``. What follows
+the directory is passed on to ``ci.run`` and comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ci import run as ci_run
+from steps.core import VERSION, cli
+from steps.core.case import Case, load_case
+from steps.core.errors import CaseError, UsageError
+from steps.core.plan import Plan, from_json, to_dict
+from steps.core.resolver import BUDGETS, REHEARSAL_BUDGETS
+from steps.core.rundir import RunDir, new_run_id, read_json
+
+#: Differences of two plans that are shown.
+SHOWN = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m ci.replay RUN [OPTIONS OF ci.run]``."""
+    parser = argparse.ArgumentParser(
+        prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="directory of an earlier run")
+    parser.add_argument("--run-dir", help="of the new run; default: beside the earlier one")
+    arguments, more = parser.parse_known_args(argv)
+    return cli.guarded(lambda: replay(Path(arguments.run), arguments.run_dir, more))
+
+
+def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
+    """Run it again; the new run's exit code.
+
+    Raises:
+        UsageError: the directory holds no run that can be repeated.
+    """
+    before = RunDir(earlier.resolve())
+    plan = load(before)
+    path = case_of(before, plan)
+    directory = Path(given) if given else before.path.parent / new_run_id()
+    words = [str(path), *options(plan, path), "--run-dir", str(directory), *more]
+    for text in warnings(plan):
+        print(f"warning: {text}", file=sys.stderr)
+    print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
+    code = ci_run.main(words)
+    for line in compared(before, RunDir(directory)):
+        print(line)
+    return code
+
+
+def load(run_dir: RunDir) -> Plan:
+    """The plan of an earlier run.
+
+    Raises:
+        UsageError: there is none, or none of this version.
+    """
+    if not run_dir.path.is_dir():
+        raise UsageError(f"no run: {run_dir.path} is not there", "Name the directory of a run.")
+    absent = [path.name for path in (run_dir.case, run_dir.plan) if not path.is_file()]
+    if absent:
+        hint = "A run whose case was refused has no plan; run the case itself."
+        if run_dir.plan.is_file():
+            hint = "Fetch the whole run directory; case.yaml and plan.json are in it."
+        raise UsageError(f"{run_dir.path} has no {' and no '.join(absent)}", hint)
+    try:
+        return from_json(run_dir.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{run_dir.plan}: {error}", "Replay it with the version of the harness that made it."
+        ) from None
+
+
+def case_of(run_dir: RunDir, plan: Plan) -> Path:
+    """The case's own file while it is what it was, since paths may count from it."""
+    own = Path(plan.case_file)
+    try:
+        if own.is_file() and load_case(own).sha256 == plan.case_sha256:
+            return own
+    except (CaseError, OSError):
+        pass
+    return run_dir.case
+
+
+def options(plan: Plan, path: Path) -> Iterator[str]:
+    """The command line that makes ``plan`` of the case at ``path``."""
+    case = load_case(path)
+    cluster = plan.cluster
+    rehearsal = cluster.rehearsal
+    if cluster.backend != "local" or rehearsal is None:
+        yield from ("--on", cluster.backend)
+    if cluster.backend == "hosts":
+        yield from ("--hosts", ",".join(node.address for node in cluster.nodes))
+    if cluster.backend == "k8s" and cluster.name:
+        yield from ("--profile", cluster.name)
+    if rehearsal is not None:
+        yield from ("--rehearse", "--load-seconds", f"{rehearsal.load_seconds:g}")
+        for fault in rehearsal.faults:
+            yield from ("--fault", fault)
+    for driver in {entry.driver for entry in plan.benchmarks}:
+        yield from ("--bench", driver)
+    if case.benchmarks and not plan.benchmarks:
+        yield from ("--bench", "none")
+    for phase, seconds in _timeouts(plan, case).items():
+        yield from ("--timeout", f"{phase}={seconds:g}")
+    network = _network(plan)
+    if network:
+        yield from ("--network", network)
+
+
+def _timeouts(plan: Plan, case: Case) -> dict[str, float]:
+    """The budgets that neither the defaults nor cluster and case explain."""
+    base = REHEARSAL_BUDGETS if plan.rehearsed else BUDGETS
+    usual = {phase: budget.seconds for phase, budget in base.items()}
+    usual.update(plan.cluster.timeouts)
+    usual.update({} if plan.rehearsed else case.timeouts)
+    found = {phase: budget.seconds for phase, budget in plan.budgets.items()}
+    return {phase: found[phase] for phase in found if found[phase] != usual.get(phase)}
+
+
+def _network(plan: Plan) -> str:
+    """The earlier run's loopback network, unless somebody is using it."""
+    first = plan.cluster.nodes[0].address.split(".")
+    if plan.cluster.backend != "local" or first[0] != "127":
+        return ""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # A connection that is only fading away is nobody.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((".".join(first), plan.cluster.control_port))
+        except OSError:
+            return ""
+    return ".".join(first[1:3])
+
+
+def warnings(plan: Plan) -> Iterator[str]:
+    """What may make the new run another one."""
+    if plan.harness != VERSION:
+        yield (
+            f"the run was made by version {plan.harness or 'unknown'} of the harness, this is "
+            f"{VERSION}: the plan may differ"
+        )
+    if plan.cluster.backend == "hosts":
+        yield (
+            "users, keys and directories of a hosts file are in no plan: add --hosts FILE if "
+            "the run had one"
+        )
+
+
+def compared(before: RunDir, after: RunDir) -> Iterator[str]:
+    """Whether plan and verdict came out as they were."""
+    try:
+        now = to_dict(load(after))
+    except UsageError:
+        return
+    then = to_dict(load(before))
+    then["run"] = now["run"]
+    unlike = list(differences(then, now))
+    if unlike:
+        yield f"The plan differs in {len(unlike)} places:"
+        yield from (f"  {line}" for line in unlike[:SHOWN])
+    else:
+        yield "The plan is the same, but for the run id."
+    old, new = _told(before), _told(after)
+    if not old:
+        yield f"The earlier run has no verdict; now: {new}"
+    elif old == new:
+        yield f"The verdict is the same: {new}"
+    else:
+        yield f"The verdict was: {old}\n        now it is: {new}"
+
+
+def _told(run_dir: RunDir) -> str:
+    """Class, place and way of a verdict, without what differs between any two runs."""
+    data = read_json(run_dir.verdict)
+    if not isinstance(data, dict):
+        return ""
+    cause = data.get("cause") or {}
+    words = [str(data.get("verdict")), str(cause.get("kind") or "")]
+    words += [f"node {cause['node']}"] if cause.get("node") is not None else []
+    words += [str(cause.get(key) or "") for key in ("process", "phase", "signal")]
+    if cause.get("exit_code") is not None:
+        words.append(f"exit code {cause['exit_code']}")
+    return ", ".join(word for word in words if word)
+
+
+def differences(then: Any, now: Any, place: str = "plan") -> Iterator[str]:
+    """Every leaf in which two JSON values differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted({*then, *now}):
+            yield from differences(then.get(key), now.get(key), f"{place}.{key}")
+    elif isinstance(then, (list, tuple)) and isinstance(now, (list, tuple)):
+        if len(then) != len(now):
+            yield f"{place}: {len(then)} entries, now {len(now)}"
+        for index, (old, new) in enumerate(zip(then, now, strict=False)):
+            yield from differences(old, new, f"{place}[{index}]")
+    elif then != now:
+        yield f"{place}: {_short(then)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
