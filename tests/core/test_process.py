@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,11 @@ from steps.core.plan import Process
 from steps.core.process import ExitStatus, Running, Supervisor, group_members
 from steps.core.redaction import Redactor
 from steps.core.rundir import NodeDir, read_json
+from tests.core.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="groups are seen in /proc")
 NO_HURRY = lambda: 1.0  # noqa: E731
 FOREVER = "import signal\nprint('up', flush=True)\nwhile True: signal.pause()\n"
-
-
-def eventually(done: Callable[[], Any], seconds: float = 10.0) -> None:
-    over = time.monotonic() + seconds
-    pause = threading.Event()
-    while not done():
-        assert time.monotonic() < over, "did not come true"
-        pause.wait(0.01)
 
 
 class Box:

@@ -15,6 +15,7 @@ import pytest
 
 from steps.core import rendezvous
 from steps.core.rendezvous import MAX_BODY, Leader, Link
+from tests.core.waiting import eventually
 
 TOKEN = "a-token-of-a-run"
 PORT = 28999
@@ -27,15 +28,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEAT", "LOST_AFTER", "GONE_AFTER", "TICK"):
         monkeypatch.setattr(rendezvous, name, globals()[name])
     monkeypatch.setattr(rendezvous, "ROLL_WAIT", LOST_AFTER + 0.6)
-
-
-def eventually(done: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait until it holds; fail when it does not in time."""
-    over = time.monotonic() + seconds
-    pause = threading.Event()
-    while not done():
-        assert time.monotonic() < over, "did not come true"
-        pause.wait(0.01)
 
 
 class Fleet:

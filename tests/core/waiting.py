@@ -1,0 +1,17 @@
+"""Waiting for something to come true, for tests of things that take their own time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def eventually(done: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait until it holds; fail when it does not in time."""
+    over = time.monotonic() + seconds
+    pause = threading.Event()
+    while not done():
+        assert time.monotonic() < over, "did not come true"
+        pause.wait(0.01)
