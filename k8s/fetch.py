@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import sys
 import tarfile
@@ -29,7 +28,7 @@ from k8s.pod import OFFSET
 from steps import report
 from steps.core import cli
 from steps.core.errors import InfraError, UsageError
-from steps.core.rundir import RunDir, read_json, write_json
+from steps.core.rundir import RunDir, read_json, sha256_of, write_json
 
 CHUNK = 1 << 18
 #: Transfers at once: more would not be faster through one API server.
@@ -194,7 +193,7 @@ class Fetch:
         temporary.chmod(0o600)
         if entry.have < entry.size:
             raise ApiError(0, "", f"{entry.name} ends at {entry.have} of {entry.size} bytes")
-        if entry.sha256 and _sha256(temporary) != entry.sha256:
+        if entry.sha256 and sha256_of(temporary) != entry.sha256:
             entry.have = 0
             return
         temporary.replace(entry.target)
@@ -249,14 +248,6 @@ class Stream:
         self._rest = b""
         while self._command.read():
             pass
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as source:
-        while data := source.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def everything(
