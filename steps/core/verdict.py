@@ -212,7 +212,8 @@ def _cause(
         first = first_cause([seen for seen in observed if _explains(seen, told)])
     else:
         loose = [record.cause for record in present.values() if record.cause]
-        first = first_cause([*observed, *loose])
+        known = [c for c in loose if not any(_explains(seen, c) for seen in observed)]
+        first = first_cause([*observed, *known])
     rest = [c for c in [*others, *observed] if first is None or not _same(c, first)]
     unique: list[Cause] = []
     for entry in sorted(rest, key=lambda c: c.at):
