@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from steps import bench, collect, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, fleet, joining, machine, settings
+from steps.core import VERSION, cli, evidence, fleet, joining, machine, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, own_addresses
 from steps.core.errors import (
@@ -295,6 +295,8 @@ class Program:
         run = NodeRun(plan, self.start.index, self.start.run_dir, self.events, self.redactor)
         if not self.start.run_dir.plan.exists():
             write_text(self.start.run_dir.plan, to_json(plan))
+        # Read while there is time: a death is explained the sooner.
+        threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run.state = self._state
         self.run = run
         run.interrupts = self._early_interrupts
@@ -662,8 +664,6 @@ def install(run: NodeRun) -> None:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     if process.returncode:
-        from steps.core import evidence
-
         raise StepFailed(
             run.cause_of(
                 "install",

@@ -29,6 +29,8 @@ from steps.core.redaction import Redactor
 from steps.core.rundir import NodeDir, write_json
 
 KILL_WAIT = 5.0
+#: Seconds that reading a dead process's log may take on a busy machine.
+TELL_WAIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Running:
     exit: ExitStatus | None = None
     stopping: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
+    told: threading.Event = field(default_factory=threading.Event)
 
     @property
     def pid(self) -> int:
@@ -170,10 +173,10 @@ class Supervisor:
         return env
 
     def check(self) -> None:
-        """Notice exits now, rather than when the waiting thread gets its turn."""
+        """Notice exits now, and wait until what they mean has been told."""
         for running in self.running:
-            if running.exit is None and running.popen.poll() is not None:
-                running.ended.wait(1.0)
+            if not running.told.is_set() and _has_ended(running.pid):
+                running.told.wait(TELL_WAIT)
 
     def signal(self, running: Running, number: int) -> None:
         """Send a signal to the whole group of a process."""
@@ -263,11 +266,22 @@ class Supervisor:
         with self._lock:
             self._write_table()
         running.ended.set()
-        self._on_exit(running)
+        try:
+            self._on_exit(running)
+        finally:
+            running.told.set()
 
     def _write_table(self) -> None:
         with contextlib.suppress(OSError):
             write_json(self._dir.processes, [asdict(record) for record in self.records()])
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended, reaped or not; ``Popen.poll`` is blind while a thread waits."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def group_members(pgid: int) -> list[int]:

@@ -86,7 +86,7 @@ ROWS = (
     _death(DP, "exit0@1:ready", "startup", 1, code=0),
     _death(DP, "kill9@1:+4", "crash", 1, signal="SIGKILL"),
     _death(DP, "kill9@0:bench", "crash", 0, signal="SIGKILL"),
-    Row(DP, "stop@1:bench", "hang", 4, None, ""),
+    Row(DP, "hang@1:bench", "hang", 4, None, ""),
     Row(DP, "kill9@1.node:bench", "infra", 3, 1, "node", silent=(1,), dies=True),
     # Two prefill nodes and two decode nodes, a headless rank in each group.
     _death(TWO_P_TWO_D, "crash@3:load", "startup", 3, code=1),
