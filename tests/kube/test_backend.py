@@ -60,7 +60,7 @@ def test_a_pod_killed_for_memory_is_the_cause_and_its_files_survive(
     kube: KubeDouble, tmp_path: Path
 ) -> None:
     with fleet.start(kube, tmp_path / "user", "--load-seconds", "6") as started:
-        started.until("started server")
+        started.until("node 1  load      started server")
         pod = next(
             p["metadata"]["name"] for p in kube.pods() if p["metadata"]["name"][-4:] == "-0-1"
         )
