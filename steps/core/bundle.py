@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from steps.core import fleet
+from steps.core.errors import InfraError
 
 #: What of this checkout a node needs.
 ROOMS = ("steps", "rehearsal")
@@ -28,7 +29,7 @@ NEEDED = {"yaml": "PyYAML", "cerberus": "cerberus", "requests": "requests", "psu
 _DRAGS = {"requests": ("urllib3", "idna", "certifi", "charset_normalizer")}
 #: What a Python must have in common with ours to read our byte code.
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
-_LEFT_OUT = ("__pycache__", ".pyc", ".DS_Store")
+_LEFT_OUT = ("__pycache__", ".pyc", ".DS_Store", "/tests/")
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,21 @@ def packages(modules: Iterable[str]) -> Iterator[Entry]:
 
     Compiled speed-ups are left out, but for psutil, which is nothing without:
     its part fits machines of this kind only.
+
+    Raises:
+        InfraError: a package is not installed here.
     """
     wanted = dict.fromkeys(m for module in modules for m in (module, *_DRAGS.get(module, ())))
     for module in wanted:
-        for file in importlib.metadata.files(NEEDED.get(module, module)) or ():
+        distribution = NEEDED.get(module, module)
+        try:
+            files = importlib.metadata.files(distribution) or ()
+        except importlib.metadata.PackageNotFoundError:
+            raise InfraError(
+                f"the package {distribution}, which travels to the nodes, is not installed here",
+                "Install the node side: pip install -e .",
+            ) from None
+        for file in files:
             name = file.as_posix()
             path = Path(str(file.locate()))
             compiled = path.suffix in (".so", ".pyd") and module != "psutil"
@@ -81,15 +93,19 @@ def packages(modules: Iterable[str]) -> Iterator[Entry]:
                 yield Entry(name, path.read_bytes())
 
 
-def pack(entries: Iterable[Entry], *, prefix: str = "") -> bytes:
-    """A ``tar.gz`` of ``entries``, readable by their owner only, without times or names."""
+def pack(entries: Iterable[Entry], *, level: int = 1) -> bytes:
+    """A ``tar.gz`` of ``entries``, readable by their owner only, without times or names.
+
+    Args:
+        level: how hard to compress; 1 is soon done, 9 is small.
+    """
     raw = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=level, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for entry in entries:
-            info = tarfile.TarInfo(f"{prefix}{entry.name}")
+            info = tarfile.TarInfo(entry.name)
             info.size = len(entry.content)
             info.mode = 0o700 if entry.program else 0o600
             archive.addfile(info, io.BytesIO(entry.content))
