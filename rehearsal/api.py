@@ -439,8 +439,8 @@ class Api:
     def _abort(self, serial: int) -> None:
         generation = self.generations.pop(serial, None)
         if generation and generation.link:
+            # vLLM does not count these as finished, not even as aborted.
             generation.link.send({"t": "abort", "id": serial})
-            self.metrics[generation.rank].finished["abort"] += 1
 
     def on_engine(self, rank: int, message: Message) -> None:
         """A message of an engine about requests."""
@@ -480,6 +480,7 @@ class Api:
             last or generation.sent > len(generation.pieces) // 2
         ):
             self._abort(serial)
+            metrics.finished["error"] += 1
             generation.broken(500, "injected fault midstream")
             return
         if generation.streams:
