@@ -31,16 +31,18 @@ class Patience:
 
     A miss counts only when the server's log did not grow either; ``misses`` in
     a row make a cause. Busy is not dead, and the process table, which is
-    watched all the time, is stronger evidence than a probe.
+    watched all the time, is stronger evidence than a probe. ``dying`` is how long
+    a server that has failed requests, and is not healthy, may take to end.
     """
 
     every: float
     timeout: float
     misses: int
+    dying: float
 
 
-REAL = Patience(5.0, 10.0, 8)
-REHEARSED = Patience(0.5, 2.0, 4)
+REAL = Patience(5.0, 10.0, 8, 20.0)
+REHEARSED = Patience(0.5, 2.0, 4, 3.0)
 
 
 def run(run: NodeRun) -> None:
@@ -52,8 +54,27 @@ def run(run: NodeRun) -> None:
             result = _benchmark(run, entry, number)
             run.benchmarks.append(result)
             run.events.emit("benchmark", text=_sentence(result), name=result.name)
+            if result.status == "fail" and result.fault == "functional":
+                _await_deaths(run)
     finally:
         health.set()
+
+
+def _await_deaths(run: NodeRun) -> None:
+    """Let servers that fail requests because they are dying end, and so be the cause.
+
+    vLLM answers every open request with an error, then ends, seconds later.
+
+    Raises:
+        RunEnded: one has ended.
+    """
+    patience = REHEARSED if run.plan.rehearsed else REAL
+    probes = [process.probe for _, process in run.plan.probes() if process.probe]
+    began = time.monotonic()
+    while time.monotonic() - began < patience.dying:
+        if all(look(probe, patience.timeout).ok for probe in probes):
+            return
+        run.sleep(0.1)
 
 
 def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from steps.core.guard import marked
+from tests.conformance.client import Server
 
 ROOT = Path(__file__).parents[2]
 FIGURES: list[str] = []
@@ -76,18 +77,17 @@ class Fleet:
                     yield json.loads(line)
 
     def under_load(self) -> None:
-        """Wait until an engine's log says that it gives tokens, so that a fault hits requests."""
+        """Wait until an engine has requests of the benchmark, so that a fault hits them."""
         self.reaches("bench")
+        nodes = json.loads((self.path / "plan.json").read_text())["nodes"]
+        servers = [p for node in nodes for p in node["processes"] if p["kind"] == "server"]
+        urls = [process["api"] for process in servers if process["api"]]
         end = time.monotonic() + 120
-        while not any("POST /v1/" in text for text in self._logs()):
+        while not any(_running(url) for url in urls):
             assert self.process.poll() is None, self.tail()
             assert time.monotonic() < end, self.tail()
             time.sleep(0.1)
-        time.sleep(3)
-
-    def _logs(self) -> Iterator[str]:
-        for path in self.path.glob("node-*/*.log"):
-            yield path.read_text(errors="replace")
+        time.sleep(1)
 
     def pid(self, name: str, node: int = 0) -> int:
         """A process of the plan, by its name there."""
@@ -133,6 +133,12 @@ class Fleet:
             for run in entry.get("runs") or [entry["metrics"]]:
                 numbers = ", ".join(f"{key} {run[key]:g}" for key in wanted if key in run)
                 FIGURES.append(f"    {entry['name']} {entry['status']}: {numbers}")
+
+
+def _running(url: str) -> float:
+    with contextlib.suppress(OSError):
+        return Server(url).metrics().get("vllm:num_requests_running", 0.0)
+    return 0.0
 
 
 @contextlib.contextmanager
