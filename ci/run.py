@@ -39,7 +39,7 @@ from steps.core.errors import (
 )
 from steps.core.events import RUNNER, EventLog
 from steps.core.records import Cause
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, secrets_in
 from steps.core.rundir import RunDir, new_run_id, point_latest, write_json, write_text
 from steps.core.verdict import Verdict
 from steps.validate import validate
@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     point_latest(run_dir.path.resolve())
     live = Live(arguments.verbose)
     redactor = Redactor.of_environment(settings.inherited())
+    for node in case.nodes:
+        redactor.learn(secrets_in(node.envs))
     events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live])
     request = Request(case, run_id, run_dir, events, arguments)
     began = time.time()
@@ -114,8 +116,17 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         live.close()
         events.close()
+        clean(run_dir, redactor)
     outcome.show(run_dir)
     return code
+
+
+def clean(run_dir: RunDir, redactor: Redactor) -> None:
+    """Take the case's secrets out of the files at the top; the plan had to have them until now."""
+    for path in run_dir.path.iterdir():
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                redactor.file(path)
 
 
 def check(path: Path) -> list[Problem]:

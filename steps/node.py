@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -44,8 +45,8 @@ from steps.core.guard import Guard
 from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
 from steps.core.records import Cause, Check, cause_from, to_dict
-from steps.core.redaction import Redactor
-from steps.core.rendezvous import ROLL_WAIT, Leader, Link, Member
+from steps.core.redaction import Redactor, secrets_in
+from steps.core.rendezvous import MAX_BODY, ROLL_WAIT, Leader, Link, Member
 from steps.core.resolver import BUDGETS, Options, resolve
 from steps.core.rundir import RunDir, new_run_id, write_json, write_text
 from steps.core.verdict import CLASSES
@@ -295,6 +296,9 @@ class Program:
         run = NodeRun(plan, self.start.index, self.start.run_dir, self.events, self.redactor)
         if not self.start.run_dir.plan.exists():
             write_text(self.start.run_dir.plan, to_json(plan))
+        for node in plan.nodes:
+            for process in node.processes:
+                self.redactor.learn(secrets_in(process.env))
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run.state = self._state
@@ -634,6 +638,13 @@ class Program:
                     )
                 )
                 self._told.set()
+
+
+def _small(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is handed over: the leader takes no more than it can hold."""
+    if len(json.dumps(record)) < MAX_BODY // 2:
+        return record
+    return {**record, "artifacts": []}
 
 
 def install(run: NodeRun) -> None:

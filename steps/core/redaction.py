@@ -40,6 +40,11 @@ def is_secret_name(name: str) -> bool:
     return bool(_NAMES.search(name)) and not _NOT_SECRET.search(name)
 
 
+def secrets_in(env: Mapping[str, str]) -> list[str]:
+    """The values of an environment whose names say that they are secret."""
+    return [value for name, value in env.items() if is_secret_name(name)]
+
+
 class Redactor:
     """Replaces known secret values and everything that looks like one.
 
@@ -49,16 +54,20 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._values: list[str] = []
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Hide these values too from now on."""
         # A file is cleaned line by line, so a key of many lines is hidden line by line.
         pieces = (line.strip() for secret in secrets for line in secret.splitlines())
-        values = {piece for piece in pieces if len(piece) >= 6}
+        values = {*self._values, *(piece for piece in pieces if len(piece) >= 6)}
         self._values = sorted(values, key=len, reverse=True)
 
     @staticmethod
     def of_environment(env: Mapping[str, str], extra: Iterable[str] = ()) -> Redactor:
         """A redactor that knows the secrets of an environment."""
-        found = [value for name, value in env.items() if is_secret_name(name)]
-        return Redactor([*found, *extra])
+        return Redactor([*secrets_in(env), *extra])
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""

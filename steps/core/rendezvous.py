@@ -31,6 +31,8 @@ BEAT = 1.0
 LOST_AFTER = 4.0
 GONE_AFTER = 2.0
 TICK = 0.2
+#: Seconds a connection may take to its first request with the right token.
+SILENT = 10.0
 MAX_HEADER = 16 << 10
 MAX_BODY = 4 << 20
 ROLL_WAIT = LOST_AFTER + 0.6
@@ -321,6 +323,7 @@ class _Connection(asyncio.Protocol):
         self._leader = leader
         self._buffer = b""
         self._node = 0
+        self._spoke = False
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -330,6 +333,12 @@ class _Connection(asyncio.Protocol):
             return
         self._transport = transport
         self._leader._writers.add(transport)
+        # Who never says anything that counts shall not keep a place that a worker needs.
+        asyncio.get_running_loop().call_later(SILENT, self._drop_if_silent)
+
+    def _drop_if_silent(self) -> None:
+        if not self._spoke and self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._transport:
@@ -369,6 +378,7 @@ class _Connection(asyncio.Protocol):
             body = rest[: int(length)] if int(length) <= MAX_HEADER else b""
             self._reply(401, self._leader.stranger(str(peer[0]), body), close=True)
             return
+        self._spoke = True
         if len(rest) < int(length):
             return
         body, self._buffer = rest[: int(length)], rest[int(length) :]
