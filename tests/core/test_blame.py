@@ -1,0 +1,38 @@
+"""Whose fault a death is, as far as the log itself says."""
+
+from __future__ import annotations
+
+import pytest
+
+from steps.core import evidence
+from steps.core.noderun import _blames_another
+from steps.core.plan import Process
+
+DIED = (
+    "ERROR [core_client.py:598] Engine core proc EngineCore_DP{} died unexpectedly, shutting down"
+)
+FAILED = (
+    "RuntimeError: Engine core initialization failed. Failed core proc(s): {{'EngineCore_DP{}': 9}}"
+)
+
+
+@pytest.mark.parametrize("line", [DIED, FAILED])
+@pytest.mark.parametrize(("rank", "blames"), [(0, False), (1, False), (2, True)])
+def test_only_a_rank_of_its_own_is_a_servers_own_fault(line: str, rank: int, blames: bool) -> None:
+    server = Process("server", "server", ("vllm",), rank=0, ranks=2)
+    assert _blames_another(server, evidence.of_lines([line.format(rank)])) is blames
+
+
+def test_a_peer_that_is_gone_is_blamed() -> None:
+    lines = [
+        "ERROR [core.py:945] EngineCore encountered a fatal error.",
+        "ERROR [core.py:945] ConnectionError: [Gloo] Connection closed by peer: "
+        "the front end of this data-parallel group is gone",
+    ]
+    server = Process("server", "server", ("vllm",), rank=1, ranks=1)
+    assert _blames_another(server, evidence.of_lines(lines))
+
+
+def test_an_error_of_its_own_blames_nobody() -> None:
+    server = Process("server", "server", ("vllm",))
+    assert not _blames_another(server, evidence.of_lines(["ValueError: no such model"]))
