@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from typing import Any
 
 from steps.core import evidence, records
 from steps.core.events import EventLog
-from steps.core.plan import LEADER, TOOL, Budget, NodePlan, Plan
+from steps.core.plan import LEADER, TOOL, Budget, NodePlan, Plan, Process
 from steps.core.process import Running, Supervisor
 from steps.core.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.redaction import Redactor
@@ -35,6 +36,8 @@ from steps.core.verdict import first_cause
 POLL = 0.05
 SAY_EVERY = 10.0
 DUMP_SECONDS = 15.0
+#: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
+_DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
 
 class RunEnded(Exception):
@@ -325,7 +328,7 @@ class NodeRun:
             log=f"{self.me.name}/{running.process.log}",
             signature=signature.id if signature else "",
             hint=hint,
-            consequence=bool(signature and signature.consequence) and not status.signal,
+            consequence=not status.signal and _blames_another(running.process, found),
         )
         return replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
 
@@ -435,6 +438,20 @@ class NodeRun:
     def hurry(self) -> float:
         """Factor on graces: a second interrupt shortens them, a third ends them."""
         return {0: 1.0, 1: 1.0, 2: 0.2}.get(self.interrupts, 0.0)
+
+
+def _blames_another(process: Process, found: evidence.Evidence) -> bool:
+    """Whether a log says that somebody else died first: a peer, or another node's rank.
+
+    An API server that loses a rank of its group names it; only its own ranks are its own fault.
+    """
+    if found.signature is not None and found.signature.consequence:
+        return True
+    if process.rank is None:
+        return False
+    own = range(process.rank, process.rank + process.ranks)
+    ranks = [int(rank) for line in found.lines for rank in _DEAD_RANK.findall(line)]
+    return bool(ranks) and not any(rank in own for rank in ranks)
 
 
 def free_bytes(path: Path) -> int:
