@@ -72,10 +72,8 @@ class Running:
         return server
 
     def engines(self) -> list[psutil.Process]:
-        """The processes that compute: the last generation of its children."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        parents = {process.ppid() for process in found}
-        return [p for p in found if p.pid not in parents and "resource_tracker" not in _command(p)]
+        """Its processes that compute."""
+        return engines(self.process.pid)
 
     def group(self) -> list[int]:
         """Processes of its group that still live."""
@@ -113,6 +111,13 @@ def running(program: Program) -> Iterator[Running]:
         yield found
     finally:
         found.close()
+
+
+def engines(server: int) -> list[psutil.Process]:
+    """The processes of a server that compute: the last generation of its children."""
+    found = psutil.Process(server).children(recursive=True)
+    parents = {process.ppid() for process in found}
+    return [p for p in found if p.pid not in parents and "resource_tracker" not in _command(p)]
 
 
 def _command(process: psutil.Process) -> str:

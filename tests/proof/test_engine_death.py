@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tests.conformance.life import engines
 from tests.real.cases import case, performance
 from tests.real.fleet import running
-from tests.real.test_faults import worker
 
 
 def test_the_death_is_the_cause_and_not_the_failed_requests(tmp_path, monkeypatch):
@@ -13,7 +13,7 @@ def test_the_death_is_the_cause_and_not_the_failed_requests(tmp_path, monkeypatc
     path = case(tmp_path, "smollm2", performance("perf", 8, 16), tiny=True)
     with running(path, tmp_path, "--rehearse", "--bench", "smoke") as run:
         run.under_load()
-        worker(run).kill()
+        engines(run.pid("server"))[0].kill()
         verdict = run.wait().verdict
     assert (run.process.returncode, verdict["verdict"]) == (1, "crash"), verdict["cause"]
     cause = run.record()["cause"]

@@ -6,9 +6,9 @@ import os
 import signal
 import time
 
-import psutil
 import pytest
 
+from tests.conformance.life import engines
 from tests.real.cases import case, performance
 from tests.real.fleet import FIGURES, Fleet, running
 
@@ -24,15 +24,6 @@ def end(run: Fleet, began: float) -> tuple[int, str, str]:
     return run.process.returncode, run.verdict["verdict"], cause["process"]
 
 
-def worker(run: Fleet) -> psutil.Process:
-    """The process that computes: the last generation of the API server's children."""
-    found = psutil.Process(run.pid("server")).children(recursive=True)
-    parents = {process.ppid() for process in found}
-    return next(
-        p for p in found if p.pid not in parents and "resource_tracker" not in " ".join(p.cmdline())
-    )
-
-
 def test_death_of_an_engine_of_the_api_server_and_a_stop(tmp_path):
     """Three fleets side by side: their servers need nothing of one another."""
     path = case(tmp_path, "smollm2", LONG, tiny=True)
@@ -44,7 +35,7 @@ def test_death_of_an_engine_of_the_api_server_and_a_stop(tmp_path):
     ):
         engine.under_load()
         began = time.monotonic()
-        worker(engine).kill()
+        engines(engine.pid("server"))[0].kill()
         assert end(engine, began) == (1, "crash", "server")
         assert engine.record()["cause"]["exit_code"] == 0
         assert engine.record()["cause"]["phase"] == "bench"
