@@ -57,6 +57,13 @@ def replay(session: nox.Session) -> None:
 
 
 @nox.session
+def doctor(session: nox.Session) -> None:
+    """Say what this machine lacks for each backend: [--for BACKEND]."""
+    install(session, "node", "runner", *backend_extras(session.posargs))
+    run_module(session, "ci.doctor")
+
+
+@nox.session
 def trend(session: nox.Session) -> None:
     """Show how a case did over time: [CASE] [--store DIR] [--plot FILE.svg]."""
     install(session, "node", "report")

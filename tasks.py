@@ -11,4 +11,5 @@ from steps import tasks
 namespace = Collection.from_module(tasks)
 namespace.add_task(runner.hosts_check)
 namespace.add_task(runner.replay)
+namespace.add_task(runner.doctor)
 namespace.add_task(cluster.fetch)

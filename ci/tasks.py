@@ -49,3 +49,14 @@ def replay(
 ) -> None:
     """Run the case of an earlier run again, with the same plan inputs."""
     call("ci.replay", {"run_dir": run_dir, "verbose": verbose}, from_)
+
+
+@task(
+    help={
+        "for": "one backend: rehearsal, local, hosts or k8s; exit code 3 when it cannot be used",
+        "format": "text or json",
+    }
+)
+def doctor(c: Context, for_: str = "", format: str = "text") -> None:
+    """Say what this machine lacks for each backend, and what to do."""
+    call("ci.doctor", {"for": for_, "format": format})

@@ -58,6 +58,7 @@ class Settings:
     kubeconfig_b64: str
     proxy_script: str
     history: str
+    ssh_agent: str
 
 
 def read() -> Settings:
@@ -98,6 +99,7 @@ def read() -> Settings:
         kubeconfig_b64=env.get("KUBECONFIG_B64", ""),
         proxy_script=env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", ""),
         history=env.get("MULTINODE_HISTORY", ""),
+        ssh_agent=env.get("SSH_AUTH_SOCK", ""),
     )
 
 

@@ -1,0 +1,125 @@
+"""doctor: what is lacking is said with what to do; the exit code only speaks for one backend."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from ci import doctor
+
+FOREIGN = ("KUBECONFIG", "KUBECONFIG_B64", "MULTINODE_CONTROL_PORT", "SSH_AUTH_SOCK")
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with nothing but Python: no tools, keys, kubeconfig or cache."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path / "cache"))
+    for name in FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def looks(*backends: str) -> dict[str, doctor.Look]:
+    return {entry.name: entry for entry in doctor.look(backends or doctor.BACKENDS)}
+
+
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+
+
+def test_everything_is_looked_at_and_exit_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    for backend in doctor.BACKENDS:
+        assert f"{backend}: c" in out
+    assert "local: cannot be used here; lacks engine" in out
+    assert "-> Install vLLM" in out
+
+
+@pytest.mark.parametrize(("backend", "code"), [("rehearsal", 0), ("local", 3), ("k8s", 3)])
+def test_the_exit_code_speaks_for_one_backend(
+    backend: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--for", backend]) == code
+    out = capsys.readouterr().out
+    assert ("can be used" if code == 0 else "cannot be used here") in out.splitlines()[-1]
+
+
+def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--for", "local", "--format", "json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert told["usable"] == {"local": False}
+    (engine,) = (entry for entry in told["looks"] if entry["name"] == "engine")
+    assert engine["ok"] is False
+    assert all("local" in entry["backends"] for entry in told["looks"])
+
+
+def test_what_is_put_there_is_found(tmp_path: Path) -> None:
+    assert not looks()["engine"].ok
+    for program in ("vllm", "py-spy", "vllm-router", "ais_bench", "ssh"):
+        put(tmp_path / "bin" / program)
+    put(tmp_path / ".ssh" / "id_ed25519")
+    found = looks()
+    for name in ("engine", "py-spy", "vllm-router", "AISBench", "ssh client", "SSH keys"):
+        assert found[name].ok, found[name]
+    assert found["engine"].found == str(tmp_path / "bin" / "vllm")
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_importable", lambda name: name not in ("fabric", "rich"))
+    found = looks()
+    assert (found["fabric"].ok, found["fabric"].mark) == (False, "LACKS")
+    assert found["packages of the runner side"].found == "no rich"
+    assert found["packages of the node side"].ok
+
+
+def test_little_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "free_bytes", lambda path: 1000)
+    assert not looks("rehearsal")["disk"].ok
+
+
+def test_a_machine_without_loopback_addresses_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from steps.core.errors import InfraError
+
+    def none(port: int) -> str:
+        raise InfraError("no loopback address", "macOS needs an alias.")
+
+    monkeypatch.setattr(doctor.fleet, "free_network", none)
+    found = looks("rehearsal")["loopback network"]
+    assert (found.ok, found.found, found.todo) == (
+        False,
+        "no loopback address",
+        "macOS needs an alias.",
+    )
+
+
+def test_an_api_server_that_is_away_is_said_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kubernetes")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    server = f"http://127.0.0.1:{port}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": {"server": server}}],
+        "users": [{"name": "a", "user": {"token": "t"}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    found = looks("k8s")
+    assert found["kubeconfig"].found == str(tmp_path / "config")
+    assert not found["API server"].ok
+    assert "no answer" in found["API server"].found
