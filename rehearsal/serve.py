@@ -299,8 +299,8 @@ class Front:
                 "AsyncLLM output_handler failed.\nvllm.v1.engine.exceptions.EngineDeadError: "
                 f"{DEAD}",
             )
-        # A lone API server shuts down in good order, as if it had been told to (seen of vLLM 0.32).
-        self._finish(0 if self.args.dp_size == 1 else 1)
+        # A lone API server, or a headless one, shuts down in good order (seen of vLLM 0.32).
+        self._finish(0 if self.args.headless or self.args.dp_size == 1 else 1)
 
     def _finish(self, code: int) -> None:
         self.closing = True
