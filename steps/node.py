@@ -627,6 +627,8 @@ class Program:
             run = self.run
             if number.isdigit() and int(number) < len(run.plan.nodes):
                 node = run.plan.nodes[int(number)]
+                if self.leader:
+                    self.leader.give_up(node.index)
                 run.add_cause(
                     run.cause_of(
                         "lost",

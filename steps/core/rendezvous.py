@@ -191,6 +191,13 @@ class Leader:
         with self._changed:
             return [cause for member in self.members.values() for cause in member.causes]
 
+    def give_up(self, node: int) -> None:
+        """Somebody saw this worker's program end: nobody waits for its answer any more."""
+        with self._changed:
+            if node in self.members:
+                self.members[node].lost = True
+                self._changed.notify_all()
+
     def all_done(self) -> bool:
         """Whether every worker has ended or is lost."""
         return all(member.done or member.lost for member in self.members.values())
