@@ -15,8 +15,8 @@ from tests.conformance.life import engines
 from tests.real.cases import case, performance
 from tests.real.fleet import FIGURES, Fleet, running
 
-#: The smoke client cuts it to 64 tokens: some seconds, in which the fault must come.
-LOAD = performance("perf", 8, 64)
+#: As much as the smoke client takes: 6 s a repetition at its quickest, in which the fault comes.
+LOAD = performance("perf", 32, 64, "repeat: 3")
 
 
 def end(run: Fleet, began: float) -> tuple[int, str, str]:
