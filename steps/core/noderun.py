@@ -18,7 +18,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from steps.core.verdict import first_cause
 POLL = 0.05
 SAY_EVERY = 10.0
 DUMP_SECONDS = 15.0
+#: Who only blames somebody else may have died before the other's end was seen: so long is waited.
+BLAME_SECONDS = 1.0
 #: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
 _DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
@@ -351,24 +353,10 @@ class NodeRun:
         """Leader: call the roll, find the first cause, tell everybody. None is a clean end."""
         assert self.leader is not None
         reported = self.leader.roll_call() if self.plan_size > 1 else []
-        now, wall = time.monotonic(), time.time()
-        found = []
-        if self.supervisor:
-            self.supervisor.check()
-        with self._lock:
-            local = list(self._causes)
-        for entry in reported:
-            cause = records.cause_from(entry)
-            if cause is not None:
-                local.append((cause, float(entry["mono"])))
-        for cause, mono in local:
-            found.append(
-                replace(
-                    cause,
-                    at=round(wall - (now - mono), 4),
-                    seconds=round(mono - self.began, 3),
-                )
-            )
+        found = self._dated(reported)
+        if found and all(cause.consequence for cause in found):
+            self.leader.wait(lambda: len(self._reported()) > len(reported), BLAME_SECONDS)
+            found = self._dated(self._reported())
         first = first_cause(found)
         self.all_causes = tuple(sorted(found, key=lambda c: c.at))
         self.cause = first
@@ -380,6 +368,32 @@ class NodeRun:
             ended={"cause": asdict(first) if first else None},
         )
         return first
+
+    def _reported(self) -> list[dict[str, Any]]:
+        """Every cause the workers told so far."""
+        assert self.leader is not None
+        members = list(self.leader.members.values())
+        return [cause for member in members for cause in member.causes]
+
+    def _dated(self, reported: Iterable[Mapping[str, Any]]) -> list[Cause]:
+        """These causes and our own, by the leader's clock."""
+        if self.supervisor:
+            self.supervisor.check()
+        now, wall = time.monotonic(), time.time()
+        with self._lock:
+            known = list(self._causes)
+        for entry in reported:
+            cause = records.cause_from(entry)
+            if cause is not None:
+                known.append((cause, float(entry["mono"])))
+        return [
+            replace(
+                cause,
+                at=round(wall - (now - mono), 4),
+                seconds=round(mono - self.began, 3),
+            )
+            for cause, mono in known
+        ]
 
     all_causes: tuple[Cause, ...] = ()
 

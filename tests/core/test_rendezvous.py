@@ -338,6 +338,21 @@ def test_a_roll_call_does_not_wait_for_the_lost(fleet: Callable[..., Fleet]) -> 
     assert time.monotonic() - began < 1.0
 
 
+def test_a_roll_call_does_not_wait_for_whom_somebody_saw_end(
+    fleet: Callable[..., Fleet],
+) -> None:
+    made = fleet(3)
+    made.worker(1)
+    made.worker(2)
+    eventually(lambda: made.leader.joined() == [1, 2])
+    made.links[0].close()
+    made.leader.give_up(1)
+    made.leader.give_up(7)
+    began = time.monotonic()
+    assert made.leader.roll_call(30) == []
+    assert time.monotonic() - began < LOST_AFTER
+
+
 def test_a_cause_is_told_at_once(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     link = run.worker(1)
