@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from runs import Ran, rehearse
-
 from tests.faults.table import ROWS, Row
 
 
