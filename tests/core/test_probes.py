@@ -70,7 +70,7 @@ def closed() -> str:
         (http(503), False, "HTTP 503"),  # not ready, whatever others say
         (http(404), False, "HTTP 404"),
         (http(302), False, "HTTP 302"),
-        (b"", False, "RemoteDisconnected"),
+        (b"", False, "onnect"),  # RemoteDisconnected or ConnectionResetError, as the kernel likes
         (b"SSH-2.0-OpenSSH\r\n", False, "BadStatusLine"),
         (b"\x00\xff" * 100, False, ""),
         (b"HTTP/1.1 abc\r\n\r\n", False, ""),
@@ -124,7 +124,7 @@ def choice(**message: Any) -> dict[str, Any]:
         (http(200, b"\xff\xfe"), "", "no completion"),
         (http(503, b"busy"), "", "HTTP 503: busy"),
         (http(400, b"bad"), "", "HTTP 400"),
-        (b"", "", "RemoteDisconnected"),
+        (b"", "", "onnect"),  # RemoteDisconnected or ConnectionResetError
         (b"garbage\r\n\r\n", "", "BadStatusLine"),
     ],
 )
