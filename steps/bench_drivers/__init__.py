@@ -57,6 +57,32 @@ class Measurement:
     skipped: str = ""
 
 
+@dataclass
+class Sample:
+    """One request, a line of ``requests.jsonl`` whichever driver sent it.
+
+    Times in seconds from its start, ``begun`` from the load's.
+    """
+
+    index: int
+    begun: float = 0.0
+    ttft: float = 0.0
+    e2el: float = 0.0
+    itl: list[float] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    finish: str = ""
+    text: str = ""
+    error: str = ""
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per output token after the first; None with fewer than two."""
+        if self.output_tokens < 2:
+            return None
+        return (self.e2el - self.ttft) / (self.output_tokens - 1)
+
+
 def driver(name: str) -> Callable[[NodeRun, Job], Measurement]:
     """The ``measure`` function of a driver; imported when it is asked for."""
     measure: Callable[[NodeRun, Job], Measurement] = importlib.import_module(DRIVERS[name]).measure

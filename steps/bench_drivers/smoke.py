@@ -17,11 +17,11 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement, generation
+from steps.bench_drivers import Job, Measurement, Sample, generation
 from steps.core.noderun import NodeRun
 from steps.core.records import Check
 
@@ -31,29 +31,6 @@ _WORDS = (
     "count", "apples", "train", "river", "seven", "market", "window", "garden", "letter", "stone",
     "ticket", "candle", "bridge", "school", "winter", "orange",
 )  # fmt: skip
-
-
-@dataclass
-class Sample:
-    """One request; times in seconds from its start, ``begun`` from the load's."""
-
-    index: int
-    begun: float = 0.0
-    ttft: float = 0.0
-    e2el: float = 0.0
-    itl: list[float] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    finish: str = ""
-    text: str = ""
-    error: str = ""
-
-    @property
-    def tpot(self) -> float | None:
-        """Seconds per output token after the first; None with fewer than two."""
-        if self.output_tokens < 2:
-            return None
-        return (self.e2el - self.ttft) / (self.output_tokens - 1)
 
 
 class _BadAnswer(Exception):

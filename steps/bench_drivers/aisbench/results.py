@@ -18,12 +18,12 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from steps.bench_drivers import Measurement
+from steps.bench_drivers import Measurement, Sample
 from steps.core.case import Benchmark
 from steps.core.records import Check
 
@@ -48,28 +48,12 @@ GAPS_KEPT = 200_000
 TEXT_KEPT = 2000
 
 
-@dataclass
-class Row:
-    """One request, as the smoke driver writes it; times in seconds."""
-
-    index: int
-    begun: float = 0.0
-    ttft: float = 0.0
-    e2el: float = 0.0
-    itl: list[float] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    finish: str = ""
-    text: str = ""
-    error: str = ""
-
-
 @dataclass(frozen=True)
 class Found:
     """The measurement and its requests."""
 
     measurement: Measurement
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Sample, ...] = ()
 
 
 def read(
@@ -163,26 +147,26 @@ def _performance(run: _Run, benchmark: Benchmark) -> Found:
     return Found(Measurement(metrics, requests, checks), rows)
 
 
-def _answered(row: Row, wanted: int) -> bool:
+def _answered(row: Sample, wanted: int) -> bool:
     """Whether there is an answer; a single token asked for may well have no text of its own."""
     return bool(row.text.strip()) or (wanted == 1 and row.output_tokens == 1)
 
 
-def _cut(row: Row, wanted: int, exact: bool) -> bool:
+def _cut(row: Sample, wanted: int, exact: bool) -> bool:
     """Whether an answer stopped early; one whose token count never came did so in mid-stream."""
     return row.output_tokens != wanted if exact else row.output_tokens == 0
 
 
-def _short(row: Row, benchmark: Benchmark, exact: bool) -> str:
+def _short(row: Sample, benchmark: Benchmark, exact: bool) -> str:
     if row.output_tokens == 0:
         return "its token count never came: the stream broke off"
     return f"{row.output_tokens} tokens" + (f" of {benchmark.max_out_len}" if exact else "")
 
 
-def _rows(lines: Sequence[Mapping[str, Any]], databases: Path) -> tuple[Row, ...]:
+def _rows(lines: Sequence[Mapping[str, Any]], databases: Path) -> tuple[Sample, ...]:
     """A row a request, in the order of the questions, with times where the database has them."""
     times: dict[str, dict[int, list[float]]] = {}
-    paired: list[tuple[Row, list[float]]] = []
+    paired: list[tuple[Sample, list[float]]] = []
     for line in lines:
         name = str(line.get("db_name") or "")
         if name and name not in times:
@@ -190,7 +174,7 @@ def _rows(lines: Sequence[Mapping[str, Any]], databases: Path) -> tuple[Row, ...
         points = line.get("time_points")
         ref = points.get("__db_ref__") if isinstance(points, dict) else None
         error = "" if line.get("success") else str(line.get("error_info") or "failed")
-        row = Row(
+        row = Sample(
             index=int(line.get("id", len(paired))),
             input_tokens=int(line.get("input_tokens") or 0),
             output_tokens=int(line.get("output_tokens") or 0),
@@ -238,7 +222,7 @@ def _array(blob: bytes) -> list[float]:
         return []
 
 
-def _lost(failed: Iterable[Mapping[str, Any]], rows: Iterable[Row]) -> list[str]:
+def _lost(failed: Iterable[Mapping[str, Any]], rows: Iterable[Sample]) -> list[str]:
     """Failures that only the list of failures knows."""
     known = {row.index for row in rows if row.error}
     return [
@@ -312,8 +296,8 @@ def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
     return Found(Measurement(metrics, requests, checks), rows)
 
 
-def _answer(line: Mapping[str, Any], error: str) -> Row:
-    return Row(int(line.get("id", 0)), text=_text(line.get("prediction")), error=error)
+def _answer(line: Mapping[str, Any], error: str) -> Sample:
+    return Sample(int(line.get("id", 0)), text=_text(line.get("prediction")), error=error)
 
 
 def _score(run: _Run) -> tuple[float | None, str]:
@@ -334,7 +318,7 @@ def _score(run: _Run) -> tuple[float | None, str]:
 # Both
 
 
-def write_requests(path: Path, rows: Iterable[Row], *, keep_text: bool) -> None:
+def write_requests(path: Path, rows: Iterable[Sample], *, keep_text: bool) -> None:
     """One JSON line a request, in the smoke driver's shape; long texts are shortened."""
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
@@ -364,7 +348,7 @@ def _count(name: str, said: Sequence[str]) -> Check:
     return Check(name, "fail", f"{len(said)}, the first: {said[0][:300]}")
 
 
-def _told(row: Row, what: str) -> str:
+def _told(row: Sample, what: str) -> str:
     return f"request {row.index}: {what}"
 
 
