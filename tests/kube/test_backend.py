@@ -317,7 +317,7 @@ def test_a_token_that_expires_is_read_again(kube: KubeDouble, tmp_path: Path) ->
 def test_no_api_server_at_all_is_said_plainly(tmp_path: Path) -> None:
     with KubeDouble(tmp_path / "kube") as kube:
         env = fleet.environment(kube)
-    with fleet.start(kube, tmp_path / "user", env={**env, "MULTINODE_API_PATIENCE": "2"}) as s:
+    with fleet.start(kube, tmp_path / "user", env=env) as s:
         done = s.finish(120)
     assert done.code == 3, done.text
     assert "Traceback" not in done.text
