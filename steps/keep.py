@@ -281,8 +281,9 @@ class Keeper:
                 self._node.stdin.flush()
         if message.get("bye"):
             self._bye = True
-            self._expire()
+            # Killed before its input closes: it shall not begin an end of its own in between.
             self._kill_node()
+            self._expire()
 
     def _follow(self, client: Client) -> None:
         """Pass on what is new since the position the client has."""
