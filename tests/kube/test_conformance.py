@@ -116,6 +116,12 @@ def run_all(stage: Stage) -> dict[str, dict[str, Any]]:
     return made
 
 
+def _probed(stage: Stage, namespace: str) -> list[str]:
+    """The pods whose readiness probe has failed."""
+    events = condense.condense(stage.rows(namespace))["events"]
+    return [about for about, told in events.items() if any(" Unhealthy " in line for line in told)]
+
+
 def _script(stage: Stage, name: str, namespace: str, recorded: dict[str, Any]) -> Iterator[None]:
     """One scenario as its recording had it: create, wait for the states before the deletion,
     delete, wait for the end."""
@@ -129,6 +135,8 @@ def _script(stage: Stage, name: str, namespace: str, recorded: dict[str, Any]) -
             lws = body["metadata"]["name"]
     if name == "worker-pod-deleted":
         yield from _until(lambda: len(re.findall("Running", _states(stage, namespace))) >= 2)
+        # the recorded pods had been probed once before one of them was deleted
+        yield from _until(lambda: len(_probed(stage, namespace)) == 2)
         assert (
             stage.ask("DELETE", f"/api/v1/namespaces/{namespace}/pods/{lws}-0-1").json()["kind"]
             == "Pod"

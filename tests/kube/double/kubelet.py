@@ -557,7 +557,7 @@ class Worker:
         failures = successes = 0
         while process.code is None:
             good, words = await self._check(container, probe)
-            if process.code is not None:
+            if process.code is not None or self.terminating:
                 return
             failures, successes = (0, successes + 1) if good else (failures + 1, 0)
             if not good:
