@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def main() -> None:
                 if ran.code:
                     cause = ran.verdict["cause"] or {}
                     alarms.append(f"run {number}: {ran.verdict['verdict']}: {cause.get('reason')}")
+                    print(alarms[-1], file=sys.stderr, flush=True)
                 else:
                     excess.append(stop_excess(ran))
     finally:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from steps.core import cli
+from steps.core import cli, vllmargs
 from steps.core.noderun import NodeRun, StepFailed
 from steps.core.plan import NodePlan, Plan, Process
 from steps.core.records import Check
@@ -28,6 +28,8 @@ REQUESTS = "vllm:request_success_total"
 TOKENS = "vllm:prompt_tokens_by_source_total"
 #: The connector that hands KV over in files; real engines count it as any other.
 BY_FILES = "ExampleConnector"
+#: vLLM's default block size in tokens on CPUs and NPUs; on other devices it is smaller.
+LARGEST_BLOCK = 128
 #: Fewer requests than this for each engine prove nothing about an idle one.
 ENOUGH = 2
 
@@ -161,23 +163,51 @@ def _engines(told: list[Served]) -> Iterator[Check]:
 
 def _sides(told: list[Served]) -> Iterator[Check]:
     """The decoders' prompt tokens came from the prefillers, not from themselves."""
-    decoders = [entry for entry in told if entry.node.side == "decoder"]
+    decoders = [entry for entry in told if entry.node.side == "decoder" and entry.tokens]
+    if not decoders:
+        yield Check("handoff", "skipped", f"no decoder tells {TOKENS}")
+        return
     tokens: dict[str, float] = defaultdict(float)
     for entry in decoders:
         for source, count in entry.tokens.items():
             tokens[source] += count
-    if not tokens:
-        yield Check("handoff", "skipped", f"no decoder tells {TOKENS}")
-        return
-    external = tokens.get("external_kv_transfer", 0.0)
-    local = tokens.get("local_compute", 0.0)
-    detail = ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
-    if external == 0:
-        yield Check("handoff", "fail", f"no prompt token reached a decoder as KV ({detail})")
-    elif local > external:
-        yield Check("handoff", "fail", f"the decoders computed most prompts themselves ({detail})")
+    wrong = [why for entry in decoders for why in _computed(entry)]
+    if not tokens.get("external_kv_transfer"):
+        reason = f"no prompt token reached a decoder as KV ({_listed(tokens)})"
+        yield Check("handoff", "fail", reason)
+    elif wrong:
+        yield Check("handoff", "fail", "; ".join(wrong))
     else:
-        yield Check("handoff", "pass", f"prompt tokens on the decoders: {detail}")
+        yield Check("handoff", "pass", f"prompt tokens on the decoders: {_listed(tokens)}")
+
+
+def _computed(decoder: Served) -> Iterator[str]:
+    """What a decoder computed itself, where it is more than a connector of whole blocks leaves."""
+    external = decoder.tokens.get("external_kv_transfer", 0.0)
+    local = decoder.tokens.get("local_compute", 0.0)
+    remainder = _block(decoder.process) - 1
+    if not sum(decoder.tokens.values()):
+        return
+    told = f"({_listed(decoder.tokens)})"
+    if not external:
+        yield f"{decoder.name}: no prompt token reached it as KV {told}"
+    elif local > external:
+        yield f"{decoder.name}: it computed most prompts itself {told}"
+    elif local > remainder * sum(decoder.requests.values()):
+        yield (
+            f"{decoder.name}: it computed more of the prompts itself than the at most {remainder} "
+            f"tokens a request that a connector of whole blocks leaves {told}"
+        )
+
+
+def _block(server: Process) -> int:
+    """Tokens of a KV block of a server."""
+    given = vllmargs.value(server.argv, "--block-size") or ""
+    return int(given) if given.isdigit() and int(given) else LARGEST_BLOCK
+
+
+def _listed(tokens: Mapping[str, float]) -> str:
+    return ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
 
 
 main = cli.step("prove", __doc__, run, hold=False)

@@ -274,7 +274,7 @@ KV = {"external_kv_transfer": 90.0, "local_compute": 10.0}
             "fail",
             "pass",
         ),
-        (counters({"0": 8}, {}), counters({"0": 0}, KV), "pass", "fail"),
+        (counters({"0": 8}, {}), counters({"0": 0}, {}), "skipped", "fail"),
         (counters({"0": 8}, {}), counters({"0": 50, "1": 0}, KV), "pass", "fail"),
         (counters({"0": 8}, {}), counters({"0": 2, "1": 0}, KV), "pass", "skipped"),
         (counters({"0": 8}, {}), "nothing of ours", "skipped", "skipped"),
@@ -285,6 +285,30 @@ def test_traffic_and_handoff(prefill: str, decode: str, handoff: str, traffic: s
     assert found["handoff"] == handoff
     decoder = [status for name, status in found.items() if "node-1" in name or "decoder" in name]
     assert decoder == [traffic]
+
+
+@pytest.mark.parametrize(
+    ("block", "tokens", "told"),
+    [
+        ("32", {"external_kv_transfer": 288, "local_cache_hit": 32, "local_compute": 124}, ""),
+        ("32", {"external_kv_transfer": 500, "local_compute": 187}, "at most 31 tokens"),
+        ("", {"external_kv_transfer": 500, "local_compute": 187}, ""),
+        ("32", {"external_kv_transfer": 10, "local_compute": 11}, "most prompts"),
+        ("32", {"local_compute": 11}, "no prompt token reached"),
+    ],
+)
+def test_a_decoder_computes_less_than_a_block_of_each_prompt(
+    block: str, tokens: dict[str, float], told: str
+) -> None:
+    (node, process), *_ = [(n, p) for n, p in PLAN.servers() if n.side == "decoder"]
+    process = replace(process, argv=(*process.argv, *(("--block-size", block) if block else ())))
+    good = prove.Served(node, process, {"0": 6}, {"external_kv_transfer": 9}, True)
+    bad = prove.Served(node, process, {"0": 6}, tokens, True)
+    alone, beside = prove.judge(PLAN, [bad]), prove.judge(PLAN, [good, bad])
+    (found,) = [check for check in alone if check.name == "handoff"]
+    assert (found.status, told in found.detail) == ("fail" if told else "pass", True)
+    (found,) = [check for check in beside if check.name == "handoff"]
+    assert found.status == ("fail" if told else "pass")
 
 
 # JUnit
