@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import urllib3
 import yaml
@@ -96,10 +96,10 @@ class Api:
 
         configuration, self.namespace = self._load()
         configuration.connection_pool_maxsize = 8
-        if not configuration.socket_options:
-            configuration.socket_options = _keep_alive()
         self.configuration = configuration
         self._pool: Any = RESTClientObject(configuration).pool_manager
+        # Not every release of the client has a setting for it.
+        self._pool.connection_pool_kw["socket_options"] = _keep_alive()
         self._loaded = time.monotonic()
 
     def _renew(self) -> None:
@@ -222,13 +222,19 @@ class Api:
     # Streams
 
     def lines(
-        self, target: str, query: Mapping[str, Any], read: float, stop: Callable[[], bool]
+        self,
+        target: str,
+        query: Mapping[str, Any],
+        read: float,
+        stop: Callable[[], bool],
+        opened: Callable[[], None] = lambda: None,
     ) -> Iterator[bytes]:
         """The lines of an answer that is still being written; the last may be torn off.
 
         Args:
             read: seconds of silence after which the connection counts as dead.
             stop: asked between chunks.
+            opened: called when the answer begins, be it ever so long until its first line.
 
         Raises:
             ApiError: it is refused, or the connection breaks.
@@ -246,6 +252,7 @@ class Api:
                 if answer.status == 401:
                     self._renew()
                 raise _refused(answer.status, answer.headers, answer.data)
+        opened()
         rest = b""
         try:
             with _no_answer():
@@ -286,7 +293,8 @@ class Api:
                     timeout=CONNECT + 10,
                     header=auth,
                     subprotocols=["v4.channel.k8s.io"],
-                    sslopt={"context": _tls(self.configuration)} if url[:3] == "wss" else {},
+                    sslopt=_tls_options(self.configuration) if url[:3] == "wss" else {},
+                    **_proxy(self.configuration),
                     skip_utf8_validation=True,
                     enable_multithread=False,
                     suppress_origin=True,
@@ -413,12 +421,36 @@ def _keep_alive() -> list[tuple[int, int, int]]:
     return [(int(level), int(option), int(value)) for level, option, value in found]
 
 
-def _tls(configuration: Any) -> ssl.SSLContext:
+def _proxy(configuration: Any) -> dict[str, Any]:
+    """The kubeconfig's proxy, for websockets, which know only the environment's."""
+    parts = urlsplit(configuration.proxy or "")
+    if not parts.hostname:
+        return {}
+    direct = (configuration.no_proxy or "").replace(" ", "")
+    found: dict[str, Any] = {
+        "http_proxy_host": parts.hostname,
+        "http_proxy_port": parts.port or (443 if parts.scheme == "https" else 80),
+        "http_no_proxy": direct.split(",") if direct else [],
+        "proxy_type": parts.scheme if parts.scheme.startswith("socks") else "http",
+    }
+    if parts.username:
+        found["http_proxy_auth"] = unquote(parts.username), unquote(parts.password or "")
+    return found
+
+
+def _tls_options(configuration: Any) -> dict[str, Any]:
     """The connection pool's TLS settings, for websockets."""
+    name = configuration.tls_server_name
+    return {"context": _tls(configuration), **({"server_hostname": name} if name else {})}
+
+
+def _tls(configuration: Any) -> ssl.SSLContext:
     context = ssl.create_default_context(
         cafile=configuration.ssl_ca_cert or None,
         cadata=getattr(configuration, "ca_cert_data", None) or None,
     )
+    if configuration.assert_hostname is False:
+        context.check_hostname = False
     if not configuration.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -40,6 +40,7 @@ class Watch:
         self.trouble = ""
         self.silent_since = 0.0
         self._from_now = from_now
+        self._open = False
         self._known: dict[str, Json] = {}
         self._version = ""
         self._over = threading.Event()
@@ -60,6 +61,7 @@ class Watch:
     def _main(self) -> None:
         delay = 0.1
         while not self._over.is_set():
+            self._open = False
             try:
                 if not self._version:
                     self._list()
@@ -70,9 +72,11 @@ class Watch:
                     self._version = ""
                     self._over.wait(0.05)
                     continue
-                if not self.trouble:
-                    self.silent_since = time.monotonic()
-                self.trouble = str(error)
+                # What was open and is cut is opened again; only a refusal to open is trouble.
+                if not self._open or error.code:
+                    if not self.trouble:
+                        self.silent_since = time.monotonic()
+                    self.trouble = str(error)
                 self._over.wait(max(delay, error.retry_after))
                 delay = min(delay * 2, 2.0)
 
@@ -107,7 +111,10 @@ class Watch:
             "resourceVersion": self._version,
             "timeoutSeconds": WATCH_SECONDS,
         }
-        for line in self.api.lines(self.target, query, WATCH_SECONDS + 15, self._over.is_set):
+        # Answered as soon as it is open: where nothing happens, the first line may take minutes,
+        # and what stands between us may cut it before.
+        over, silence = self._over.is_set, WATCH_SECONDS + 15
+        for line in self.api.lines(self.target, query, silence, over, self._opened):
             self._answered()
             try:
                 event = json.loads(line)
@@ -131,6 +138,10 @@ class Watch:
             self._known[uid] = slim
         if not self._over.is_set():
             self.change(kind, item)
+
+    def _opened(self) -> None:
+        self._open = True
+        self._answered()
 
     def _answered(self) -> None:
         self.trouble, self.silent_since = "", 0.0

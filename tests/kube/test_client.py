@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from k8s import client
 from k8s.client import Api, ApiError
@@ -122,3 +126,125 @@ def test_a_watch_misses_nothing_over_drops_and_lost_history(kube: KubeDouble) ->
     finally:
         watch.close()
     assert len(seen) == len(set(seen)), "nothing is told twice"
+
+
+class Cutter:
+    """An API of which every watch is opened and cut before its first line, as idle ones are."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def ask(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"metadata": {"resourceVersion": "1"}, "items": []}
+
+    def lines(self, *arguments: Any) -> Any:
+        arguments[-1]()
+        self.opened += 1
+        raise ApiError(0, "", "IncompleteRead: 0 bytes read")
+        yield b""
+
+
+def test_a_watch_that_is_cut_while_nothing_happens_is_no_silence() -> None:
+    api: Any = Cutter()
+    watch = Watch(api, "/x", lambda kind, item: None).start()
+    troubles = set()
+    try:
+        fleet.await_(lambda: troubles.add(watch.trouble) or api.opened > 3)
+    finally:
+        watch.close()
+    assert troubles == {""}
+    assert not watch.silent_since
+
+
+def test_connections_are_kept_alive_whatever_the_clients_release(kube: KubeDouble) -> None:
+    """Releases before 36 have no setting for socket options; asking for one is an error there."""
+    api = connected({"KUBECONFIG": str(kube.kubeconfig())})
+    options = api._pool.connection_pool_kw["socket_options"]
+    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in options
+    assert not getattr(api.configuration, "socket_options", None)
+
+
+class Tunnel(threading.Thread):
+    """A proxy with one destination, whatever it is asked for."""
+
+    def __init__(self, destination: tuple[str, int]) -> None:
+        super().__init__(daemon=True)
+        self.destination = destination
+        self.asked: list[bytes] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += near.recv(4096)
+                self.asked.append(head.split(b"\r\n")[0])
+                far = socket.create_connection(self.destination)
+                near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=(one, other), daemon=True).start()
+
+    def pump(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_proxy_and_a_server_name_of_the_kubeconfig_hold_for_commands_too(tmp_path: Path) -> None:
+    with KubeDouble(tmp_path / "kube", tls=True) as kube:
+        address = urlsplit(kube.url)
+        tunnel = Tunnel((str(address.hostname), int(address.port or 0)))
+        tunnel.start()
+        document = yaml.safe_load(kube.kubeconfig().read_text())
+        document["clusters"][0]["cluster"] |= {
+            "server": "https://api.behind.invalid:6443",
+            "proxy-url": f"http://127.0.0.1:{tunnel.port}",
+            "tls-server-name": address.hostname,
+        }
+        text = base64.b64encode(yaml.safe_dump(document).encode()).decode()
+        api = connected({"KUBECONFIG_B64": text})
+        kube.create(sleeper())
+        fleet.await_(lambda: kube.pods()[0]["status"]["phase"] == "Running")
+        assert api.items(client.path("rec", "pods"))
+        assert api.run("rec", "x-0", "node", ["echo", "out"]) == (0, "out\n")
+        assert {line.split()[1] for line in tunnel.asked} == {b"api.behind.invalid:6443"}
+        assert len(tunnel.asked) >= 2, "one for requests, one for the command"
+        tunnel.listener.close()
+
+
+def test_the_account_of_the_pod_we_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token, CA and namespace from files; a token that is renewed on disk is read again."""
+    from kubernetes.config import incluster_config
+
+    with KubeDouble(tmp_path / "kube", tls=True) as kube:
+        account = tmp_path / "account"
+        account.mkdir()
+        document = yaml.safe_load(kube.kubeconfig().read_text())
+        authority = document["clusters"][0]["cluster"]["certificate-authority-data"]
+        (account / "ca.crt").write_bytes(base64.b64decode(authority))
+        (account / "token").write_text(document["users"][0]["user"]["token"])
+        (account / "namespace").write_text("rec\n")
+        monkeypatch.setattr(client, "_ACCOUNT", account)
+        token, ca = str(account / "token"), str(account / "ca.crt")
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", token)
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", ca)
+        address = urlsplit(kube.url)
+        env = {
+            "HOME": str(tmp_path),
+            "KUBERNETES_SERVICE_HOST": str(address.hostname),
+            "KUBERNETES_SERVICE_PORT": str(address.port),
+        }
+        api = connected(env)
+        assert (api.namespace, api.items(client.path("rec", "pods"))) == ("rec", [])
+        rule = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
+        kube.add_token("fresh", "admin", {"rules": [rule]})
+        kube.expire_token()
+        (account / "token").write_text("fresh")
+        with mock.patch.dict(os.environ, env), mock.patch.object(api, "_loaded", -10.0):
+            assert api.items(client.path("rec", "pods")) == []
