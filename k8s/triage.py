@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from k8s.client import Json
-from k8s.manifest import Names
+from k8s.manifest import CONTAINER, Names
 
 #: A container that waits for one of these does not start by itself.
 DOOMED = {
@@ -35,7 +35,17 @@ DOOMED = {
     "CrashLoopBackOff": "Look at the pod's previous log.",
 }
 #: Seconds for which a trouble that rarely passes by itself is given a chance.
-MOUNT_PATIENCE, CLAIM_PATIENCE, CREATE_PATIENCE = 5.0, 30.0, 30.0
+MOUNT_PATIENCE, CLAIM_PATIENCE, CREATE_PATIENCE, PULL_PATIENCE = 5.0, 30.0, 30.0, 300.0
+#: Words of a registry or a kubelet that is busy, after which the kubelet's next try may succeed.
+_BUSY = re.compile(
+    r"QPS exceeded|connection reset|unexpected EOF|TLS handshake timeout|too ?many ?requests"
+    r"|\b50[0234] |timed out waiting for the condition|context deadline exceeded",
+    re.IGNORECASE,
+)
+#: What a runtime or a shell says of a program that is not there or cannot be run.
+_NO_PROGRAM = (126, 127, 128)
+_IMAGE = ("ErrImagePull", "ImagePullBackOff")
+_MOUNTS = ("FailedMount", "FailedAttachVolume")
 _NEVER_CREATED = re.compile(
     r"exceeded quota|is forbidden|is invalid|Invalid value|Unsupported value"
 )
@@ -125,7 +135,9 @@ class Triage:
             text = f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
             self._die(index, f"pod {name} failed: {text or 'no reason given'}")
         for container in status.get("containerStatuses") or []:
-            self._container(index, seen, name, pod, container)
+            # Others were put beside ours by somebody's admission webhook.
+            if container["name"] == CONTAINER:
+                self._container(index, seen, pod, container, now)
         if (seen.scheduled, seen.running, seen.waiting) != before:
             seen.since = now
 
@@ -137,7 +149,8 @@ class Triage:
             elif condition["type"] == "Ready":
                 seen.ready = condition["status"] == "True"
 
-    def _container(self, index: int, seen: Seen, name: str, pod: Json, entry: Json) -> None:
+    def _container(self, index: int, seen: Seen, pod: Json, entry: Json, now: float) -> None:
+        name = pod["metadata"]["name"]
         state, last = entry.get("state") or {}, entry.get("lastState") or {}
         seen.running = "running" in state
         seen.started = seen.started or seen.running
@@ -150,8 +163,15 @@ class Triage:
             self._die(index, f"the container of pod {name} was started again")
         elif seen.waiting in DOOMED:
             words = " ".join((waiting.get("message") or "").split())
-            text = f"pod {name} cannot start: {seen.waiting}{': ' if words else ''}{words}"
-            self._die(index, text, DOOMED[seen.waiting])
+            text = f"{seen.waiting}{': ' if words else ''}{words}"
+            kind = _IMAGE[0] if seen.waiting in _IMAGE else seen.waiting
+            # Older kubelets' back-off does not repeat why.
+            backing_off = seen.waiting == _IMAGE[1] and kind in seen.troubles
+            if _BUSY.search(words) or backing_off:
+                first, before = seen.troubles.get(kind, (now, text))
+                seen.troubles[kind] = first, before if backing_off else text
+            else:
+                self._die(index, f"pod {name} cannot start: {text}", DOOMED[seen.waiting])
 
     def _ended(self, index: int, name: str, pod: Json, entry: Json, ended: Json) -> None:
         code, why = ended.get("exitCode"), ended.get("reason", "")
@@ -166,6 +186,8 @@ class Triage:
             signal = "SIGKILL"
         elif why not in ("Error", "Completed", ""):
             text += f" ({why})"
+        if code in _NO_PROGRAM and not self.pods[index].started:
+            hint = DOOMED["RunContainerError"]
         if ended.get("message"):
             text += f": {' '.join(ended['message'].split())[:500]}"
         at = epoch(ended.get("finishedAt"))
@@ -199,11 +221,14 @@ class Triage:
         seen = self.pods.get(index) if index is not None else None
         if seen is None or (seen.uid and about.get("uid") not in (None, "", seen.uid)):
             return
-        if reason == "Pulling":
-            seen.pulling, seen.since = text, now
-        elif reason == "Pulled":
-            seen.pulling = ""
-        elif reason in ("FailedMount", "FailedAttachVolume", "FailedScheduling"):
+        if reason in ("Pulling", "Pulled", "Created"):
+            # Volumes come before the image; each stage has its own time.
+            for mount in _MOUNTS:
+                seen.troubles.pop(mount, None)
+            seen.pulling, seen.since = text if reason == "Pulling" else "", now
+            if reason != "Pulling":
+                seen.troubles.clear()
+        elif reason in (*_MOUNTS, "FailedScheduling"):
             first, _ = seen.troubles.get(reason, (now, ""))
             seen.troubles[reason] = first, text
         elif reason in ("Scheduled", "Started"):
@@ -251,6 +276,10 @@ class Triage:
                 claim = "persistentvolumeclaim" in text and "not found" in text
                 unbound = "unbound" in text and "PersistentVolumeClaim" in text
                 hopeless = (claim and age > MOUNT_PATIENCE) or (unbound and age > CLAIM_PATIENCE)
+            elif reason in DOOMED:
+                if age > (PULL_PATIENCE if reason in _IMAGE else CREATE_PATIENCE):
+                    return Finding(index, f"pod {pod} cannot start: {text}", DOOMED[reason])
+                continue
             else:
                 absent = _ABSENT.search(text)
                 hopeless = age > (MOUNT_PATIENCE if absent else self.budgets["starting"])
@@ -281,8 +310,9 @@ class Triage:
             trouble = seen.troubles.get("FailedScheduling", (0.0, ""))[1] or seen.unscheduled
             return "scheduling", f"pod {pod} is not scheduled: {trouble or 'no reason given yet'}"
         if seen.pulling:
-            return "pulling", f"pod {pod}: {seen.pulling}"
-        words = "; ".join(text for _, text in seen.troubles.values())
+            busy = "".join(f"; {text}" for text in _texts(seen))
+            return "pulling", f"pod {pod}: {seen.pulling}{busy}"
+        words = "; ".join(_texts(seen))
         return "starting", f"pod {pod}: {words or seen.waiting or 'container is being created'}"
 
     def waiting_for(self) -> str:
@@ -307,6 +337,10 @@ class Triage:
         """Nodes whose container runs."""
         gone = self.gone()
         return [i for i, seen in self.pods.items() if seen.running and i not in gone]
+
+
+def _texts(seen: Seen) -> list[str]:
+    return [text for _, text in seen.troubles.values()]
 
 
 def epoch(text: Any) -> float:

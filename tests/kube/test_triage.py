@@ -205,3 +205,87 @@ def test_the_earliest_death_counts() -> None:
     finding = triage.finding(3.0)
     assert finding is not None
     assert finding.node == 1
+
+
+def waiting(reason: str, message: str) -> tuple[str, dict[str, Any]]:
+    text = f"Pending PodScheduled=True [node: waiting {reason} {message}; last -; restarts 0; "
+    return pod("x-0", "u", f"{text}ready False; started False]")
+
+
+def told(triage: Triage, reason: str, message: str, at: float) -> None:
+    where = {"kind": "Pod", "name": "x-0"}
+    triage.event({"reason": reason, "message": message, "involvedObject": where}, at)
+
+
+def test_a_long_pull_does_not_use_up_the_time_to_start() -> None:
+    """The image came after 50 of 60 s; the container has its own 30 s from then on."""
+    triage = Triage(Names("x", "rec"), 1, BUDGETS, 0.0)
+    triage.pod(*waiting("ContainerCreating", ""), 1.0)
+    told(triage, "Pulling", 'Pulling image "big"', 1.5)
+    assert triage.finding(50.0) is None
+    told(triage, "Pulled", 'Successfully pulled image "big" in 50s', 51.5)
+    assert triage.finding(52.0) is None
+    late = triage.finding(90.0)
+    assert late is not None
+    assert "starting took over 30 s" in late.reason
+
+
+def test_a_mount_that_came_late_is_forgotten_when_the_image_is_pulled() -> None:
+    triage = Triage(Names("x", "rec"), 1, BUDGETS, 0.0)
+    triage.pod(*waiting("ContainerCreating", ""), 1.0)
+    told(triage, "FailedMount", 'MountVolume.SetUp failed: configmap "late" not found', 1.0)
+    told(triage, "Pulling", 'Pulling image "big"', 3.0)
+    assert triage.finding(40.0) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pull QPS exceeded",
+        "failed to copy: read tcp 10.0.0.1:5: read: connection reset by peer",
+        "unexpected status from HEAD request to https://quay.io/v2: 503 Service Unavailable",
+        "failed to pull: toomanyrequests: You have reached your pull rate limit",
+    ],
+)
+def test_a_busy_registry_is_asked_again_for_a_while(words: str) -> None:
+    triage = Triage(Names("x", "rec"), 1, {**BUDGETS, "pulling": 1800.0}, 0.0)
+    told(triage, "Pulling", 'Pulling image "big"', 1.0)
+    triage.pod(*waiting("ErrImagePull", words), 2.0)
+    triage.pod(*waiting("ImagePullBackOff", 'Back-off pulling image "big"'), 3.0)
+    assert triage.finding(200.0) is None
+    assert words in triage.waiting_for()
+    late = triage.finding(310.0)
+    assert late is not None
+    assert words in late.reason
+    told(triage, "Pulling", 'Pulling image "big"', 311.0)
+    told(triage, "Pulled", "", 312.0)
+    assert triage.finding(330.0) is None
+
+
+def test_a_back_off_without_a_reason_is_doomed_when_nothing_says_busy() -> None:
+    triage = Triage(Names("x", "rec"), 1, BUDGETS, 0.0)
+    triage.pod(*waiting("ImagePullBackOff", 'Back-off pulling image "none"'), 3.0)
+    assert triage.finding(3.0) is not None
+
+
+def test_a_container_that_somebody_put_beside_ours_is_not_ours() -> None:
+    triage = Triage(Names("x", "rec"), 1, BUDGETS, 0.0)
+    running = "Running [node: running; last -; restarts 0; ready False; started True]"
+    kind, item = pod("x-0", "u", running)
+    ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    sidecar = {"name": "istio-proxy", "restartCount": 2, "state": ended, "lastState": {}}
+    item["status"]["containerStatuses"].append(sidecar)
+    triage.pod(kind, item, 1.0)
+    assert triage.finding(2.0) is None
+    assert triage.alive() == [0]
+
+
+def test_an_image_without_the_interpreter_says_so() -> None:
+    triage = Triage(Names("x", "rec"), 1, BUDGETS, 0.0)
+    message = 'exec: "python3": executable file not found in $PATH'
+    text = f"Pending [node: terminated StartError 128 {message}; last -; restarts 0; "
+    triage.pod(*pod("x-0", "u", f"{text}ready False; started False]"), 1.0)
+    finding = triage.finding(1.0)
+    assert finding is not None
+    assert "executable file not found" in finding.reason
+    assert "`python` in the profile" in finding.hint
