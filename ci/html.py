@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import hashlib
 import shlex
 import sys
@@ -93,6 +94,28 @@ def write(
     return path
 
 
+def warm() -> None:
+    """Load what a page needs, most of its time, before there is anything to write.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+    """
+    _template()
+    plots.warm()
+
+
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["svg"] = Markup
+    return environment.get_template("report.html")
+
+
 def render(
     run_dir: RunDir,
     plan: Plan,
@@ -102,13 +125,8 @@ def render(
     remarks: Sequence[str],
 ) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup
     events = read_events(run_dir.events)
     redactor = Redactor()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
@@ -117,7 +135,7 @@ def render(
     spent = npu.spent(plan, verdict, found, report.held_before(run_dir))
     versions = differences({index: record.versions for index, record in records.items()})
     differing = differences(environments(plan))
-    return environment.get_template("report.html").render(
+    page: str = _template().render(
         plan=plan,
         verdict=verdict,
         headline=summary.headline(verdict),
@@ -156,6 +174,7 @@ def render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return page
 
 
 def _node_row(node: NodePlan, record: Record | None) -> tuple[Any, ...]:

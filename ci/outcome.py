@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,15 +23,45 @@ from steps import report
 from steps.core import npu, settings
 from steps.core.case import Case
 from steps.core.errors import Exit, MultinodeError
+from steps.core.events import Event
 from steps.core.plan import Plan
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, read_json, write_json, write_text
 from steps.core.verdict import Verdict
 
+#: Seconds after the first process started: the fleet loads, and its own start is over.
+WARM_AFTER = 0.5
 #: Results of the case that a report and the noise of its gates look back at.
 LOOK_BACK = 60
 Say = Callable[[str], None]
+
+
+class Warmer:
+    """A listener that loads what the report needs while the run waits for its fleet."""
+
+    def __init__(self) -> None:
+        self._thread = threading.Timer(WARM_AFTER, _warm)
+        self._thread.daemon = True
+
+    def __call__(self, event: Event) -> None:
+        """Begin when the first process has been started."""
+        if event.what == "started" and not self._thread.ident:
+            with contextlib.suppress(RuntimeError):  # another node's reader was first
+                self._thread.start()
+
+    def close(self) -> None:
+        """Wait until it is done, if it has begun; the styles of plots are no thread's own."""
+        self._thread.cancel()
+        if self._thread.ident:
+            self._thread.join()
+
+
+def _warm() -> None:
+    from ci import html
+
+    with contextlib.suppress(ImportError):
+        html.warm()
 
 
 def settle(
@@ -111,6 +142,8 @@ def _attempt(what: str, work: Callable[[], object], say: Say) -> None:
         say(f"{what} was not made: the Python package {error.name!r} is not installed")
     except (MultinodeError, OSError) as error:
         say(f"{what} was not made: {error}")
+    except Exception as error:
+        say(f"{what} was not made: {type(error).__name__}: {error}. Please report it.")
 
 
 def _note(run_dir: RunDir, remarks: Sequence[str], entry: Known | None, spent: npu.Spent) -> None:

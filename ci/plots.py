@@ -67,6 +67,15 @@ class Row:
     head: bool = False
 
 
+def warm() -> None:
+    """Load matplotlib and its fonts, which takes longer than a plot.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    percentiles("warm", {"warm": (1.0, 10.0)}, "ms")
+
+
 def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = "") -> str:
     """All rows over one time axis; ``mark`` is where the first error was."""
     shown = rows[:MAX_ROWS]

@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     redactor = Redactor.of_environment(settings.inherited())
     for node in case.nodes:
         redactor.learn(secrets_in(node.envs))
-    events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live])
+    warmer = outcome.Warmer()
+    events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live, warmer])
     request = Request(case, run_id, run_dir, events, arguments)
     began = time.time()
     for warning in warnings:
@@ -108,12 +109,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with _signals(request):
             observed = _carry_out(request, place)
+            warmer.close()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         _refuse(run_dir, run_id, path, error)
         annotate.show(error.problems)
         raise
     finally:
+        warmer.close()
         live.close()
         events.close()
         clean(run_dir, redactor)

@@ -609,6 +609,6 @@ class Link:
                     if not self._stop.is_set():
                         self._on_lost(f"{type(error).__name__}: {error}")
                     return
-                self._stop.wait(TICK)
+                self._stop.wait(TICK if self.joined.is_set() else TICK / 4)
         if connection is not None:
             connection.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from steps import report
 from steps.bench import judge, to_confirm
 from steps.bench_drivers import Measurement
 from steps.core import gates, npu
+from steps.core.events import Event
 from steps.core.plan import BenchmarkPlan
 from steps.core.records import Cause
 from steps.core.rundir import RunDir, read_json
@@ -256,3 +258,47 @@ def test_requests_of_aisbench_are_read_with_their_times(tmp_path: Path) -> None:
     (tmp_path / "x_details.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "{to")
     (one,) = samples(tmp_path)
     assert (one.begun, one.ttft, one.e2el, one.tpot, one.ok) == (0.0, 0.5, 2.5, 0.5, True)
+
+
+def test_a_mistake_in_the_report_changes_no_exit_code(
+    passed: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise KeyError("a bug of ours")
+
+    monkeypatch.setattr(html, "write", write)
+    verdict, code, said = settle(passed)
+    assert (verdict.verdict, code) == ("pass", 0)
+    assert len(said) == 1 and "report.html was not made: KeyError" in said[0]
+
+
+def test_what_a_report_needs_is_loaded_while_the_fleet_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, end = threading.Event(), threading.Event()
+    monkeypatch.setattr(outcome, "WARM_AFTER", 0.0)
+    monkeypatch.setattr(html, "warm", lambda: (began.set(), end.wait(5)))
+    warmer = outcome.Warmer()
+    warmer(Event(1.0, "run", 0, "preflight", "phase", {}))
+    assert not began.wait(0.1)
+    for _ in range(2):
+        warmer(Event(2.0, "run", 0, "load", "started", {}))
+    assert began.wait(5)
+    threading.Timer(0.1, end.set).start()
+    warmer.close()
+    assert end.is_set()
+
+
+def test_a_run_that_starts_nothing_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "warm", lambda: pytest.fail("loaded"))
+    warmer = outcome.Warmer()
+    warmer(Event(2.0, "run", 0, "load", "started", {}))
+    warmer.close()
+    warmer.close()
+    outcome.Warmer().close()
+
+
+def test_loading_ahead_finds_the_template(passed: RunDir) -> None:
+    pytest.importorskip("matplotlib")
+    html.warm()
+    assert "<svg" in html.write(passed).read_text()
