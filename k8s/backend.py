@@ -102,7 +102,7 @@ class Run:
         self.began = time.time()
         self.deadline = float("inf")
         self._troubled = 0.0
-        self._seen_events = False
+        self._planned = False
 
     # The whole
 
@@ -270,6 +270,8 @@ class Run:
                     return
                 clean = {"text": self.redactor.text(text)}
                 event = Event(time.time(), self.request.run, index, "log", "note", clean)
+            if index == LEADER and event.phase not in ("", "join", "log"):
+                self._planned = True
             for listener in listeners:
                 listener(event)
 
@@ -288,7 +290,7 @@ class Run:
     def _wait(self) -> None:
         """Until every node has ended, one is lost, or somebody interrupts."""
         self.events.phase = "start"
-        said, text, running = time.monotonic(), "", False
+        said, text, running = time.monotonic(), "", 0.0
         first_end = 0.0
         while True:
             self.wake.wait(TICK)
@@ -317,13 +319,33 @@ class Run:
             if self._silent(now):
                 return
             if not missing and not running:
-                running = True
+                running = now
                 self.events.emit("note", text="every node's harness runs")
+            apart = self._apart(now - running) if running and not finished else None
+            if apart is not None:
+                self._observe(apart)
+                return
             if missing and (missing != text or now - said > SAY_EVERY):
                 if missing != text and now - said < 1.0:
                     continue
                 said, text = now, missing
                 self.events.emit("waiting", missing=missing)
+
+    def _apart(self, seconds: float) -> Finding | None:
+        """Nodes that have all run for ``seconds`` and not found one another.
+
+        The nodes themselves wait longer, as long as any pod may take to start.
+        """
+        limit = BUDGETS["join"].seconds
+        if self._planned or seconds <= limit:
+            return None
+        return Finding(
+            None,
+            f"the nodes have not found one another within {limit:g} s, though every pod runs",
+            "Look at node-*/pod.log. Does a NetworkPolicy keep the pods of "
+            f"{self.names.namespace} apart, or does DNS not know {self.names.address(0)}?",
+            started=True,
+        )
 
     def _silent(self, now: float) -> bool:
         """Whether the API has been silent for too long."""

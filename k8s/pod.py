@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -60,16 +61,20 @@ class Main:
     def __init__(self) -> None:
         self.start: dict[str, Any] = json.loads((BUNDLE / "0" / "start.json").read_text())
         self.index = int(os.environ.get("LWS_WORKER_INDEX") or 0)
-        self.terminated = threading.Event()
+        self.terminated = False
         self.ended: dict[int, int] = {}
-        self.changed = threading.Event()
+        # A signal is a byte in this pipe. Handlers take no lock: the main thread may hold it.
+        self.signals, wake = os.pipe()
+        os.set_blocking(self.signals, False)
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self.child: subprocess.Popen[bytes] | None = None
 
     def main(self) -> int:
         """Work, leave ``done.json``, hold."""
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
-        signal.signal(signal.SIGCHLD, self._reap)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         WORK.mkdir(parents=True, exist_ok=True)
         lives = self._count_lives()
         if DONE.exists():
@@ -103,11 +108,10 @@ class Main:
             argv, cwd=SITE, stdin=subprocess.PIPE, start_new_session=True, close_fds=True
         )
         threading.Thread(target=self._listen, daemon=True).start()
-        if self.terminated.is_set():
+        if self.terminated:
             self._forward()
         while self.child.pid not in self.ended:
-            self.changed.wait(1.0)
-            self.changed.clear()
+            self._await_signal(1.0)
         status = self.ended[self.child.pid]
         code = os.waitstatus_to_exitcode(status)
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
@@ -188,7 +192,7 @@ class Main:
             with contextlib.suppress(OSError):
                 print(f"\n{(RUN / 'summary.md').read_text(encoding='utf-8')}", flush=True)
         say(f"MULTINODE-DONE node {self.index}: {done['how']}")
-        if self.terminated.is_set():
+        if self.terminated:
             return
         until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.start["until"]))
         say(f"holding, so that {RUN} can be fetched; `janitor` may remove this pod after {until}")
@@ -198,14 +202,14 @@ class Main:
             print(tag, flush=True)
 
     def _hold(self) -> int:
-        while not self.terminated.wait(3600.0):
-            pass
+        while not self.terminated:
+            self._await_signal(3600.0)
         return 0
 
     # Signals
 
     def _terminate(self, number: int, frame: object) -> None:
-        self.terminated.set()
+        self.terminated = True
         self._forward()
 
     def _forward(self) -> None:
@@ -214,15 +218,16 @@ class Main:
             with contextlib.suppress(OSError):
                 os.kill(self.child.pid, signal.SIGTERM)
 
-    def _reap(self, number: int, frame: object) -> None:
-        """As the first process of the pod we inherit every orphan."""
+    def _await_signal(self, seconds: float) -> None:
+        """Wait for a signal; as the first process of the pod we inherit and bury every orphan."""
+        if select.select([self.signals], [], [], seconds)[0]:
+            os.read(self.signals, 4096)
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     break
                 self.ended[pid] = status
-        self.changed.set()
 
 
 def say(text: str) -> None:

@@ -27,7 +27,7 @@ from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import InfraError, UsageError
 from steps.core.profile import Profile, find_profile, load_profile
-from steps.core.resolver import resolve
+from steps.core.resolver import BUDGETS, Options, resolve
 from steps.core.rundir import new_run_id
 
 
@@ -66,7 +66,7 @@ def order(
         bundle=bundle.make(rehearsal is not None),
         expires=time.time() + profile.keep_for,
         output=output,
-        arguments=_node_arguments(arguments),
+        arguments=_node_arguments(arguments, options, case, profile),
         rehearsal=rehearsal,
         port=urlsplit(plan.endpoint.url).port or 8080,
         env=_own_environment(),
@@ -77,11 +77,17 @@ def order(
     return made
 
 
-def _node_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
+def _node_arguments(
+    arguments: argparse.Namespace, options: Options, case: Case, profile: Profile
+) -> tuple[str, ...]:
     """Options that shape the plan, for the node program."""
     found = ["--bench", arguments.bench] if arguments.bench else []
     for entry in arguments.timeout:
         found += ["--timeout", entry]
+    if "join" not in {**case.timeouts, **options.timeouts}:
+        # One pod may run at once while another waits for a node and then for its image.
+        wait = sum(profile.budgets.values()) + BUDGETS["join"].seconds
+        found += ["--timeout", f"join={wait:g}"]
     return tuple(found)
 
 
@@ -108,12 +114,18 @@ def text(made: Order) -> str:
     return f"{head}---\n{body}"
 
 
+_NUMBERS = frozenset("0123456789.+-")
+
+
 class _Dumper(yaml.SafeDumper):
     """Texts of several lines as blocks, which people can read."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     style = "|" if "\n" in value else None
+    if style is None and value[:1] in _NUMBERS:
+        # PyYAML and kubectl do not agree on what is a number: 1e5 is one, but for PyYAML.
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -159,7 +159,8 @@ def identify(cluster: Cluster, index: int, address: str) -> Identity:
             f"{address} is a link-local address, which means nothing without an interface",
             "Put a global or unique local (fd..) address into cluster_hosts.",
         )
-    if is_bridge(address, interface):
+    # Between pods, whatever network they have is the one that joins them.
+    if cluster.backend != "k8s" and is_bridge(address, interface):
         raise InfraError(
             f"{address} belongs to the container bridge {interface}, which other hosts cannot "
             "reach",
@@ -185,9 +186,14 @@ def look_up(name: str, again: Callable[[str], None]) -> str:
     Args:
         again: called before each new try; may raise.
     """
+    return _look_up_all(name, again)[0]
+
+
+def _look_up_all(name: str, again: Callable[[str], None]) -> list[str]:
+    """Every address of a name, as soon as it has one."""
     while True:
         try:
-            return _addresses(name)[0]
+            return _addresses(name)
         except OSError as error:
             again(f"{name}: {error.strerror or error}")
 
@@ -203,8 +209,7 @@ def look_up_own(name: str, peer: str, again: Callable[[str], None]) -> str:
         peer: the name of another node; empty when there is none.
         again: called before each new try of a look-up; may raise.
     """
-    look_up(name, again)
-    found = _addresses(name)
+    found = _look_up_all(name, again)
     if name.strip("[]") in found:
         return found[0]
     table = own_addresses()

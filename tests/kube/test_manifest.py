@@ -8,6 +8,7 @@ import base64
 import copy
 import io
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -227,3 +228,38 @@ def test_the_bundle_has_all_the_node_side_imports_and_nothing_compiled() -> None
     missing = wanted - tops - set(sys.stdlib_module_names)
     # psutil is compiled: an image's own is used, or none.
     assert missing <= {"psutil"}, missing
+
+
+def _node_arguments(made: Order) -> list[str]:
+    start = json.loads(manifest.documents(made)[1]["data"]["start.json"])
+    return list(start["arguments"])
+
+
+def test_nodes_wait_for_one_another_as_long_as_a_pod_may_take_to_start(tmp_path: Path) -> None:
+    """20 s each to be scheduled, to pull, to start; then the 600 s in which nodes meet."""
+    assert "join=660" in _node_arguments(order(tmp_path))
+    given = _node_arguments(order(tmp_path, timeout=["join=5"]))
+    assert [word for word in given if word.startswith("join=")] == ["join=5"]
+
+
+def test_nodes_that_run_and_never_meet_are_found_out(tmp_path: Path) -> None:
+    from k8s.backend import Run
+
+    request: Any = argparse.Namespace(events=None)
+    api: Any = None
+    run = Run(request, api, order(tmp_path))
+    assert run._apart(600.0) is None
+    apart = run._apart(601.0)
+    assert apart is not None
+    assert "NetworkPolicy" in apart.hint
+    run._planned = True
+    assert run._apart(601.0) is None
+
+
+def test_texts_that_look_like_numbers_stay_texts_for_kubectl(tmp_path: Path) -> None:
+    """kubectl reads YAML 1.2's numbers too; an environment value must be text."""
+    values = ["1e5", "1E-3", "0o17", "0x1F", "+1", "-.5e3", "1_000", "12:30:45", "08", "12e07"]
+    entries = "".join(f"  V{i}: '{value}'\n" for i, value in enumerate(values))
+    written = render.text(order(tmp_path, f"{fleet.PROFILE}env:\n{entries}"))
+    for i, value in enumerate(values):
+        assert re.search(rf"- name: V{i}\n +value: (['\"]){re.escape(value)}\1\n", written), value

@@ -1,0 +1,90 @@
+"""The first process of a pod, alone: it waits for its program, and heeds signals however many."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import fleet
+
+PROGRAM = """\
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(7))
+pathlib.Path("../begun").touch()
+while True:
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def pod(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """``pod.py`` with a node program that waits for SIGTERM and exits with 7."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in (("steps/__init__.py", ""), ("steps/node.py", PROGRAM)):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(text), 0o600
+            tar.addfile(member, io.BytesIO(text.encode()))
+    start = {
+        "run": "r",
+        "parts": [{"path": "1/part", "sha256": hashlib.sha256(packed.getvalue()).hexdigest()}],
+        "cluster": {"nodes": [{"index": 0, "address": "x-0.x.ns"}], "known": {}},
+        "known": [],
+        "arguments": [],
+        "output": "events",
+        "until": 0,
+    }
+    for part, name, content in (
+        ("0", "start.json", json.dumps(start).encode()),
+        ("0", "case.yaml", b""),
+        ("1", "part", packed.getvalue()),
+    ):
+        (root / "bundle" / part).mkdir(parents=True, exist_ok=True)
+        (root / "bundle" / part / name).write_bytes(content)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LWS_")}
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(fleet.ROOT / "k8s" / "pod.py")],
+        env={**env, "MULTINODE_ROOT": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        fleet.await_((root / "work" / "begun").exists)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_ends_with_its_program_and_writes_how(tmp_path: Path) -> None:
+    with pod(tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "the node program exited with code 7" in said
+    assert json.loads((tmp_path / "work" / "done.json").read_text())["exit_code"] == 7
+
+
+@pytest.mark.timeout(60)
+def test_a_storm_of_dying_orphans_does_not_make_it_deaf(tmp_path: Path) -> None:
+    """An engine that is killed leaves dozens of processes, which die at once, as our orphans."""
+    with pod(tmp_path) as process:
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            process.send_signal(signal.SIGCHLD)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=15)
+    assert json.loads((tmp_path / "work" / "done.json").read_text())["exit_code"] == 7
