@@ -41,6 +41,7 @@ class Ranks:
     pp_size: int = 1
     dp_address: str = ""
     host: str = "0.0.0.0"
+    node_group: int = -1
 
     @property
     def devices_per_rank(self) -> int:
@@ -171,6 +172,7 @@ def build_case(source: Source) -> Case:
     Raises:
         CaseError: with every problem found.
     """
+    source = schema.plain_numbers(source)
     problems = schema.check(source)
     if errors_of(problems):
         raise CaseError(sort_problems(problems + _counts(source)))
@@ -224,6 +226,18 @@ def _counts(source: Source) -> list[Problem]:
                 )
             )
     return found
+
+
+#: Words of a shell that no program has for a name or takes before its own.
+_SHELL = ("&&", "||", "|", ";", "&", "export", "source", "cd", "ulimit", "set", "unset", ".")
+
+
+def _before_vllm(texts: list[str]) -> list[str]:
+    """The words in front of ``vllm``; none when it is the first, or not there at all."""
+    for at, text in enumerate(texts[:12]):
+        if Path(text).name == "vllm" or text.startswith("vllm.entrypoints"):
+            return texts[:at]
+    return []
 
 
 class _Builder:
@@ -318,8 +332,7 @@ class _Builder:
                         "envs": (*path, "envs"),
                         "command": (*path, "server_cmd"),
                     },
-                    headless=any(word.text == "--headless" for word in command)
-                    or bool(entry.get("headless")),
+                    headless=any(word.text == "--headless" for word in command),
                     master_index=self._node_index(entry.get("master_index"), *path, "master_index"),
                 )
             )
@@ -368,14 +381,17 @@ class _Builder:
         texts = [word.text for word in command]
         serves = "serve" in texts[:6] and any(Path(t).name == "vllm" for t in texts[:5])
         module = any(t.startswith("vllm.entrypoints") for t in texts[:5])
-        if not (serves or module):
+        shell = next((t for t in _before_vllm(texts) if t in _SHELL or t.endswith(";")), "")
+        if shell or not (serves or module):
             self.problems.append(
                 Problem(
                     "MN015",
                     f"{'.'.join(map(str, path))}: found {' '.join(texts[:2])!r}, "
                     "expected 'vllm serve MODEL ...'",
                     command[0].place,
-                    "A server command starts with 'vllm serve'; no shell runs it.",
+                    f"No shell runs it, so there is no '{shell}': variables stand in 'envs'."
+                    if shell
+                    else "A server command starts with 'vllm serve'; no shell runs it.",
                     field=".".join(map(str, path)),
                 )
             )
@@ -502,6 +518,8 @@ class _Builder:
                         field=".".join(path),
                     )
                 )
+            elif not entry[path[-1]]:
+                self._problem("MN007", "is empty, expected node indices", "", *path)
         lists = [entry.get(path[-1], []) for path in paths]
         taken: dict[int, str] = {}
         for role, indices in zip(paths, lists, strict=True):

@@ -18,7 +18,7 @@ from typing import Any
 from steps.core import VERSION, faults, gates, vllmargs
 from steps.core.case import Benchmark, Case, CaseNode, Ranks, seconds
 from steps.core.cluster import Cluster, url_host
-from steps.core.errors import CaseError, Problem, sort_problems
+from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
 from steps.core.plan import (
     LEADER,
     BenchmarkPlan,
@@ -99,7 +99,7 @@ def resolve(case: Case, cluster: Cluster, options: Options | None = None) -> Pla
             needed, or more nodes than the cluster has.
     """
     plan, problems = examine(case, cluster, options)
-    if problems:
+    if errors_of(problems):
         raise CaseError(problems)
     return plan
 
@@ -174,7 +174,7 @@ class _Resolver:
             )
         self._take(LEADER, cluster.control_port, "control", "node")
         nodes = [self._node(node) for node in case.nodes]
-        if nodes and not self.problems:
+        if nodes and not errors_of(self.problems):
             nodes[LEADER] = self._add_proxy(nodes)
         endpoint = self._endpoint(nodes)
         if cluster.rehearsal is not None:
@@ -257,7 +257,8 @@ class _Resolver:
         given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
 
         def unknown(name: str, missing: str) -> None:
-            self._unresolved(missing, name, (*node.paths["envs"], name), given)
+            must = braced is not None and f"${{{missing}}}" in node.envs[name]
+            self._unresolved(missing, name, (*node.paths["envs"], name), given, must=must)
 
         own, paths = fill_environment(node.envs, given, unknown, braced)
         env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
@@ -291,8 +292,6 @@ class _Resolver:
                 self._unresolved(name, "server_cmd", node.paths["command"], table, place)
 
             argv.append(fill(word.text, table, unknown))
-        if node.headless and not vllmargs.has(argv, "--headless"):
-            argv.append("--headless")
         size = vllmargs.number(argv, "--data-parallel-size", 1)
         local = vllmargs.number(argv, "--data-parallel-size-local", size)
         start = vllmargs.number(argv, "--data-parallel-start-rank", 0)
@@ -544,7 +543,7 @@ class _Resolver:
                     "The proxy needs at least one server of each role.",
                     where,
                 )
-        if self.problems:
+        if errors_of(self.problems):
             return leader
         return replace(leader, processes=(*leader.processes, self._proxy(leader, backends)))
 
@@ -653,7 +652,7 @@ class _Resolver:
     # Benchmarks, endpoint, budgets
 
     def _endpoint(self, nodes: Sequence[NodePlan]) -> Endpoint:
-        if not nodes or self.problems:
+        if not nodes or errors_of(self.problems):
             return Endpoint("", "", "server")
         leader = nodes[LEADER]
         servers = [p for p in leader.processes if p.kind == "server"]
@@ -754,7 +753,9 @@ class _Resolver:
         path: tuple[Any, ...],
         known: Mapping[str, str],
         place: Any = None,
+        must: bool = True,
     ) -> None:
+        """``must``: without a value nothing runs; else upstream passes the text on as it is."""
         import difflib
 
         close = difflib.get_close_matches(name, list(known), 1, 0.75)
@@ -769,6 +770,7 @@ class _Resolver:
                 f"{where}: nobody defines the variable '{name}'",
                 place or self.case.place(*path),
                 hint,
+                Severity.ERROR if must or close else Severity.WARNING,
                 field=".".join(map(str, path)),
             )
         )

@@ -11,6 +11,7 @@ the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,7 +80,7 @@ def _port(doc: str, **rules: Any) -> Field:
 
 
 def _indices(doc: str) -> Field:
-    return _field("list", doc, empty=False, schema=_index("A node index."))
+    return _field("list", doc, schema=_index("A node index."))
 
 
 _NUMBER = ["number", "numeric_string"]
@@ -257,7 +258,9 @@ DEPLOYMENT: Field = {
                 ),
                 "local_index": _index("Old form: the node's index."),
                 "master_index": _index("Old form: index of the node whose address is MASTER_IP."),
-                "headless": _field("boolean", "Old form: the node has no API server."),
+                "headless": _field(
+                    "boolean", "Old form: not used; a node is headless by `--headless`."
+                ),
                 "env_extend": _environment("Old form: environment over `envs`."),
             },
         },
@@ -362,6 +365,32 @@ ROUTING: Field = {
 }
 
 FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING}
+
+#: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
+_QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
+
+
+def plain_numbers(source: Source) -> Source:
+    """The case with quoted whole numbers as numbers, where upstream takes both."""
+    data = source.data
+    if not isinstance(data, dict) or dialect_of(data) != "routing":
+        return source
+    made = {
+        key: _plain_numbers(value, _rules_at(ROUTING, (key,)) or {}) if key in _QUOTABLE else value
+        for key, value in data.items()
+    }
+    return dataclasses.replace(source, data=made)
+
+
+def _plain_numbers(value: Any, rules: Field) -> Any:
+    inner = rules.get("schema")
+    if isinstance(value, dict) and isinstance(inner, dict):
+        return {key: _plain_numbers(item, inner.get(key) or {}) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(inner, dict):
+        return [_plain_numbers(item, inner) for item in value]
+    whole = rules.get("type") == "strict_integer" and isinstance(value, str)
+    return int(value) if whole and re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
+
 
 #: Every form a file of ours can have: the two dialects, and what other nouns add.
 FORMS: dict[str, Field] = dict(FIELDS)
@@ -477,7 +506,7 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
     seen: set[tuple[DataPath, str]] = set()
     for error in _flatten(validator._errors):
         path = tuple(error.document_path)
-        if error.rule is None and may_be_newer(path):
+        if error.rule is None and not _is_mistake(source, dialect, path):
             continue
         problem = _explain(source, path, error, dialect)
         if (path, problem.message) not in seen:
@@ -485,16 +514,54 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
             yield problem
 
 
-def may_be_newer(path: DataPath) -> bool:
-    """Whether an unknown key of a benchmark looks like a field of a later upstream harness.
+def unread(source: Source) -> Iterator[DataPath]:
+    """Keys of a case that nobody here reads and that look like no mistake.
 
-    The linter says that it is not judged; an error would refuse cases that run.
+    Later upstream harnesses read more keys (``test_content``, ``reasoning_effort``): an error
+    would refuse cases that run. The linter says that they are not read.
     """
-    if path[:1] != ("benchmarks",) or len(path) != 3 or path[2] in BENCHMARK:
+    dialect = dialect_of(source.data) if isinstance(source.data, dict) else None
+    if dialect is not None:
+        yield from _unread(source, dialect, source.data, ())
+
+
+def _unread(source: Source, dialect: str, value: Any, path: DataPath) -> Iterator[DataPath]:
+    if isinstance(value, list):
+        for at, inner in enumerate(value):
+            if isinstance(inner, dict):
+                yield from _unread(source, dialect, inner, (*path, at))
+    elif isinstance(value, dict):
+        known = _known_at(dialect, tuple(0 if isinstance(part, int) else part for part in path))
+        for key, inner in value.items():
+            where = (*path, key)
+            if known and key not in known:
+                if path or not _holds_anchor(source, key):
+                    yield where
+            elif isinstance(inner, (dict, list)) and key not in ("envs", "server_cmd_template"):
+                yield from _unread(source, dialect, inner, where)
+
+
+@cache
+def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
+    return frozenset(known_keys(dialect, path))
+
+
+def _is_mistake(source: Source, dialect: str, path: DataPath) -> bool:
+    """Whether an unknown key was surely meant for something else.
+
+    Misspelled, indented wrongly, a benchmark outside of ``benchmarks``, or of the other dialect.
+    A file that is no case has no keys but ours, and a role that nobody knows has no nodes.
+    """
+    if dialect not in FIELDS or path[:2] == ("routing", "groups"):
+        return True
+    in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
+    if in_benchmark and str(path[-1]).endswith(_LATER) and not _close(dialect, path, 0.9):
         return False
-    key = str(path[2])
-    newer = key.endswith(("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs"))
-    return newer and not difflib.get_close_matches(key, list(BENCHMARK), 1, 0.9)
+    return bool(_meant(source, dialect, path))
+
+
+#: Ends of fields that later upstream harnesses have, near some field that is here.
+_LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
 
 
 def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -697,26 +764,49 @@ def known_keys(dialect: str, path: DataPath) -> list[str]:
     return [str(key) for key in inner]
 
 
-def _is_benchmark(source: Source, path: DataPath) -> bool:
-    value = source.data["benchmarks"][path[1]][path[2]]
-    return isinstance(value, dict) and "case_type" in value
+def _close(dialect: str, path: DataPath, ratio: float) -> str:
+    """The key that may stand here and is spelled nearly so; empty when there is none."""
+    close = difflib.get_close_matches(str(path[-1]), known_keys(dialect, path[:-1]), 1, ratio)
+    return close[0] if close else ""
 
 
 def _suggest(source: Source, dialect: str, path: DataPath) -> str:
-    key = str(path[-1])
     here = known_keys(dialect, path[:-1])
-    close = difflib.get_close_matches(key, here, 1, 0.7)
+    known = f"Remove it. Known here: {', '.join(sorted(here))}." if here else "Remove it."
+    return _meant(source, dialect, path) or known
+
+
+def _meant(source: Source, dialect: str, path: DataPath) -> str:
+    """What an unknown key was probably meant to be; empty when that cannot be told."""
+    key = str(path[-1])
+    close = _close(dialect, path, 0.7)
     if close:
-        return f"Did you mean '{close[0]}'?"
+        return f"Did you mean '{close}'?"
     if dialect not in FIELDS:
-        return f"Known here: {', '.join(sorted(here))}." if here else "Remove it."
+        return ""
     if key in known_keys(dialect, ()):
         return f"'{key}' belongs at the top of the case; check its indentation."
     if key in BENCHMARK:
         return f"'{key}' belongs under a name in 'benchmarks'; check its indentation."
-    if path[:1] == ("benchmarks",) and len(path) == 3 and _is_benchmark(source, path):
-        return f"'{key}' looks like a benchmark: it belongs beside '{path[1]}', not in it."
+    if _looks_like_benchmark(source, path):
+        if path[:1] == ("benchmarks",):
+            return f"'{key}' looks like a benchmark: it belongs beside '{path[1]}', not in it."
+        return f"'{key}' looks like a benchmark: it belongs in 'benchmarks'."
+    inside = [
+        name
+        for name in ("deployment", "config", "templates", "routing", "disaggregated_prefill")
+        if key in known_keys(dialect, (name, 0)) or key in known_keys(dialect, (name,))
+    ]
+    if inside:
+        return f"'{key}' belongs in '{inside[0]}'; check its indentation."
     other = "routing" if dialect == "deployment" else "deployment"
     if not path[:-1] and key in FIELDS[other]:
         return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."
-    return f"Remove it. Known here: {', '.join(sorted(here))}." if here else "Remove it."
+    return ""
+
+
+def _looks_like_benchmark(source: Source, path: DataPath) -> bool:
+    value = source.data
+    for part in path:
+        value = value[part]
+    return isinstance(value, dict) and "case_type" in value

@@ -58,7 +58,8 @@ def fill_environment(
     """Environment values with their variables filled from one another and ``given``.
 
     ``LD_LIBRARY_PATH: /opt/lib:$LD_LIBRARY_PATH`` cannot be known in advance;
-    such a value becomes directories to put in front on the node.
+    such a value becomes directories to put in front on the node; one that
+    nobody defines is no directory and left out.
 
     Args:
         unknown: told the variable and the name in its value that has no value.
@@ -91,7 +92,7 @@ def fill_environment(
             others = [used for used in names_in(joined) if used in envs]
             table = {**given, **{used: render(used, (used,)) for used in others}}
             filled = fill(joined, table, partial(unknown, name), braced)
-            paths[name] = tuple(part for part in filled.split(":") if part)
+            paths[name] = tuple(part for part in filled.split(":") if part and "$" not in part)
         else:
             render(name, (name,))
     return {name: done[name] for name in envs if name in done}, paths

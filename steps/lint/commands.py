@@ -198,6 +198,9 @@ def parse(argv: Sequence[str], places: Sequence[Place]) -> Command:
     if model_at < 0 and "--model" in by_name:
         found = by_name["--model"]
         model, model_at = found.value, found.value_at
+    elif model_at < 0 and stray:
+        model_at = stray.pop(0)
+        model = argv[model_at]
     return Command(
         tuple(argv), tuple(places), model, model_at, tuple(options), tuple(stray), by_name
     )
@@ -208,7 +211,7 @@ def _start(argv: Sequence[str]) -> int:
         if word == "serve" and at and PurePath(argv[at - 1]).name == "vllm":
             return at + 1
         if word.startswith("vllm.entrypoints"):
-            return at + 1
+            return at + (2 if list(argv[at + 1 : at + 2]) == ["serve"] else 1)
     return min(2, len(argv))
 
 

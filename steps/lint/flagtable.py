@@ -5,7 +5,8 @@ look-ups. Touches: reads those files once.
 
 ``data/vllm_flags.json`` is written by ``rehearsal/make_flags.py`` from the real
 parser; ``data/tables.json`` by hand from vLLM's and vllm-ascend's sources and
-documentation (release notes for what was removed).
+documentation (release notes for what was removed); ``data/aisbench.json`` holds
+the file names under ``configs/`` of the package ``ais-bench-benchmark``.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ def _flags() -> dict[str, Any]:
 def tables() -> dict[str, Any]:
     """The hand-made tables: former options, keys of JSON options, environment names."""
     data: dict[str, Any] = json.loads((_DATA / "tables.json").read_text(encoding="utf-8"))
+    return data
+
+
+@cache
+def aisbench() -> dict[str, Any]:
+    """The names of AISBench's own configurations: ``version``, ``requests``, ``datasets``."""
+    data: dict[str, Any] = json.loads((_DATA / "aisbench.json").read_text(encoding="utf-8"))
     return data
 
 

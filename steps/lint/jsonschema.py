@@ -1,7 +1,8 @@
 """The JSON Schema of a case for editors, made from the schema that checks it.
 
 Enters: ``steps.core.schema.FIELDS``. Leaves: JSON Schema (draft 7) that lets
-through whatever the harness does; what it refuses, ``validate`` refuses too.
+through whatever the harness does. It is a little stricter than ``validate``,
+which only warns of keys that nobody knows and takes quoted numbers as upstream does.
 Touches nothing, but for :func:`main`, which writes ``configs/case.schema.json``.
 
     python -m steps.lint.jsonschema

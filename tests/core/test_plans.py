@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from steps.core.errors import CaseError
+from steps.core.errors import CaseError, Severity
 from steps.core.plan import Plan, Process, to_dict
+from steps.core.resolver import examine
 from tests.core.cases import (
     DATA_PARALLEL,
     MEMCACHE,
@@ -24,6 +25,8 @@ from tests.core.cases import (
     ROUTING,
     SPLIT,
     TWO_BY_TWO,
+    case_of,
+    cluster_of,
     hosts_of,
     plan_of,
 )  # fmt: skip
@@ -198,6 +201,16 @@ def test_ranks_ports_and_devices() -> None:
             assert server.env["ASCEND_RT_VISIBLE_DEVICES"] == devices
             assert option(server.argv, "--seed") == "7"  # unbraced: a value of the environment
     assert option(process(plan, 0, "server-0").argv, "--data-parallel-address") == "10.0.0.1"
+
+
+def test_an_unknown_variable_of_the_environment_stops_nothing() -> None:
+    text = SPLIT.replace("SHARED: own", "LD_LIBRARY_PATH: /a:$SITE_LIBS:$LD_LIBRARY_PATH")
+    plan, found = examine(case_of(text), cluster_of(2))
+    assert [(p.rule, p.severity) for p in found] == [("MN020", Severity.WARNING)]
+    assert process(plan, 0, "server").paths["LD_LIBRARY_PATH"] == ("/a",)
+    assert process(plan_of(text), 0, "server").env == process(plan, 0, "server").env
+    near = text.replace("$SITE_LIBS", "$SERVER_PRT")
+    assert [p.severity for p in examine(case_of(near), cluster_of(2))[1]] == [Severity.ERROR]
 
 
 def test_an_unknown_variable_is_an_error_in_both_dialects() -> None:

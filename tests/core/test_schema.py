@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from steps.core.case import seconds
 from steps.core.errors import CaseError, Problem
+from steps.core.schema import unread
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 
 
@@ -29,7 +31,21 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "no dialect": ("model: m\n", "MN003", "model: m", "neither"),
     "misspelt dialect": ("deploymnet: []\n", "MN003", "deploymnet", "Did you mean 'deployment'"),
     "missing": (changed("model: demo/tiny\n", ""), "MN004", "test_name", "'model' is missing"),
-    "unknown": (changed("npu_per_node:", "npus: 1\nnpu_per_node:"), "MN005", "npus", "unknown key"),
+    "unknown": (
+        changed("npu_per_node:", "npu_pernode: 1\nnpu_per_node:"), "MN005", "npu_pernode",
+        "unknown key"),
+    "benchmark outside": (
+        SPLIT + "smoke: {case_type: accuracy}\n", "MN005", "smoke", "it belongs in 'benchmarks'"),
+    "nobody's role": (
+        changed("decoder: [1]", "decoder: [1], encoder: [1]", ROUTING), "MN005", "encoder",
+        "unknown key"),
+    "shell": (
+        changed("vllm serve", "export A=1 && vllm serve"), "MN015", "export", "no 'export'"),
+    "inside something": (
+        SPLIT + "server_cmd: vllm serve m\n", "MN005", "server_cmd", "belongs in 'deployment'"),
+    "no nodes": (
+        changed("prefiller_host_index: [0]", "prefiller_host_index: []"), "MN007",
+        "prefiller_host_index", "is empty"),
     "misspelt": (
         changed("num_prompts", "num_prompt"), "MN005", "num_prompt:", "Did you mean 'num_prompts'"),
     "indented": (
@@ -124,6 +140,42 @@ def test_all_at_once_and_in_order() -> None:
     assert {p.rule for p in found} == {"MN004", "MN005", "MN006", "MN007", "MN010"}
     assert [p.place.line for p in found] == sorted(p.place.line for p in found)
     assert len(set(found)) == len(found)
+
+
+def test_what_a_later_harness_reads_is_no_mistake() -> None:
+    text = SPLIT + "test_content: [chat_completion]\nacceptance_rate: {baseline: 0.7}\n"
+    text = text.replace("    baseline: 100", "    baseline: 100\n    reasoning_effort: low")
+    assert [".".join(map(str, path)) for path in unread(case_of(text).source)] == [
+        "benchmarks.perf.reasoning_effort",
+        "test_content",
+        "acceptance_rate",
+    ]
+
+
+def test_quoted_numbers_are_numbers_where_upstream_reads_them_so() -> None:
+    plain = case_of(ROUTING)
+    text = re.sub(
+        r"(num_nodes|npu_per_node|\w+_size|\w+_port|port_start): (\d+)", r'\1: "\2"', ROUTING
+    )
+    quoted = case_of(text)
+    assert '"7100"' in text
+    assert [node.ranks for node in quoted.nodes] == [node.ranks for node in plain.nodes]
+    assert (quoted.num_nodes, quoted.npu_per_node) == (plain.num_nodes, plain.npu_per_node)
+    for wrong in ('"7100x"', '"-1"', '""'):
+        found = problems(text.replace('"7100"', wrong))
+        assert [p.rule for p in found] == ["MN006"], found
+    assert problems(changed("num_nodes: 2", 'num_nodes: "2"'))[0].rule == "MN006"
+
+
+def test_a_split_that_is_off_may_list_nobody() -> None:
+    text = changed("enabled: true", "enabled: false")
+    text = changed("prefiller_host_index: [0]", "prefiller_host_index: []", text)
+    assert case_of(text).split is None
+
+
+def test_the_old_forms_headless_says_nothing_about_the_command() -> None:
+    case = case_of(changed("- name: decoder", "- headless: true"))
+    assert not case.nodes[1].headless
 
 
 def test_a_key_that_only_holds_an_anchor_is_no_mistake() -> None:

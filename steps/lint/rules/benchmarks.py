@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 from steps.core.case import Benchmark
 from steps.core.errors import Place, Severity
 from steps.core.schema import BENCHMARK
+from steps.lint import flagtable
 from steps.lint.examples import PARALLEL, parallel
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
-from steps.lint.spelling import one_away
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _WARMUP = re.compile(r"warm[-_ ]?up|smoke|prefill_?only|dry[-_ ]?run", re.IGNORECASE)
@@ -277,55 +278,66 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-#: AISBench's request configurations for vLLM's API.
-_REQUESTS = (
-    "vllm_api_stream_chat",
-    "vllm_api_general_chat",
-    "vllm_api_general",
-    "vllm_api_general_stream",
-    "vllm_api_stream",
-    "vllm_api_stream_chat_multiturn",
-    "vllm_api_function_call_chat",
-    "vllm_api_old",
-)
-
-
 @rule(
     "MN708",
     WARNING,
-    "Benchmark configuration misspelled",
+    "Benchmark configuration that AISBench does not have",
     fails=(
         parallel(("vllm_api_stream_chat", "vllm_api_steam_chat")),
         parallel(("gsm8k/gsm8k_gen_0_shot_cot_str_perf", "gsm8k/gsm8_gen_0_shot_cot_str_perf")),
-        parallel(("threshold: 0.97", "threshold: 97")),
+        parallel(("vllm_api_stream_chat", "my_own_requests")),
+        parallel(("gsm8k/gsm8k_gen_0_shot_cot_str_perf", "gpqa/gpqa_gen_0_shot_chat_prompt")),
     ),
-    passes=(parallel(("vllm_api_stream_chat", "my_own_requests")),),
+    passes=(
+        parallel(("gsm8k/gsm8k_gen_0_shot_cot_str_perf", "gsm8k_gen_0_shot_cot_str_perf")),
+        parallel(
+            ("gsm8k/gsm8k_gen_0_shot_cot_str_perf", "ceval/ceval_gen_0_shot_str_perf"),
+            ("vllm-ascend/GSM8K-in3500-bs2800", "vllm-ascend/ceval"),
+        ),
+    ),
 )
 def spelled(fleet: Fleet) -> Iterator[Finding]:
-    """`request_conf` is one letter away from one that AISBench has, `dataset_conf` names a file
-    that does not begin as its folder does, or a performance threshold (a share) is a
-    percentage."""
+    """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
+    versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
+    slash may be left out."""
+    table = flagtable.aisbench()
+    known = {
+        "request_conf": table["requests"],
+        "dataset_conf": [
+            *table["datasets"],
+            *(name.rsplit("/", 1)[1] for name in table["datasets"]),
+        ],
+    }
     for entry in fleet.case.benchmarks:
-        conf = entry.request_conf
-        close = [known for known in _REQUESTS if conf not in _REQUESTS and one_away(conf, known)]
-        if close:
+        for key, name in (
+            ("request_conf", entry.request_conf),
+            ("dataset_conf", entry.dataset_conf),
+        ):
+            if not name or name.strip() in known[key]:
+                continue
+            close = difflib.get_close_matches(name, known[key], 1, 0.75)
             yield Finding(
-                f"benchmark {entry.name}: AISBench has no request_conf '{conf}'",
-                _at(fleet, entry, "request_conf"),
-                f"Did you mean '{close[0]}'?",
+                f"benchmark {entry.name}: AISBench {table['version']} has no {key} '{name}'",
+                _at(fleet, entry, key),
+                f"Did you mean '{close[0]}'?" if close else "Check it against your AISBench.",
             )
-        folder, slash, name = entry.dataset_conf.partition("/")
-        stem = name.split("_", 1)[0]
-        if slash and stem != folder and one_away(stem, folder):
+
+
+@rule(
+    "MN711",
+    WARNING,
+    "Threshold that is no share",
+    fails=(parallel(("threshold: 0.97", "threshold: 97")),),
+    passes=(parallel(("threshold: 0.97", "threshold: 1.05")),),
+)
+def share(fleet: Fleet) -> Iterator[Finding]:
+    """The threshold of a performance benchmark is the least share of the baseline, not a
+    percentage: 97 asks for 97 times the baseline."""
+    for entry in fleet.case.benchmarks:
+        asked = entry.threshold if entry.case_type == "performance" else None
+        if asked is not None and asked > 2 and (entry.baseline or 0) > 1:
             yield Finding(
-                f"benchmark {entry.name}: dataset_conf '{entry.dataset_conf}' does not go together",
-                _at(fleet, entry, "dataset_conf"),
-                f"Did you mean '{folder}/{folder}{name[len(stem) :]}'?",
-            )
-        share = entry.threshold if entry.case_type == "performance" else None
-        if share is not None and share > 2 and (entry.baseline or 0) > 1:
-            yield Finding(
-                f"benchmark {entry.name}: a threshold of {share:g} asks for {share:g} times the "
+                f"benchmark {entry.name}: a threshold of {asked:g} asks for {asked:g} times the "
                 "baseline",
                 _at(fleet, entry, "threshold"),
                 "The threshold is the least share of the baseline, usually 0.97.",
@@ -340,6 +352,7 @@ def spelled(fleet: Fleet) -> Iterator[Finding]:
         parallel(("baseline: 1800", "baseline: 1800\n    goodput_threshold: 3")),
         parallel(("baseline: 1800", "baseline: 1800\n    input_throughput_threshold: 900")),
         parallel(("  perf:\n", "  later:\n  perf:\n")),
+        parallel(("baseline: 1800", "baseline: 1800\n    reasoning_effort: low")),
     ),
     passes=(parallel(("baseline: 1800", "baseline: 1800\n    tpot_threshold: 50")),),
 )
@@ -354,9 +367,12 @@ def judged(fleet: Fleet) -> Iterator[Finding]:
         for key, value in entry.items():
             known = key in BENCHMARK
             unjudged = key == "input_throughput_threshold" and value not in (0, "0")
+            judging = str(key).endswith(("_threshold", "_baseline"))
             if not known or unjudged:
                 yield Finding(
-                    f"benchmark {name}: '{key}' is not judged here",
+                    f"benchmark {name}: '{key}' is not {'judged' if judging else 'read'} here",
                     fleet.case.place("benchmarks", name, key),
-                    "Write a gate, such as 'gates: [tpot_mean_ms <= 50]'.",
+                    "Write a gate, such as 'gates: [tpot_mean_ms <= 50]'."
+                    if judging
+                    else "Remove it, or keep it for a harness that reads it.",
                 )

@@ -1,13 +1,17 @@
 """Documentation of what the schema, the case builder and the resolver report.
 
-These are found by ``steps.core``; here they only get a page.
+Most are found by ``steps.core``; here they only get a page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from steps.core import schema
 from steps.core.errors import Severity
 from steps.lint.examples import parallel, routing, split
-from steps.lint.registry import Example, Rule, register
+from steps.lint.fleet import Fleet
+from steps.lint.registry import Example, Finding, Rule, register, rule
 
 _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
     (
@@ -33,11 +37,13 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
     (
         "MN005",
         "Unknown key",
-        "Nobody reads this key. Most often it is misspelled or indented wrongly: a field of a "
-        "benchmark that stands beside the benchmark does nothing at all.",
+        "Nobody reads this key where it stands: it is misspelled or indented wrongly, or belongs "
+        "to the other dialect. A field of a benchmark that stands beside the benchmark does "
+        "nothing at all.",
         (
             parallel(("    baseline: 1800\n    threshold: 0.97\n", "  baseline: 1800\n")),
-            parallel(("num_nodes:", "debug_sleep: 600\nnum_nodes:")),
+            parallel(("num_nodes:", "test_nme: example\nnum_nodes:")),
+            parallel(("benchmarks:\n", "smoke:\n  case_type: accuracy\nbenchmarks:\n")),
         ),
     ),
     (
@@ -88,7 +94,11 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "Not a vllm command",
         "A server command starts with `vllm serve MODEL`; no shell runs it, so there is no `&&`, "
         "no `cd`, no redirection.",
-        (parallel(("vllm serve demo/moe\n      --host", "bash run.sh demo/moe\n      --host")),),
+        (
+            parallel(("vllm serve demo/moe\n      --host", "bash run.sh demo/moe\n      --host")),
+            parallel(("vllm serve", "export VLLM_USE_V1=1 && vllm serve")),
+            parallel(("vllm serve", "cd /opt; vllm serve")),
+        ),
     ),
     (
         "MN016",
@@ -125,8 +135,13 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "MN020",
         "Variable nobody defines",
         "A command or a value uses `$NAME`, and neither the node's environment, nor the harness, "
-        "nor the image is known to define it. Upstream would pass the text `$NAME` on.",
-        (parallel(("--port $SERVER_PORT", "--port $SERVE_PORT")),),
+        "nor the image is known to define it. Upstream would pass the text `$NAME` on. In a value "
+        "of the environment this is a warning, unless the name is near a known one: an image may "
+        "define it after all.",
+        (
+            parallel(("--port $SERVER_PORT", "--port $SERVE_PORT")),
+            parallel(("HCCL_BUFFSIZE: 1024", "PATH: /opt/bin:$SITE_TOOLS:$PATH")),
+        ),
     ),
     (
         "MN021",
@@ -145,6 +160,33 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
 
 for _code, _title, _text, _fails in _ENTRIES:
     register(Rule(_code, _title, Severity.ERROR, _text, _fails))
+
+
+@rule(
+    "MN008",
+    Severity.WARNING,
+    "Key that nobody reads",
+    fails=(
+        parallel(("num_nodes:", "debug_sleep: 600\nnum_nodes:")),
+        parallel(("  - server_cmd: >\n", "  - weight: 3\n    server_cmd: >\n")),
+    ),
+    passes=(parallel(("num_nodes:", "x-note: any\nnum_nodes:")),),
+)
+def unread(fleet: Fleet) -> Iterator[Finding]:
+    """A key that is no misspelling of a known one and stands nowhere else either: a leftover, or
+    one that a later upstream harness reads (`test_content`, `acceptance_rate`). What it asks for
+    does not happen here."""
+    for path in schema.unread(fleet.case.source):
+        if path[:1] == ("benchmarks",):
+            continue
+        name = ".".join(map(str, path))
+        yield Finding(
+            f"{name}: nobody here reads this key",
+            fleet.case.place(*path),
+            "Remove it, or keep it for a harness that reads it.",
+            field=name,
+        )
+
 
 register(
     Rule(

@@ -13,6 +13,14 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
+#: Two nodes hold one rank of 32 devices together; the second starts nothing itself.
+_NODE_GROUP = routing(
+    ("dp_size: 2\n    dp_size_local: 2", "node_group: 0\n    dp_size: 1\n    dp_size_local: 1"),
+    ("tp_size: 8\n", "tp_size: 32\n"),
+    ("dp_size: 4\n    dp_size_local: 4", "node_group: 0\n    dp_size: 1\n    dp_size_local: 0"),
+)
+
+
 def _wanted(server: Server) -> str:
     parts = [f"tp {server.tp}"]
     parts += [f"pp {server.pp}"] if server.pp > 1 else []
@@ -20,6 +28,16 @@ def _wanted(server: Server) -> str:
     parts += [f"{server.local} local ranks"] if server.local > 1 else []
     text = " x ".join(parts)
     return f"{text} over {server.nnodes} nodes" if server.nnodes > 1 else text
+
+
+def _has(fleet: Fleet, servers: list[Server]) -> int:
+    """Devices a node's servers can take: the node's, or all of its node group's."""
+    ranks = servers[0].node.ranks
+    group = ranks.node_group if ranks is not None else -1
+    if group < 0:
+        return fleet.case.npu_per_node
+    members = [n for n in fleet.case.nodes if n.ranks is not None and n.ranks.node_group == group]
+    return fleet.case.npu_per_node * len(members)
 
 
 def _needs(fleet: Fleet, servers: list[Server]) -> int:
@@ -42,19 +60,19 @@ def _needs(fleet: Fleet, servers: list[Server]) -> int:
     passes=(
         parallel(("--tensor-parallel-size 8", "--tensor-parallel-size 8 -dcp 8")),
         parallel(("--tensor-parallel-size 8", "--tensor-parallel-size 4 -pcp 2")),
+        _NODE_GROUP,
     ),
 )
 def too_many(fleet: Fleet) -> Iterator[Finding]:
     """Tensor x pipeline x prefill-context parallel size x local data-parallel ranks is at most
     `npu_per_node` (decode context parallelism takes no devices of its own)."""
-    have = fleet.case.npu_per_node
-    if not have:
+    if not fleet.case.npu_per_node:
         return
     for index, servers in fleet.nodes.items():
         first = servers[0]
         if first.ray:
             continue
-        needs = _needs(fleet, servers)
+        have, needs = _has(fleet, servers), _needs(fleet, servers)
         if needs > have:
             place = first.command.place_of("--tensor-parallel-size", "--data-parallel-size-local")
             what = _wanted(first)
@@ -78,11 +96,10 @@ def too_many(fleet: Fleet) -> Iterator[Finding]:
 )
 def unused(fleet: Fleet) -> Iterator[Finding]:
     """The node has more devices than its servers take."""
-    have = fleet.case.npu_per_node
     for index, servers in fleet.nodes.items():
+        have, needs = _has(fleet, servers), _needs(fleet, servers)
         if servers[0].ray or not have:
             continue
-        needs = _needs(fleet, servers)
         if needs < have:
             yield Finding(
                 f"node {index} uses {needs} of {have} devices",
@@ -125,9 +142,12 @@ def visible(fleet: Fleet) -> Iterator[Finding]:
     """`ASCEND_RT_VISIBLE_DEVICES` names devices the node has, enough for the server, and for two
     servers of a node different ones. Ranks of a node without it would all take the first devices:
     in the routing dialect it is `${VISIBLE_DEVICES}`."""
-    have = fleet.case.npu_per_node
     for index, servers in fleet.nodes.items():
         first = servers[0]
+        ranks = first.node.ranks
+        if ranks is not None and ranks.node_group >= 0:
+            continue
+        have = fleet.case.npu_per_node
         place = fleet.env_place(first.node, VISIBLE)
         taken: dict[int, str] = {}
         for server in servers:

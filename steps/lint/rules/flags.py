@@ -238,12 +238,18 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
                     for word in difflib.get_close_matches(value, spec.choices, 1, 0.75)
                     if word not in value and value not in word
                 ]
+                later = bool(close) and _letters(close[0]) == _letters(value)
                 yield Finding(
                     f"{spec.name}: found {value!r}, expected one of {', '.join(spec.choices[:12])}",
                     place,
                     f"Did you mean '{close[0]}'?" if close else "",
-                    severity=ERROR if close else WARNING,
+                    severity=ERROR if close and not later else WARNING,
                 )
+
+
+def _letters(word: str) -> str:
+    """Without digits, in which the names of two releases differ."""
+    return re.sub(r"\d+", "", word)
 
 
 @rule(
@@ -273,12 +279,18 @@ def missing_value(fleet: Fleet) -> Iterator[Finding]:
         parallel(("--enable-expert-parallel", "--enable-expert-parallel=true")),
         parallel(("--max-num-seqs 32", "--max-num-seqs 32 64")),
         parallel(("--tensor-parallel-size 8", "tensor-parallel-size 8")),
+        parallel(("--max-num-seqs", "\u2013max-num-seqs")),
+        parallel(("--max-num-seqs 32", "# --max-num-seqs 32")),
     ),
-    passes=(parallel(("--max-num-seqs", "--served-model-name demo/moe demo --max-num-seqs")),),
+    passes=(
+        parallel(("--max-num-seqs", "--served-model-name demo/moe demo --max-num-seqs")),
+        parallel(("demo/moe\n      --host 0.0.0.0", "--host 0.0.0.0 demo/moe")),
+        parallel(("vllm serve demo/moe", "python -m vllm.entrypoints.cli.main serve demo/moe")),
+    ),
 )
 def stray_word(fleet: Fleet) -> Iterator[Finding]:
-    """`vllm serve` takes one bare word, the model; any other is `unrecognized arguments`, exit
-    code 2. Switches take no value: `--flag` or `--no-flag`."""
+    """`vllm serve` takes one bare word, the model, wherever it stands; any other is
+    `unrecognized arguments`, exit code 2. Switches take no value: `--flag` or `--no-flag`."""
     for server in fleet.commands:
         command = server.command
         for option in command.options:
@@ -301,6 +313,12 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                     hint = f"Write {_negated(before.name)}."
             elif f"--{word}" in flagtable.options():
                 hint = f"Did you mean '--{word}'?"
+            if word.startswith("#"):
+                hint = "There are no comments inside of a command: move it above the command."
+            elif word[0] in "\u2010\u2011\u2012\u2013\u2014\u2212":
+                hint = f"It begins with {word[0]!r}, a dash of typography: write '--'."
+            elif set(word) & set("\u2018\u2019\u201c\u201d"):
+                hint = "It has quotes of typography: write ' or \"."
             elif word in ("\\", "&", "&&", "|", ";", ">", "2>&1"):
                 hint = "No shell runs the command: remove it."
             yield Finding(f"'{_short(word)}' belongs to no flag", command.place(at), hint)

@@ -126,7 +126,7 @@ def near(name: str) -> str:
     if name in _names():
         return ""
     for known in sorted(_names()):
-        if abs(len(known) - len(name)) <= 1 and known[:3] == name[:3] and one_away(name, known):
+        if abs(len(known) - len(name)) <= 1 and known[:2] == name[:2] and one_away(name, known):
             return known
     return ""
 
@@ -137,6 +137,7 @@ def near(name: str) -> str:
     "Variable one letter away from a known one",
     fails=(
         parallel(("HCCL_BUFFSIZE", "HCCL_BUFSIZE")),
+        parallel(("HCCL_BUFFSIZE", "HCL_BUFFSIZE")),
         parallel(("OMP_NUM_THREADS", "OMP_NUM_THREAD")),
         routing(("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_RT_VISIBEL_DEVICES")),
     ),
@@ -147,10 +148,8 @@ def misspelled(fleet: Fleet) -> Iterator[Finding]:
     read by nobody."""
     for server in fleet.commands:
         for name in server.node.envs:
-            if not name.upper().startswith(_CHECKED) or name in _names():
-                continue
             close = near(name)
-            if close:
+            if close.startswith(_CHECKED):
                 yield Finding(
                     f"{name}: nobody reads it; {close} is one letter away",
                     fleet.env_place(server.node, name),
