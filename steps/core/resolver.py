@@ -30,7 +30,7 @@ from steps.core.plan import (
     Probe,
     Process,
 )
-from steps.core.variables import fill, fill_environment
+from steps.core.variables import PATH_LISTS, fill, fill_environment
 from steps.core.words import split
 
 DEFAULT_PROXY_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
@@ -257,8 +257,8 @@ class _Resolver:
         given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
 
         def unknown(name: str, missing: str) -> None:
-            must = braced is not None and f"${{{missing}}}" in node.envs[name]
-            self._unresolved(missing, name, (*node.paths["envs"], name), given, must=must)
+            path = (*node.paths["envs"], name)
+            self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
 
         own, paths = fill_environment(node.envs, given, unknown, braced)
         env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
@@ -755,7 +755,7 @@ class _Resolver:
         place: Any = None,
         must: bool = True,
     ) -> None:
-        """``must``: without a value nothing runs; else upstream passes the text on as it is."""
+        """``must``: it has to have a value; a directory of a list can be left out."""
         import difflib
 
         close = difflib.get_close_matches(name, list(known), 1, 0.75)

@@ -549,13 +549,16 @@ def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
 def _is_mistake(source: Source, dialect: str, path: DataPath) -> bool:
     """Whether an unknown key was surely meant for something else.
 
-    Misspelled, indented wrongly, a benchmark outside of ``benchmarks``, or of the other dialect.
+    Misspelled, indented wrongly, a benchmark outside of ``benchmarks``, of the other dialect, or
+    forgotten there by somebody who looked for a mistake.
     A file that is no case has no keys but ours, and a role that nobody knows has no nodes.
     """
-    if dialect not in FIELDS or path[:2] == ("routing", "groups"):
+    key = str(path[-1])
+    leftover = key.startswith("_") or "debug" in key.lower()
+    if dialect not in FIELDS or path[:2] == ("routing", "groups") or leftover:
         return True
     in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
-    if in_benchmark and str(path[-1]).endswith(_LATER) and not _close(dialect, path, 0.9):
+    if in_benchmark and key.endswith(_LATER) and not _close(dialect, path, 0.9):
         return False
     return bool(_meant(source, dialect, path))
 

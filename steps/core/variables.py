@@ -82,6 +82,8 @@ def fill_environment(
             if used in envs and used not in trail and used != name:
                 table[used] = render(used, (*trail, name))
         done_text = fill(text, table, partial(unknown, name), braced)
+        if name in PATH_LISTS:
+            done_text = ":".join(part for part in done_text.split(":") if "$" not in part)
         done[name] = done_text
         return done_text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from steps.core import VERSION
@@ -95,7 +96,7 @@ def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
 
 def _location(place: Place) -> dict[str, Any]:
     return {
-        "artifactLocation": {"uri": place.file.replace("\\", "/")},
+        "artifactLocation": {"uri": quote(place.file.replace("\\", "/"))},
         "region": {"startLine": place.line, "startColumn": place.column},
     }
 

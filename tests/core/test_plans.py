@@ -203,12 +203,16 @@ def test_ranks_ports_and_devices() -> None:
     assert option(process(plan, 0, "server-0").argv, "--data-parallel-address") == "10.0.0.1"
 
 
-def test_an_unknown_variable_of_the_environment_stops_nothing() -> None:
+def test_an_unknown_directory_of_a_list_is_left_out() -> None:
     text = SPLIT.replace("SHARED: own", "LD_LIBRARY_PATH: /a:$SITE_LIBS:$LD_LIBRARY_PATH")
     plan, found = examine(case_of(text), cluster_of(2))
     assert [(p.rule, p.severity) for p in found] == [("MN020", Severity.WARNING)]
     assert process(plan, 0, "server").paths["LD_LIBRARY_PATH"] == ("/a",)
     assert process(plan_of(text), 0, "server").env == process(plan, 0, "server").env
+    alone = text.replace(":$LD_LIBRARY_PATH", "")
+    plan, found = examine(case_of(alone), cluster_of(2))
+    assert [p.severity for p in found] == [Severity.WARNING]
+    assert process(plan, 0, "server").env["LD_LIBRARY_PATH"] == "/a"
     near = text.replace("$SITE_LIBS", "$SERVER_PRT")
     assert [p.severity for p in examine(case_of(near), cluster_of(2))[1]] == [Severity.ERROR]
 

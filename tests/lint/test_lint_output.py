@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from lxml import etree
 
 from steps.core.errors import Place, Problem, Severity
 from steps.core.excerpt import render, summary
@@ -214,3 +215,19 @@ def test_no_text_makes_a_rule_fall_over(base: str, seed: int, tmp_path: Path) ->
         for problem in validate([path]):
             assert problem.message
             assert problem.place.line >= 1
+
+
+def test_junit_is_what_jenkins_reads(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xsd = Path(__file__).parents[1] / "data" / "junit" / "jenkins-junit.xsd"
+    schema = etree.XMLSchema(etree.parse(str(xsd)))
+    for files in ([str(broken)], [str(broken), str(broken.with_name("absent.yaml"))]):
+        main(["--format", "junit", *files])
+        schema.assertValid(etree.fromstring(capsys.readouterr().out.encode()))
+
+
+def test_sarif_names_files_as_uris(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = broken.with_name("50% of it.yaml")
+    broken.rename(odd)
+    main(["--format", "sarif", str(odd)])
+    found = json.loads(capsys.readouterr().out)["runs"][0]["results"][0]["locations"][0]
+    assert found["physicalLocation"]["artifactLocation"]["uri"].endswith("/50%25%20of%20it.yaml")

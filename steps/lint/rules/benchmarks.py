@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from steps.core.case import Benchmark
@@ -278,6 +279,13 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
+@cache
+def _configurations(key: str) -> frozenset[str]:
+    """The names AISBench has for a field, with and without their folder."""
+    names = flagtable.aisbench()["requests" if key == "request_conf" else "datasets"]
+    return frozenset((*names, *(name.rsplit("/", 1)[-1] for name in names)))
+
+
 @rule(
     "MN708",
     WARNING,
@@ -300,24 +308,16 @@ def spelled(fleet: Fleet) -> Iterator[Finding]:
     """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
     versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
     slash may be left out."""
-    table = flagtable.aisbench()
-    known = {
-        "request_conf": table["requests"],
-        "dataset_conf": [
-            *table["datasets"],
-            *(name.rsplit("/", 1)[1] for name in table["datasets"]),
-        ],
-    }
     for entry in fleet.case.benchmarks:
         for key, name in (
             ("request_conf", entry.request_conf),
             ("dataset_conf", entry.dataset_conf),
         ):
-            if not name or name.strip() in known[key]:
+            if not name or name.strip() in _configurations(key):
                 continue
-            close = difflib.get_close_matches(name, known[key], 1, 0.75)
+            close = difflib.get_close_matches(name, sorted(_configurations(key)), 1, 0.75)
             yield Finding(
-                f"benchmark {entry.name}: AISBench {table['version']} has no {key} '{name}'",
+                f"benchmark {entry.name}: AISBench {flagtable.aisbench()['version']} has no {key} '{name}'",
                 _at(fleet, entry, key),
                 f"Did you mean '{close[0]}'?" if close else "Check it against your AISBench.",
             )

@@ -37,12 +37,14 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
     (
         "MN005",
         "Unknown key",
-        "Nobody reads this key where it stands: it is misspelled or indented wrongly, or belongs "
-        "to the other dialect. A field of a benchmark that stands beside the benchmark does "
-        "nothing at all.",
+        "Nobody reads this key where it stands: it is misspelled or indented wrongly, belongs to "
+        "the other dialect, or was left over from looking for a mistake (`_MARKER`, "
+        "`debug_...`). A field of a benchmark that stands beside the benchmark does nothing at "
+        "all.",
         (
             parallel(("    baseline: 1800\n    threshold: 0.97\n", "  baseline: 1800\n")),
             parallel(("num_nodes:", "test_nme: example\nnum_nodes:")),
+            parallel(("num_nodes:", "debug_sleep: 600\nnum_nodes:")),
             parallel(("benchmarks:\n", "smoke:\n  case_type: accuracy\nbenchmarks:\n")),
         ),
     ),
@@ -135,9 +137,9 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "MN020",
         "Variable nobody defines",
         "A command or a value uses `$NAME`, and neither the node's environment, nor the harness, "
-        "nor the image is known to define it. Upstream would pass the text `$NAME` on. In a value "
-        "of the environment this is a warning, unless the name is near a known one: an image may "
-        "define it after all.",
+        "nor the image is known to define it. Upstream would pass the text `$NAME` on. In a list "
+        "of directories, such as `LD_LIBRARY_PATH`, it is left out, and this is a warning unless "
+        "the name is near a known one.",
         (
             parallel(("--port $SERVER_PORT", "--port $SERVE_PORT")),
             parallel(("HCCL_BUFFSIZE: 1024", "PATH: /opt/bin:$SITE_TOOLS:$PATH")),
@@ -167,7 +169,7 @@ for _code, _title, _text, _fails in _ENTRIES:
     Severity.WARNING,
     "Key that nobody reads",
     fails=(
-        parallel(("num_nodes:", "debug_sleep: 600\nnum_nodes:")),
+        parallel(("num_nodes:", "acceptance_rate: {baseline: 0.7}\nnum_nodes:")),
         parallel(("  - server_cmd: >\n", "  - weight: 3\n    server_cmd: >\n")),
     ),
     passes=(parallel(("num_nodes:", "x-note: any\nnum_nodes:")),),

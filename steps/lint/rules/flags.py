@@ -208,6 +208,10 @@ def _type_problem(kind: str | None, value: str) -> str:
     return ""
 
 
+#: Values that vllm-ascend adds to an option's choices.
+_PLUGIN = {"--kv-cache-dtype": ("int8",)}
+
+
 @rule(
     "MN104",
     ERROR,
@@ -216,7 +220,10 @@ def _type_problem(kind: str | None, value: str) -> str:
         parallel(("--max-num-seqs 32", "--max-num-seqs many")),
         parallel(("--max-num-seqs 32", "--max-num-seqs 32 --dtype blfoat16")),
     ),
-    passes=(parallel(("--max-model-len 8192", "--max-model-len 8k")),),
+    passes=(
+        parallel(("--max-model-len 8192", "--max-model-len 8k")),
+        parallel(("--max-num-seqs 32", "--max-num-seqs 32 --kv-cache-dtype int8")),
+    ),
 )
 def wrong_type(fleet: Fleet) -> Iterator[Finding]:
     """The option takes a number, or one of a few words, and the value is something else: exit
@@ -232,7 +239,7 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
             expected = _type_problem(spec.type, value)
             if expected:
                 yield Finding(f"{spec.name}: found {value!r}, expected {expected}", place)
-            elif spec.choices and value not in spec.choices:
+            elif spec.choices and value not in (*spec.choices, *_PLUGIN.get(spec.name, ())):
                 close = [
                     word
                     for word in difflib.get_close_matches(value, spec.choices, 1, 0.75)

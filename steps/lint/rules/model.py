@@ -160,7 +160,7 @@ def long_enough(fleet: Fleet) -> Iterator[Finding]:
             if needs <= limit and not (given is None and output >= limit):
                 continue
             reported.add(server.side)
-            surely = output >= limit or needs > limit * 1.05
+            surely = output > limit or needs > limit * 1.05
             what = f"{given} input + {output} output tokens" if given else f"{output} output tokens"
             path = ("benchmarks", entry.name)
             at_input = server.side == "prefiller"

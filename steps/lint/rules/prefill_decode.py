@@ -331,7 +331,8 @@ def _size_place(fleet: Fleet, server: Server, key: str) -> Place:
 def engine_ids(fleet: Fleet) -> Iterator[Finding]:
     """Engines are told apart by `engine_id`: two groups with the same one take each other's
     blocks. Ranks of one group may share it (vLLM adds the rank), and without one vLLM makes up a
-    unique one."""
+    unique one. Among prefillers that push layer by layer it is a warning: the decoders' ids count
+    there."""
     owners: dict[str, Server] = {}
     for group in fleet.groups:
         mine: dict[str, Server] = {}
@@ -348,7 +349,14 @@ def engine_ids(fleet: Fleet) -> Iterator[Finding]:
                     member.key_place(KV, "engine_id"),
                     "Give each group its own, or none.",
                     (owner.key_place(KV, "engine_id"),),
+                    severity=WARNING if _pushes(owner) and _pushes(member) else ERROR,
                 )
+
+
+def _pushes(server: Server) -> bool:
+    """A prefiller that pushes its blocks layer by layer: nobody looks it up by its id."""
+    names = [str(entry.get("kv_connector")) for entry in server.transfers]
+    return server.side == "prefiller" and all("Layerwise" in name for name in names)
 
 
 def _kv_ports(server: Server) -> Iterator[tuple[int, int, int]]:

@@ -27,7 +27,7 @@ INJECTED = (
 _READ = (
     "ACL", "ASCEND", "ATB", "CANN", "CPU_", "CUDA", "DISABLE_", "DYNAMIC", "ENABLE_", "EXPERT",
     "FLA_", "GE_", "GLOO", "HCCL", "HCCN", "HF_", "HIXL", "HTTP", "INF_NAN", "KMP", "LCCL", "LD_",
-    "LMCACHE", "LLM_", "LWS_", "MAX_", "MC_", "MIES", "MINDIE", "MKL", "MMC", "MODELSCOPE",
+    "LMCACHE", "LLM_", "LWS_", "MAX_", "MC_", "MF_", "MIES", "MINDIE", "MKL", "MMC", "MODELSCOPE",
     "MOONCAKE", "MS", "MULTI_STREAM", "NCCL", "NO_PROXY", "NPU", "NUMBA", "NUMEXPR", "OMP",
     "OPENBLAS", "PATH", "PIP", "PYTHON", "PYTORCH", "RANK_", "RAY", "SAFETENSORS", "SHM",
     "SOC_VERSION", "TASK_QUEUE", "TF_", "TIKTOKEN", "TMPDIR", "TNG", "TOKENIZERS", "TORCH",
