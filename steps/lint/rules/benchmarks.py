@@ -316,8 +316,9 @@ def spelled(fleet: Fleet) -> Iterator[Finding]:
             if not name or name.strip() in _configurations(key):
                 continue
             close = difflib.get_close_matches(name, sorted(_configurations(key)), 1, 0.75)
+            version = flagtable.aisbench()["version"]
             yield Finding(
-                f"benchmark {entry.name}: AISBench {flagtable.aisbench()['version']} has no {key} '{name}'",
+                f"benchmark {entry.name}: AISBench {version} has no {key} '{name}'",
                 _at(fleet, entry, key),
                 f"Did you mean '{close[0]}'?" if close else "Check it against your AISBench.",
             )
