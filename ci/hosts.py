@@ -300,6 +300,7 @@ class Session:
         self._wake = wake
         self._wire: Wire | None = None
         self._staged = False
+        self._verb = "clean"
         self._ended: dict[str, Any] | None = None
         self._gone = ""
         self._started = False
@@ -563,6 +564,11 @@ class Session:
         """
         if not self._staged or self._unreached:
             return
+        # A host may allow one session a connection.
+        self.detach()
+        self.join()
+        if self._wire is not None:
+            self._wire.channel.close()
         trouble = ""
         for _ in range(3):
             try:
@@ -573,15 +579,18 @@ class Session:
                     return
                 trouble = f"differ from the record: {', '.join(wrong[:5])}"
             except (*_BROKEN, MultinodeError) as error:
-                trouble = str(error)
-        raise InfraError(f"{self.host}: not all files could be fetched: {trouble}")
+                trouble = error.message if isinstance(error, MultinodeError) else str(error)
+            self.remote.close()
+        self._verb = "retire" if self._started else "clean"
+        stay = f"; they stay in {self._place}/run there" if self._started else ""
+        raise InfraError(f"{self.host}: not all files could be fetched{stay}: {trouble}")
 
     def _unpack(self) -> None:
         command = self.remote.python("-m", "steps.keep", "pack", self._place, cwd=self._bundle)
-        channel = self.remote.start(command)
+        channel, out = self.remote.stream(command)
         channel.settimeout(60.0)
         try:
-            with tarfile.open(fileobj=channel.makefile("rb", 1 << 17), mode="r|gz") as archive:
+            with tarfile.open(fileobj=out, mode="r|gz") as archive:
                 for member in archive:
                     target = self._target(member)
                     source = archive.extractfile(member)
@@ -590,9 +599,9 @@ class Session:
                     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     part = target.with_name(f".{target.name}.part")
                     part.touch(0o600)
-                    with part.open("wb") as out:
+                    with part.open("wb") as copy:
                         while chunk := source.read(1 << 20):
-                            out.write(chunk)
+                            copy.write(chunk)
                     part.replace(target)
         except tarfile.TarError as error:
             words = channel.recv_stderr(4096).decode("utf-8", "replace").strip().splitlines()
@@ -623,18 +632,18 @@ class Session:
         return wrong
 
     def clean(self) -> None:
-        """Remove everything of the run from the host.
+        """End and remove everything of the run on the host; files not fetched whole stay.
 
         Raises:
             InfraError: something is left, and what.
         """
         if not self._staged or self._unreached:
             return
-        with _as_infra(self.host):
-            self.remote.connect(tries=2)
-            text = self.remote.call(
-                "-m", "steps.keep", "clean", self._place, cwd=self._bundle, seconds=30.0
-            )
+        try:
+            text = self._call_keeper()
+        except InfraError:
+            self.remote.close()
+            text = self._call_keeper()
         try:
             found = json.loads(text)
         except ValueError:
@@ -643,8 +652,16 @@ class Session:
             raise InfraError(
                 f"{self.host}: processes were left and have been killed: {', '.join(found['left'])}"
             )
-        if not found["removed"]:
+        if not found["removed"] and self._verb == "clean":
             raise InfraError(f"{self.host}: {self._place} could not be removed")
+
+    def _call_keeper(self) -> str:
+        """What cleaning prints; the connection may be gone by now."""
+        with _as_infra(self.host):
+            self.remote.connect(tries=2)
+            return self.remote.call(
+                "-m", "steps.keep", self._verb, self._place, cwd=self._bundle, seconds=30.0
+            )
 
     def close(self) -> None:
         """Hang up."""

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import paramiko
 from fabric import Config, Connection
@@ -31,12 +31,16 @@ from paramiko.ssh_exception import (
     SSHException,
 )
 
+from ci import ssh_config
 from ci.inventory import Host
 from steps.core.errors import InfraError
 
 CONNECT_SECONDS = 10.0
 TRIES = 4
-_PIECE = 1 << 15
+#: The line before a command's own output; what a login shell's rc file prints comes before it.
+_MARK = b"multinode-output-begins"
+_NOISE = 4096
+_NO_KEY = "No authentication methods available"
 
 
 class UnknownHostKey(SSHException):  # type: ignore[misc]
@@ -88,6 +92,7 @@ class Remote:
             except (OSError, SSHException, EOFError, ValueError) as error:
                 final = isinstance(error, (UnknownHostKey, BadHostKeyException, socket.gaierror))
                 final = final or isinstance(error, (AuthenticationException, TimeoutError))
+                final = final or _NO_KEY in str(error)
                 if final or left == 0:
                     raise _explain(self.host, error) from None
                 time.sleep(0.3)
@@ -119,19 +124,13 @@ class Remote:
     def python(self, *words: str, cwd: str = "") -> str:
         """The command that runs the host's Python, inside the container if there is one."""
         host = self.host
-        line = " ".join(["exec", shlex.quote(host.python), *map(shlex.quote, words)])
-        shell = "sh"
-        steps = ["umask 077"]
-        if host.environment:
-            shell = "bash"
-            steps += [
-                f". {shlex.quote(path)} >/dev/null 2>&1 || "
-                f"{{ echo {shlex.quote(f'environment script {path} failed')} >&2; exit 9; }}"
-                for path in host.environment
-            ]
+        steps = ["umask 077", *(_sourcing(path) for path in host.environment)]
         if cwd:
             steps.append(f"cd {shlex.quote(cwd)} || exit 8")
-        command = [shell, "-c", "; ".join([*steps, line])]
+        # An empty line first: what was printed before may have no end of line.
+        steps.append(f"echo; echo {_MARK.decode()}")
+        steps.append(" ".join(["exec", _path(host.python), *map(shlex.quote, words)]))
+        command = ["bash" if host.environment else "sh", "-c", "; ".join(steps)]
         if host.container:
             command = [*host.enter, host.container, *command]
         return " ".join(map(shlex.quote, command))
@@ -154,24 +153,51 @@ class Remote:
             raise _explain(self.host, error) from None
         finally:
             channel.close()
+        noise, _, said = _parted(out)
         if code:
-            raise InfraError(failure(self.host, code, errors.decode("utf-8", "replace")))
-        return out.decode("utf-8", "replace")
+            raise failure(self.host, code, errors, noise)
+        return said.decode("utf-8", "replace")
+
+    def stream(self, command: str) -> tuple[paramiko.Channel, IO[bytes]]:
+        """Run a command; gives its channel and its output, to be read as a file.
+
+        Raises:
+            InfraError: it fails before it says anything.
+        """
+        channel = self.start(command)
+        out = channel.makefile("rb", 1 << 17)
+        noise = b""
+        while line := out.readline():
+            if line.rstrip() == _MARK:
+                return channel, out
+            noise = (noise + line)[-_NOISE:]
+        errors = b"".join(_chunks(channel.recv_stderr))
+        raise failure(self.host, channel.recv_exit_status(), errors, noise)
 
     def _open(self, seconds: float) -> Connection:
         host = self.host
-        config = Config()
         connection = Connection(
             host.target,
             user=host.user or None,
             port=host.port or None,
-            config=config,
+            config=Config(ssh_config=ssh_config.read()),
             connect_timeout=int(seconds),
             connect_kwargs={"banner_timeout": seconds, "auth_timeout": seconds},
         )
-        for hop in [connection, *_gateways(connection)]:
+        hops = [connection, *_gateways(connection)]
+        for hop in hops:
             _verify(hop)
-        connection.open()
+            # ssh passes over key files that are not there; paramiko would fail.
+            named = hop.connect_kwargs.get("key_filename") or []
+            named = [named] if isinstance(named, str) else named
+            kept = [name for name in named if Path(name).expanduser().exists()]
+            hop.connect_kwargs["key_filename"] = kept
+        try:
+            connection.open()
+        except BadHostKeyException as error:
+            ports = [hop.port for hop in hops if hop.host == error.hostname and hop.port != 22]
+            error.hostname = f"[{error.hostname}]:{ports[0]}" if ports else error.hostname
+            raise
         return connection
 
 
@@ -202,12 +228,35 @@ def _verify(connection: Connection) -> None:
             client.get_host_keys().add(own, kind, key)
 
 
+def _path(text: str) -> str:
+    """A path as a word for sh; ``~/`` is the home directory there."""
+    home, slash, rest = text.partition("/")
+    return f'"$HOME"/{shlex.quote(rest)}' if home == "~" and slash else shlex.quote(text)
+
+
+def _sourcing(path: str) -> str:
+    """What sources an environment script: it may neither read our input nor end silently."""
+    name = f"environment script {path}"
+    failed, ended = (shlex.quote(f"{name} {how}") for how in ("failed", "ended the shell"))
+    trap = shlex.quote(f"echo {ended} >&2; exit 9")
+    return (
+        f"trap {trap} EXIT; . {_path(path)} </dev/null >&2 || "
+        f"{{ trap - EXIT; echo {failed} >&2; exit 9; }}; trap - EXIT"
+    )
+
+
+def _ssh_of(host: Host) -> str:
+    """The command a person would type to enter the host."""
+    port = ("-p", str(host.port)) if host.port else ()
+    return " ".join(("ssh", *port, f"{host.user}@{host.target}" if host.user else host.target))
+
+
 def _explain(host: Host, error: BaseException) -> InfraError:
     """What a failure to connect means, and what to do."""
     if isinstance(error, UnknownHostKey):
         return InfraError(
             f"{host}: the host key of {error.name} is not known ({error.kind} {error.fingerprint})",
-            f"Compare the fingerprint with the host's own, then add it: `ssh {host.target}` once, "
+            f"Compare the fingerprint with the host's own, then add it: `{_ssh_of(host)}` once, "
             "or ssh-keyscan into ~/.ssh/known_hosts.",
         )
     if isinstance(error, BadHostKeyException):
@@ -222,10 +271,13 @@ def _explain(host: Host, error: BaseException) -> InfraError:
         return InfraError(
             f"{host}: the key file is encrypted", "Load it into the agent first: ssh-add."
         )
-    if isinstance(error, AuthenticationException):
+    if isinstance(error, AuthenticationException) or _NO_KEY in str(error):
+        none = _NO_KEY in str(error)
         return InfraError(
-            f"{host}: it accepts none of your keys",
-            f"`ssh {host.target}` must work without a password: ssh-copy-id, or ssh-add for the "
+            f"{host}: you have no key to show it"
+            if none
+            else f"{host}: it accepts none of your keys",
+            f"`{_ssh_of(host)}` must work without a password: ssh-copy-id, or ssh-add for the "
             "agent; 'user' in the hosts file says who you are there.",
         )
     if isinstance(error, socket.gaierror):
@@ -243,12 +295,40 @@ def _explain(host: Host, error: BaseException) -> InfraError:
     return InfraError(f"{host}: the SSH connection failed: {words}")
 
 
-def failure(host: Host, code: int, errors: str) -> str:
-    """A sentence about a command that failed on a host."""
-    last = " ".join(errors.strip().splitlines()[-3:])[-400:]
+def failure(host: Host, code: int, errors: bytes, noise: bytes = b"") -> InfraError:
+    """What a command that failed on a host means, and what to do.
+
+    Args:
+        code: its exit code; -1 when the connection ended before it.
+        noise: what came before its own output, from a shell or an environment script.
+    """
+    said = (errors.strip() or noise.strip()).decode("utf-8", "replace")
+    last = " ".join(said.splitlines()[-3:])[-400:]
+    if code == -1:
+        return InfraError(
+            f"{host}: the SSH connection broke{': ' if last else ''}{last}",
+            "Look at its network, and at sshd's log there.",
+        )
     if code == 127:
-        return f"{host}: {host.python} is not there: {last}"
-    return f"{host}: the remote command ended with code {code}: {last}"
+        return InfraError(
+            f"{host}: {host.python} is not there: {last}",
+            "Name one with 'python' in the hosts file, or an 'environment' script that brings it.",
+        )
+    if code == 9:
+        return InfraError(f"{host}: {last}", "Correct 'environment' in the hosts file.")
+    if code == 126:
+        hint = "Name a Python with 'python' in the hosts file."
+    elif host.container:
+        hint = "Is the container running, and does it have sh and Python?"
+    else:
+        hint = f"Try `{_ssh_of(host)} {shlex.quote(host.python)} --version`."
+    what = last or "it said nothing"
+    return InfraError(f"{host}: the remote command ended with code {code}: {what}", hint)
+
+
+def _parted(out: bytes) -> tuple[bytes, bytes, bytes]:
+    """What came before a command's own output, the mark between, and its output."""
+    return (b"\n" + out).partition(b"\n" + _MARK + b"\n")
 
 
 def _chunks(receive: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -368,6 +448,7 @@ class Wire:
     def __init__(self, host: Host, channel: paramiko.Channel) -> None:
         self._host = host
         self.channel = channel
+        self._begun = False
         self._buffer = b""
 
     def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
@@ -393,7 +474,13 @@ class Wire:
             return None
         if not data:
             return None
-        *whole, self._buffer = (self._buffer + data).split(b"\n")
+        self._buffer += data
+        if not self._begun:
+            noise, mark, rest = _parted(self._buffer)
+            self._begun, self._buffer = bool(mark), rest if mark else noise[-_NOISE:]
+            if not mark:
+                return []
+        *whole, self._buffer = self._buffer.split(b"\n")
         found = []
         for line in whole:
             with contextlib.suppress(ValueError):
@@ -412,17 +499,14 @@ class Wire:
         while time.monotonic() < deadline:
             found = self.lines(min(1.0, seconds))
             if found is None:
-                errors = b"".join(_chunks(self.channel.recv_stderr)).decode("utf-8", "replace")
-                code = self.channel.recv_exit_status()
-                raise InfraError(failure(self._host, code, errors), _HINTS.get(code, ""))
+                errors = b"".join(_chunks(self.channel.recv_stderr))
+                noise = b"" if self._begun else self._buffer
+                raise failure(self._host, self.channel.recv_exit_status(), errors, noise)
             if found:
                 return found[0]
-        raise InfraError(f"{self._host}: the remote Python does not answer")
-
-
-_HINTS = {
-    127: "Name one with 'python' in the hosts file, or an 'environment' script that brings it.",
-    126: "Name a Python with 'python' in the hosts file.",
-    9: "Correct 'environment' in the hosts file.",
-    1: "Is the container running, and does it have sh and Python?",
-}
+        said = "" if self._begun else self._buffer.decode("utf-8", "replace").strip()[-200:]
+        raise InfraError(
+            f"{self._host}: {self._host.python if self._begun else 'its shell'} said nothing of "
+            f"use for {seconds:.0f} s{': ' if said else ''}{said}",
+            f"Does `{_ssh_of(self._host)} {shlex.quote(self._host.python)} --version` answer?",
+        )

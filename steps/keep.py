@@ -16,6 +16,7 @@ ends the run as interrupted.
     relay DIR    standard input and output <-> the keeper of DIR
     pack DIR     the run directory of DIR as a tar.gz on standard output
     clean DIR    end what is left of DIR, remove it, say what was left
+    retire DIR   the same, but the results stay, for they could not be fetched
 
 Lines are JSON objects. To the keeper: ``follow`` (from which position of events
 and of each log), ``beat``, ``go``, ``say`` (a word for the node program),
@@ -132,7 +133,7 @@ class Keeper:
         self._server.close()
         Path(SOCKET).unlink(missing_ok=True)
         if not self._bye:
-            self._leave_results()
+            leave_results(self.place)
 
     # The node program
 
@@ -223,11 +224,6 @@ class Keeper:
         if self._node is not None and self._node.stdin is not None:
             with contextlib.suppress(OSError):
                 self._node.stdin.close()
-
-    def _leave_results(self) -> None:
-        """Nobody has fetched; what is there stays for who comes later, marked as over."""
-        with contextlib.suppress(OSError):
-            write_text(self.place / "ended", f"{time.time():.0f}\n")
 
     # The runner
 
@@ -403,8 +399,12 @@ def pack(place: Path) -> int:
     return 0
 
 
-def clean(place: Path) -> int:
-    """End the keeper and whatever carries the run's mark, remove the directory."""
+def clean(place: Path, results: bool = False) -> int:
+    """End the keeper and whatever carries the run's mark, remove the directory.
+
+    Args:
+        results: they stay, marked as over, until somebody fetches them or they are a week old.
+    """
     import shutil
 
     _end_keeper(place)
@@ -421,11 +421,25 @@ def clean(place: Path) -> int:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(TICK)
-    shutil.rmtree(place, ignore_errors=True)
-    drop_bundle(place)
+    if results:
+        leave_results(place)
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+        drop_bundle(place)
     gone = not place.exists()
     print(json.dumps({"left": left, "removed": gone}), flush=True)
     return 0
+
+
+def retire(place: Path) -> int:
+    """What :func:`clean` does, but the results stay."""
+    return clean(place, results=True)
+
+
+def leave_results(place: Path) -> None:
+    """Nobody has fetched; what is there stays for who comes later, marked as over."""
+    with contextlib.suppress(OSError):
+        write_text(place / "ended", f"{time.time():.0f}\n")
 
 
 def _end_keeper(place: Path) -> None:
@@ -482,14 +496,14 @@ def _name_of(pid: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m steps.keep run | relay DIR | pack DIR | clean DIR``."""
+    """``python -m steps.keep run | relay DIR | pack DIR | clean DIR | retire DIR``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["run"]:
         return run()
-    verbs = {"relay": relay, "pack": pack, "clean": clean}
+    verbs = {"relay": relay, "pack": pack, "clean": clean, "retire": retire}
     if len(words) == 2 and words[0] in verbs:
         return verbs[words[0]](Path(words[1]))
-    print("keep is started by the runner: run | relay DIR | pack DIR | clean DIR", file=sys.stderr)
+    print("keep is started by the runner: run | relay | pack | clean | retire", file=sys.stderr)
     return 2
 
 

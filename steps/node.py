@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import threading
 import time
@@ -52,11 +53,20 @@ from steps.core.rundir import RunDir, new_run_id, write_json, write_text
 from steps.core.verdict import CLASSES
 
 HANDOVER_SECONDS = 20.0
+#: How long who ends before the run begins waits until the others have heard of it.
+TELL_SECONDS = 1.0
 #: A last try to reach a leader that is taken to be lost.
 LEADERLESS_SECONDS = 0.5
 #: A clock that is further off makes times of different nodes hard to compare.
 SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
+
+
+_GUESSABLE = (
+    "no MULTINODE_TOKEN: whoever has the same case and harness and reaches the control port, such "
+    "as another user of these machines, can join or end this run. To keep them out, "
+    "export MULTINODE_TOKEN with one secret on all nodes, or --token-file with one file (mode 0600)"
+)
 
 
 @dataclass
@@ -67,6 +77,7 @@ class Start:
         plan: the whole plan, when the starter made it; else the leader makes it from ``case``,
             ``cluster``, whose addresses may be names, and ``options``.
         bound: the run ends when standard input closes (its starter is gone).
+        guessable: the token is one that everybody who has the same files can work out.
     """
 
     index: int
@@ -77,6 +88,7 @@ class Start:
     cluster: Cluster | None = None
     options: Options = field(default_factory=Options)
     bound: bool = False
+    guessable: bool = False
     listeners: list[Callable[[Event], None]] = field(default_factory=list)
 
 
@@ -97,6 +109,7 @@ class Program:
         self._early = threading.Event()
         self._early_interrupts = 0
         self._refused = ""
+        self._leaderless = ""
         self._state: dict[str, Any] = {}
         self._said = time.monotonic()
         self._joined_at: tuple[float, float] | None = None
@@ -106,6 +119,8 @@ class Program:
     def main(self) -> int:
         """Run; the exit code is the verdict's, as far as this node knows it."""
         self._handle_signals()
+        if self.start.guessable and self.start.index == LEADER:
+            self.events.emit("warning", text=_GUESSABLE)
         try:
             self._open_guard()
             plan = self._join()
@@ -119,7 +134,7 @@ class Program:
                 return int(error.exit_code)
             raise
         except RunEnded:
-            return int(Exit.INTERRUPTED)
+            return self._leave_early()
         finally:
             if self.link:
                 self.link.close()
@@ -157,6 +172,16 @@ class Program:
         if start.index == LEADER:
             return self._assemble(own, hello, deadline)
         return self._ask_for_plan(leader, own, hello, deadline)
+
+    def _leave_early(self) -> int:
+        """Interrupted before there was a plan: say so, also to those who are here already."""
+        reason = f"node {self.start.index} was interrupted before all nodes had met"
+        if self.leader:
+            cause = Cause("interrupt", "interrupted", reason, phase="join", at=time.time())
+            self.leader.tell(ended={"cause": to_dict(cause)})
+            self.leader.wait(self.leader.all_done, TELL_SECONDS)
+        self.events.emit("warning", text=f"{reason}; nothing was started")
+        return int(Exit.INTERRUPTED)
 
     def _join_seconds(self, case: Case) -> float:
         given = {**case.timeouts, **self.start.options.timeouts}
@@ -218,14 +243,24 @@ class Program:
         link = self._open_link((leader, self.start.cluster.control_port), own, hello)
         while not (link.joined.is_set() and self._state.get("planned")):
             if self._refused:
+                twice = "already here" in self._refused
                 raise UsageError(
                     f"the leader refused this node: {self._refused}",
-                    "Use the same case, options and version of the harness on every node.",
+                    "Was it started twice? Every machine has a --node-index of its own."
+                    if twice
+                    else "Use the same case, options and version of the harness on every node.",
                 )
             ended = self._state.get("ended")
             if ended is not None:
                 cause = cause_from(ended.get("cause"))
-                raise UsageError(f"the leader ended the run: {cause.reason if cause else ''}")
+                error = InfraError(f"the leader ended the run: {cause.reason if cause else ''}")
+                error.exit_code = CLASSES[cause.verdict] if cause else Exit.INFRA
+                raise error
+            if self._leaderless:
+                raise InfraError(
+                    f"the leader at {leader} is gone: {self._leaderless}",
+                    "Look at what it said, then start it and this node again.",
+                )
             told = self._state.get("missing")
             others = f", which waits for {told}" if told else " and its plan"
             self._wait_early(deadline, f"the leader at {leader}{others}")
@@ -253,8 +288,9 @@ class Program:
             self.leader.start()
         except OSError as error:
             raise InfraError(
-                f"the control port {port} on {address} cannot be opened: {error.strerror or error}",
-                "Is another run going on? MULTINODE_CONTROL_PORT chooses another.",
+                f"the control port {port} on {address} cannot be opened: {_words(error)}",
+                f"Is another run going on, or was node {LEADER} started twice? "
+                "MULTINODE_CONTROL_PORT, the same on all nodes, chooses another port.",
             ) from None
         return self.leader
 
@@ -410,7 +446,7 @@ class Program:
     def _on_lost(self, why: str) -> None:
         run = self.run
         if run is None:
-            self._refused = f"it is lost: {why}"
+            self._leaderless = why
             return
         run.add_cause(
             run.cause_of(
@@ -642,6 +678,11 @@ class Program:
                 self._told.set()
 
 
+def _words(error: OSError) -> str:
+    """What the system says of an error, without what asyncio wraps around it."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
 def _small(record: dict[str, Any]) -> dict[str, Any]:
     """The record as it is handed over: the leader takes no more than it can hold."""
     if len(json.dumps(record)) < MAX_BODY // 2:
@@ -735,18 +776,20 @@ def _start(arguments: argparse.Namespace) -> Start:
     options = cli.options_of(arguments, arguments.run_id or new_run_id())
     _try_out(case, cluster, options)
     run_id = options.run
+    token = _token(arguments)
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
     if run_dir.plan.exists():
         raise UsageError(f"{run_dir.path} holds another run", "Name a new one with --run-dir.")
     write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
     return Start(
         index,
-        _token(arguments) or joining.default_token(case, cluster),
+        token or joining.default_token(case, cluster),
         run_dir,
         case=case,
         cluster=cluster,
         options=options,
         bound=arguments.bound,
+        guessable=not token and cluster.backend == "hosts" and len(cluster.nodes) > 1,
         listeners=listeners,
     )
 
@@ -773,12 +816,23 @@ def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
 
 def _token(arguments: argparse.Namespace) -> str:
     """The run's token, from a file or the environment; empty when neither has one."""
-    if arguments.token_file:
-        try:
-            return Path(arguments.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise UsageError(f"--token-file {arguments.token_file}: {error.strerror}") from None
-    return settings.read().token
+    if not arguments.token_file:
+        return settings.read().token
+    name = f"--token-file {arguments.token_file}"
+    try:
+        with Path(arguments.token_file).open(encoding="utf-8") as file:
+            mode, token = os.fstat(file.fileno()).st_mode, file.read().strip()
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
+    # Who starts node programs (a pod, a runner) looks after its own files.
+    if not arguments.bound and stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError(
+            f"{name}: found mode {mode & 0o777:04o}, expected 0600: others can read the token",
+            f"chmod 600 {arguments.token_file}",
+        )
+    if not token:
+        raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")
+    return token
 
 
 def _print_json(event: Event) -> None:

@@ -7,6 +7,7 @@ socket for a moment to find a free loopback network; looks for the proxy script.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import random
 import socket
@@ -148,11 +149,18 @@ def node_index(case: Case, given: int | None, own: Mapping[str, Sequence[str]]) 
         UsageError: nothing says it, or it is out of range.
     """
     found = settings.read()
-    if given is None and found.lws_worker_index.isdigit():
-        given = int(found.lws_worker_index)
+    name = "--node-index"
+    if given is None and found.lws_worker_index:
+        name, text = "LWS_WORKER_INDEX", found.lws_worker_index
+        if not (text.isascii() and text.isdigit()):
+            raise UsageError(
+                f"{name}: found {text!r}, expected 0 to {case.num_nodes - 1}",
+                "Correct or unset it, or give --node-index I.",
+            )
+        given = int(text)
     if given is None and case.cluster_hosts:
-        mine = {address for addresses in own.values() for address in addresses} | {"127.0.1.1"}
-        here = [i for i, host in enumerate(case.cluster_hosts) if mine & _addresses_of(host)]
+        mine = {address for addresses in own.values() for address in addresses}
+        here = [i for i, host in enumerate(case.cluster_hosts) if _is_here(host, mine)]
         if len(here) == 1:
             given = here[0]
         elif here:
@@ -160,6 +168,12 @@ def node_index(case: Case, given: int | None, own: Mapping[str, Sequence[str]]) 
                 f"cluster_hosts {', '.join(case.cluster_hosts[i] for i in here)} are all this "
                 "machine",
                 "Say which node this is: --node-index I.",
+            )
+        else:
+            raise UsageError(
+                f"none of cluster_hosts {', '.join(case.cluster_hosts)} is this machine, which "
+                f"has {', '.join(sorted(mine - _EVERYWHERE)) or 'no address'}",
+                "Correct cluster_hosts in the case, or give --node-index I.",
             )
     if given is None:
         raise UsageError(
@@ -169,10 +183,20 @@ def node_index(case: Case, given: int | None, own: Mapping[str, Sequence[str]]) 
         )
     if not 0 <= given < case.num_nodes:
         raise UsageError(
-            f"--node-index: found {given}, expected 0 to {case.num_nodes - 1}",
+            f"{name}: found {given}, expected 0 to {case.num_nodes - 1}",
             "Nodes count from 0; node 0 is the leader.",
         )
     return given
+
+
+#: Loopback addresses that every machine has; what Debian calls a machine by on itself.
+_EVERYWHERE = {"127.0.0.1", "127.0.1.1", "::1"}
+
+
+def _is_here(host: str, mine: set[str]) -> bool:
+    """Whether a host is this machine: one of its addresses is own, or a loopback address."""
+    found = _addresses_of(host)
+    return bool(mine & found) or any(ipaddress.ip_address(text).is_loopback for text in found)
 
 
 def _addresses_of(host: str) -> set[str]:

@@ -20,6 +20,7 @@ import hmac
 import http.client
 import json
 import re
+import secrets
 import socket
 import threading
 import time
@@ -46,6 +47,7 @@ class Member:
     address: str
     joined: float
     last: float
+    process: str = ""
     phase: str = ""
     roll: int = 0
     seen: int = -1
@@ -215,14 +217,16 @@ class Leader:
             return 400, {"error": f"node: found {node!r}, expected 1 to {self.size - 1}"}, False
         now = time.monotonic()
         member = self.members.get(node)
-        if member is None or (body.get("hello") and body["hello"] != member.hello):
+        process = str(body.get("process", ""))
+        if member is None or member.process != process:
             hello = body.get("hello") or {}
-            if member is not None and not member.lost and now - member.last < LOST_AFTER:
-                return 409, {"error": f"node {node} is already here, from {member.address}"}, False
+            taken = self._taken(member, now)
+            if taken:
+                return 409, {"error": taken}, False
             refusal = self._refuse(node, hello)
             if refusal:
                 return 403, {"error": refusal}, False
-            member = Member(node, str(body.get("address", "")), now, now, hello=hello)
+            member = Member(node, str(body.get("address", "")), now, now, process, hello=hello)
             member.skew = float(body.get("clock") or time.time()) - time.time()
             with self._changed:
                 self.members[node] = member
@@ -250,6 +254,16 @@ class Leader:
                 self._changed.notify_all()
         hold = path == "/v1/beat" and member.seen == self.state["seq"]
         return 200, dict(self.state), hold
+
+    def _taken(self, member: Member | None, now: float) -> str:
+        """Why another process may not be this node; one that went before the run began may."""
+        if member is None:
+            return ""
+        here = f"node {member.node} is already here, from {member.address}"
+        gone = member.lost or member.broken or now - member.last > LOST_AFTER
+        if self.state["phase"] != "join":
+            return f"{here}, and the run has begun" if gone else here
+        return "" if gone else here
 
     def broke(self, node: int) -> None:
         """A worker's beat connection ended without an answer taken."""
@@ -470,6 +484,8 @@ class Link:
         on_refused: Callable[[str], None],
     ) -> None:
         self._target = (address, port)
+        #: Two programs of one host may say the same of themselves, and be two all the same.
+        self._process = secrets.token_hex(8)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self.node = node
         self._own = own_address
@@ -537,6 +553,7 @@ class Link:
             "node": self.node,
             "address": self._own,
             "hello": self._hello,
+            "process": self._process,
             "phase": seen["phase"],
             "progress": seen["progress"],
             "seq": seq,

@@ -218,6 +218,39 @@ def test_a_second_node_of_the_same_index_is_refused(fleet: Callable[..., Fleet])
     assert "already here, from 10.0.0.1" in run.refused[1]
 
 
+def test_a_second_program_on_the_same_host_is_refused(fleet: Callable[..., Fleet]) -> None:
+    """It says of itself what the first says, word for word."""
+    run = fleet(3)
+    run.worker(1)
+    eventually(lambda: run.leader.joined() == [1])
+    run.worker(1)
+    eventually(lambda: run.refused)
+    assert "already here, from 10.0.0.1" in run.refused[1]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_program_started_anew_takes_its_place_only_before_the_run(
+    fleet: Callable[..., Fleet], begun: bool
+) -> None:
+    run = fleet(2)
+    first = run.worker(1)
+    eventually(lambda: run.leader.joined() == [1])
+    if begun:
+        run.leader.tell(phase="load")
+    first.close()
+    eventually(lambda: run.leader.members[1].broken)
+    second = run.worker(1)
+    if begun:
+        eventually(lambda: run.refused)
+        assert "already here" in run.refused[1]
+        assert "the run has begun" in run.refused[1]
+        eventually(lambda: run.leader.members[1].lost)
+    else:
+        eventually(second.joined.is_set)
+        assert not run.leader.members[1].broken
+        assert run.refused == {}
+
+
 def test_the_leader_may_refuse_a_hello(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2, refuse=lambda node, hello: "" if hello["plan"] == "ours" else "other plan")
     run.worker(1, hello={"plan": "theirs"})

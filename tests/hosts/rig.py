@@ -80,6 +80,20 @@ class Host:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
 
+    def again(self, *settings: str) -> None:
+        """Start anew with these lines in front of sshd's configuration; none: as it was."""
+        self.stop()
+        text = self.config.read_text()
+        text = text[text.index("Port ") :]
+        self.config.write_text("".join(f"{line}\n" for line in settings) + text)
+        (self.config.parent / "sshd.log").write_bytes(b"")
+        self.start()
+        self.wait()
+
+    def shell(self, script: str) -> None:
+        """Start anew with a login shell that does this; the command is in ``$C``."""
+        self.again(f"ForceCommand C=$SSH_ORIGINAL_COMMAND; export C; {script}")
+
     @property
     def disk(self) -> Path:
         """The host's own ``space``, seen from outside."""

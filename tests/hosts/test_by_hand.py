@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,14 @@ class Node:
     def text(self) -> str:
         """What it printed."""
         return self._log.read_text()
+
+    def until(self, text: str) -> None:
+        """Wait until it has printed ``text``."""
+        deadline = time.monotonic() + 30
+        while text not in self.text:
+            assert self.popen.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.02)
 
     def end(self) -> int:
         """Its exit code."""
@@ -176,3 +186,110 @@ def test_a_node_without_the_token_stays_outside(tmp_path: Path) -> None:
     assert (leader.end(), friend.end()) == (0, 0), leader.text + friend.text
     assert "was refused: it has another run token" in leader.text
     assert token not in leader.text + friend.text
+
+
+def two_here(tmp: Path, *more: str) -> list[str]:
+    """The words that start a node of two on this machine."""
+    addresses = [f"127.{fleet.free_network(28999)}.{i}" for i in (1, 2)]
+    case = spread(tmp / "case.yaml", 2, addresses)
+    file = cluster(tmp / "cluster.json", addresses)
+    return ["--case", str(case), "--cluster", str(file), *more]
+
+
+def test_the_same_index_twice(tmp_path: Path) -> None:
+    words = two_here(tmp_path, "--timeout", "join=20")
+    workers = [Node(tmp_path, f"worker-{i}", [], *words, "--node-index", "1") for i in (0, 1)]
+    leader = Node(tmp_path, "leader", [], *words, "--node-index", "0")
+    assert leader.end() == 0, leader.text
+    assert sorted(node.end() for node in workers) == [0, 2]
+    text = workers[0].text + workers[1].text
+    assert "node 1 is already here" in text
+    assert "Was it started twice?" in text
+    assert "run token" not in leader.text
+
+
+def test_the_leader_twice(tmp_path: Path) -> None:
+    words = two_here(tmp_path, "--timeout", "join=20")
+    leader = Node(tmp_path, "leader", [], *words, "--node-index", "0")
+    leader.until("waiting for")
+    second = Node(tmp_path, "second", [], *words, "--node-index", "0")
+    assert second.end() == 3
+    assert "cannot be opened: Address already in use" in second.text
+    assert "was node 0 started twice?" in second.text
+    leader.popen.send_signal(signal.SIGINT)
+    assert leader.end() == 130
+    assert "interrupted before all nodes had met; nothing was started" in leader.text
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_leader_that_goes_before_all_have_met(tmp_path: Path, how: signal.Signals) -> None:
+    addresses = [f"127.{fleet.free_network(28999)}.{i}" for i in (1, 2, 3)]
+    words = ["--case", str(spread(tmp_path / "case.yaml", 3, addresses))]
+    words += ["--cluster", str(cluster(tmp_path / "cluster.json", addresses))]
+    leader = Node(tmp_path, "leader", [], *words, "--node-index", "0")
+    worker = Node(tmp_path, "worker", [], *words, "--node-index", "1")
+    leader.until("joined")
+    leader.popen.send_signal(how)
+    leader.end()
+    if how is signal.SIGINT:
+        assert worker.end() == 130
+        assert "the leader ended the run: node 0 was interrupted" in worker.text
+    else:
+        assert worker.end() == 3
+        assert f"the leader at {addresses[0]} is gone" in worker.text
+    assert "same case" not in worker.text
+
+
+def test_a_token_that_others_can_work_out_is_warned_of(tmp_path: Path) -> None:
+    words = two_here(tmp_path, "--timeout", "join=0.5", "--node-index", "0")
+    guessable = Node(tmp_path, "guessable", [], *words)
+    assert guessable.end() == 4
+    assert "no MULTINODE_TOKEN: whoever has the same case" in guessable.text
+    file = tmp_path / "token"
+    for text, mode, code, said in [
+        ("a-long-secret", 0o600, 4, ""),
+        ("a-long-secret", 0o640, 2, "found mode 0640, expected 0600"),
+        ("\n", 0o600, 2, "it is empty"),
+    ]:
+        file.write_text(text)
+        file.chmod(mode)
+        node = Node(tmp_path, f"with-{mode}-{code}", [], *words, "--token-file", str(file))
+        assert node.end() == code, node.text
+        assert said in node.text
+        assert "no MULTINODE_TOKEN" not in node.text
+        assert "a-long-secret" not in node.text
+
+
+def test_a_node_killed_and_started_anew_is_no_pass(tmp_path: Path) -> None:
+    words = two_here(tmp_path, "--timeout", "join=20")
+    leader = Node(tmp_path, "leader", [], *words, "--node-index", "0")
+    worker = Node(tmp_path, "worker", [], *words, "--node-index", "1")
+    worker.until("hold ...")
+    worker.popen.kill()
+    worker.popen.wait()
+    again = Node(tmp_path, "again", [], *words, "--node-index", "1")
+    assert again.end() == 2, again.text
+    assert "the run has begun" in again.text
+    assert leader.end() == 3, leader.text
+    assert "node 1 is lost" in leader.text
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("", ["are all this machine", "--node-index I"]),
+        ("7", ["LWS_WORKER_INDEX: found 7, expected 0 to 1"]),
+        ("one", ["LWS_WORKER_INDEX: found 'one', expected 0 to 1"]),
+    ],
+)
+def test_an_index_that_says_nothing(tmp_path: Path, index: str, words: list[str]) -> None:
+    node = Node(tmp_path, "node", [], *two_here(tmp_path), LWS_WORKER_INDEX=index)
+    assert node.end() == 2
+    assert all(word in node.text for word in words), node.text
+
+
+def test_hosts_of_which_none_is_this_machine(tmp_path: Path) -> None:
+    case = spread(tmp_path / "case.yaml", 2, ["192.0.2.101", "192.0.2.102"])
+    node = Node(tmp_path, "node", [], "--case", str(case))
+    assert node.end() == 2
+    assert "none of cluster_hosts 192.0.2.101, 192.0.2.102 is this machine" in node.text
