@@ -34,6 +34,9 @@ CHUNK = 1 << 18
 #: Transfers at once: more would not be faster through one API server.
 AT_ONCE = 8
 TRIES = 5
+#: Seconds for which an API server may be away without costing a try; what it says then.
+OUTAGE = 300.0
+_AWAY = (0, 429, 502, 503, 504)
 IDLE = 60.0
 
 
@@ -99,9 +102,11 @@ class Fetch:
         """Fetch as much as can be fetched."""
         wanted: list[Wanted] = []
         why = ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(max(0.0, min(0.3 * 2**attempt, self.deadline() - time.monotonic())))
+        tries, away_until, delay = 0, time.monotonic() + OUTAGE, 0.0
+        while tries < TRIES:
+            if delay:
+                time.sleep(max(0.0, min(delay, self.deadline() - time.monotonic())))
+            delay = min(max(delay * 2, 0.6), 5.0)
             if time.monotonic() > self.deadline():
                 why = why or "no time was left"
                 break
@@ -111,7 +116,10 @@ class Fetch:
                 self._transfer(wanted)
             except (ApiError, OSError, tarfile.TarError, EOFError, ValueError) as error:
                 why = str(error) or type(error).__name__
+                away = isinstance(error, ApiError) and error.code in _AWAY
+                tries += not (away and time.monotonic() < away_until)
                 continue
+            tries += 1
             if all(entry.whole for entry in wanted):
                 break
             why = "was not verified: its sha256 is not the record's"

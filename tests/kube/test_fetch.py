@@ -154,3 +154,13 @@ def test_a_pod_that_is_not_there_is_no_traceback(kube: KubeDouble, tmp_path: Pat
     api = connected(kube)
     result = run(api, tmp_path, 2.0)
     assert "not found" in result.problems[0]
+
+
+def test_an_api_server_that_is_away_costs_no_files(kube: KubeDouble, tmp_path: Path) -> None:
+    """Longer than five tries take; what follows is the deletion of the files."""
+    holding(kube)
+    api = connected(kube)
+    api.patience = 0.0
+    kube.restart_api(downtime=12.0)
+    found = run(api, tmp_path)
+    assert found.complete, found.problems
