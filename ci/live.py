@@ -31,7 +31,7 @@ class Live:
             from rich.console import Console
 
             console = Console(highlight=False)
-            self._status = console.status("starting")
+            self._status = console.status(self)
             self._status.start()
             self._print = console.print
 
@@ -47,8 +47,6 @@ class Live:
         hidden = hidden or (event.fields.get("expected") is True and not self._verbose)
         if line and not hidden:
             self._show(line, event)
-        if self._status is not None:
-            self._status.update(self._text())
 
     def close(self) -> None:
         """Take the status line away."""
@@ -56,12 +54,16 @@ class Live:
             self._status.stop()
             self._status = None
 
-    def _text(self) -> str:
-        from rich.markup import escape
+    def __rich__(self) -> Any:
+        """The status as it is now: asked for at every refresh, so that the clock goes on."""
+        from rich.text import Text
 
+        return Text(self._text(), no_wrap=True, overflow="ellipsis")
+
+    def _text(self) -> str:
         nodes = "  ".join(f"node {i}: {phase}" for i, phase in sorted(self._phases.items()))
         clock = f"{time.time() - self._started:.0f} s"
-        return escape(f"{clock}  {nodes}  {self._note}"[:300])
+        return f"{clock}  {nodes or 'starting'}  {self._note}"
 
     def _show(self, line: str, event: Event) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -172,9 +172,11 @@ def compared(before: RunDir, after: RunDir) -> Iterator[str]:
         return
     then = to_dict(load(before))
     then["run"] = now["run"]
+    if then["cluster"]["rehearsal"]:  # nox has an interpreter of its own for each session
+        then["cluster"]["python"] = now["cluster"]["python"]
     unlike = list(differences(then, now))
     if unlike:
-        yield f"The plan differs in {len(unlike)} places:"
+        yield f"The plan differs in {len(unlike)} place{'s' if len(unlike) != 1 else ''}:"
         yield from (f"  {line}" for line in unlike[:SHOWN])
     else:
         yield "The plan is the same, but for the run id."

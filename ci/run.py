@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
-    run_dir.make()
+    run_dir.make().claim()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     point_latest(run_dir.path.resolve())
     live = Live(arguments.verbose)

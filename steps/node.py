@@ -543,7 +543,8 @@ class Program:
                 run.cause = cause_from(causes[0]) if causes else None
                 run.ended.set()
         elif run.own_causes() or not self._told.is_set():
-            self._told.wait(TOLD_WAIT)
+            if self._joined():  # else nobody is there to tell us anything
+                self._told.wait(TOLD_WAIT)
             if run.cause is None and not run.state.get("ended"):
                 causes = run.own_causes()
                 run.cause = cause_from(causes[0]) if causes else None
@@ -560,12 +561,17 @@ class Program:
             self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
         code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
         if self.link:
-            leaderless = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
+            lost = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
+            leaderless = lost or not self._joined()
             self.link.done(content, LEADERLESS_SECONDS if leaderless else HANDOVER_SECONDS)
         elif self.leader:
             self.leader.wait(self.leader.all_done, self._others_budget(run))
             code = self._conclude(run)
         return code
+
+    def _joined(self) -> bool:
+        """Whether the leader ever answered this worker."""
+        return self.link is not None and self.link.joined.is_set()
 
     def _stop(self, run: NodeRun) -> None:
         """Stop everything of this node, the proxy first, the KV pool last."""

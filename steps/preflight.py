@@ -169,7 +169,8 @@ def devices(run: NodeRun) -> Iterator[str]:
         yield f"npu-smi does not answer: {error}"
         return
     if done.returncode:
-        yield f"npu-smi info failed with code {done.returncode}: {done.stdout.strip()[-200:]}"
+        said = (done.stdout.strip() or done.stderr.strip())[-200:]
+        yield f"npu-smi info failed with code {done.returncode}: {said or 'it said nothing'}"
         return
     for line in done.stdout.splitlines():
         match = _NPU_PROCESS.match(line)

@@ -95,6 +95,17 @@ def merge_events(run_dir: RunDir, plan: Plan) -> None:
     write_text(run_dir.events, "".join(event.to_json() + "\n" for event in own))
 
 
+def _repeat(run_dir: RunDir, style: str) -> int:
+    """Show the verdict of a run that ended before there was a plan, as it was given."""
+    content = read_json(run_dir.verdict)
+    code = content.get("exit_code") if isinstance(content, dict) else None
+    if not isinstance(code, int):
+        raise InfraError(f"{run_dir.verdict} is no verdict, and there is no plan to make one of")
+    wanted = run_dir.verdict if style == "json" else run_dir.summary
+    print(wanted.read_text(encoding="utf-8"))
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m steps.report --run-dir DIR [--format text|json]``."""
     parser = argparse.ArgumentParser(prog="report", description=__doc__)
@@ -106,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = Path(arguments.run_dir)
         if not path.is_dir():
             raise UsageError(f"{path}: no such run directory", "Name one with --run-dir.")
+        if not (path / "plan.json").exists() and (path / "verdict.json").exists():
+            return _repeat(RunDir(path), arguments.format)
         verdict = run(RunDir(path))
         if arguments.format == "json":
             json.dump(verdict.to_dict(), sys.stdout, indent=2)

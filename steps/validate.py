@@ -142,12 +142,14 @@ def run(
             print(f"unknown rule {explain!r}; docs/rules.md lists all of them", file=sys.stderr)
             return Exit.USAGE
         return Exit.PASS
-    paths = [path for name in files for path in _expand(Path(name))] or [
-        *default_paths(),
-        *sorted((CONFIGS / PROFILES).glob("*.yaml")),
-    ]
-    if not paths:
-        print(f"no case files: none named, and none under {CONFIGS}", file=sys.stderr)
+    named = [(name, _expand(Path(name))) for name in files]
+    paths = [path for _, found in named for path in found]
+    if not files:
+        paths = [*default_paths(), *sorted((CONFIGS / PROFILES).glob("*.yaml"))]
+    bare = [name for name, found in named if not found]
+    if bare or not paths:
+        where = ", ".join(bare) or f"{CONFIGS}; none were named"
+        print(f"error: no case files (*.yaml, *.yml) in {where}", file=sys.stderr)
         return Exit.USAGE
     chosen = Path(matrix) if matrix else (MATRIX if not files and MATRIX.is_file() else None)
     problems = validate(paths, chosen)

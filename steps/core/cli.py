@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import re
 import signal
 import sys
@@ -44,6 +45,7 @@ CONFIGS = fleet.ROOT / "configs"
 
 def guarded(work: Callable[[], int]) -> int:
     """Run ``work``; errors meant for the user become a message and an exit code."""
+    _print_anything()
     try:
         return int(work())
     except MultinodeError as error:
@@ -60,6 +62,13 @@ def guarded(work: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):
             sys.stderr.close()
         return int(Exit.PASS)
+
+
+def _print_anything() -> None:
+    """A sign that the terminal's encoding lacks (``LC_ALL=C``) is replaced, and ends no run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _message(error: MultinodeError) -> str:

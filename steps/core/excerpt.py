@@ -5,6 +5,7 @@ Enters: problems. Leaves: text. Touches: reads the files the problems are in.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -14,6 +15,7 @@ from steps.core.errors import Place, Problem, Severity
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.INFO: "36"}
 _WIDTH = 120
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 Lines = Callable[[str], Sequence[str]]
 
@@ -69,7 +71,8 @@ def _excerpt(place: Place, lines: Lines) -> list[str]:
     text = lines(place.file)
     if not 0 < place.line <= len(text):
         return []
-    line = text[place.line - 1].rstrip()
+    # What a terminal would obey is shown as what cannot be shown.
+    line = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[place.line - 1].rstrip())
     if not line.strip():
         return []
     start = max(place.column - 1, 0)

@@ -113,6 +113,18 @@ def find_proxy_script(case: Case) -> str:
     return ""
 
 
+def _reach(address: str) -> None:
+    """Raises InfraError when the loopback device is down; one can bind to it all the same."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError as error:
+            raise InfraError(
+                f"the loopback network is down: {address}: {error.strerror}",
+                "In a network namespace of its own: ip link set lo up.",
+            ) from None
+
+
 def free_network(port: int) -> str:
     """Two numbers of a loopback network where nobody listens on ``port``.
 
@@ -125,6 +137,7 @@ def free_network(port: int) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:
                 probe.bind((f"127.{network}.1", port))
+                _reach(f"127.{network}.1")
                 return network
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:

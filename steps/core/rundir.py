@@ -11,6 +11,7 @@ only. Touches: the run directory.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -124,10 +125,30 @@ class RunDir:
             ) from None
         return self
 
+    def claim(self) -> None:
+        """Take it for this process, until it ends.
+
+        Raises:
+            UsageError: a run is in it, or is going on in it.
+        """
+        hint = "Name a new directory with --run-dir."
+        if self.plan.exists():
+            raise UsageError(f"{self.path} holds another run", hint)
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UsageError(f"another run is going on in {self.path}", hint) from None
+        except OSError:  # a network file system without locks
+            os.close(handle)
+
 
 def point_latest(run: Path) -> None:
-    """Let ``latest`` beside the run directory point at it."""
+    """Let ``latest`` beside the run directory point at it, unless it is something of its own."""
     link = run.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        return
     temporary = run.parent / f".latest.{secrets.token_hex(4)}"
     with contextlib.suppress(OSError):
         temporary.symlink_to(run.name)
@@ -147,8 +168,10 @@ def write_text(path: Path, text: str) -> None:
             except UnicodeEncodeError:
                 out.write(text.encode("utf-8", "backslashreplace"))
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where it is
         raise
 
 

@@ -1,0 +1,164 @@
+"""What a new user trips over: odd terminals, odd directories, two runs at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.spinner import Spinner
+
+from ci.live import Live
+from steps import report, validate
+from steps.core import cli, fleet
+from steps.core.errors import Exit, InfraError, UsageError
+from steps.core.events import Event
+from steps.core.rundir import RunDir, point_latest, write_text
+from tests.core.cases import ROOT
+from tests.faults.rehearse import environment
+
+
+def test_a_directory_without_cases_is_an_error_not_all_of_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty").mkdir()
+    assert validate.main([str(tmp_path / "empty")]) == Exit.USAGE
+    assert validate.main(["configs/quickstart.yaml", str(tmp_path / "empty")]) == Exit.USAGE
+    told = capsys.readouterr()
+    assert "no problems" not in told.out
+    assert f"no case files (*.yaml, *.yml) in {tmp_path / 'empty'}" in told.err
+
+
+def test_a_terminal_that_lacks_a_sign_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+
+    def work() -> int:
+        print("✅ PASS")
+        sys.stdout.flush()
+        return 0
+
+    assert cli.guarded(work) == 0
+    assert raw.getvalue() == b"? PASS\n"
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from steps.core.rundir import RunDir\n"
+        "RunDir(Path(sys.argv[1])).make().claim(); print('mine', flush=True); sys.stdin.read()"
+    )
+    run_dir = RunDir(tmp_path / "run")
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run_dir.path)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout
+    try:
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(UsageError, match="another run is going on"):
+            run_dir.claim()
+    finally:
+        other.communicate()
+    run_dir.claim()
+    run_dir.plan.touch()
+    with pytest.raises(UsageError, match="holds another run"):
+        run_dir.claim()
+
+
+def test_a_file_named_latest_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("mine")
+    point_latest(RunDir(tmp_path / "one").make().path)
+    assert (tmp_path / "latest").read_text() == "mine"
+
+
+def test_a_full_disk_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"verdict\.json"):
+        write_text(tmp_path / "verdict.json", "x")
+
+
+def test_a_run_without_a_plan_can_be_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "verdict.json").write_text(json.dumps({"verdict": "infra", "exit_code": 3}))
+    (tmp_path / "summary.md").write_text("# INFRA: no kubeconfig\n")
+    assert report.main(["--run-dir", str(tmp_path)]) == Exit.INFRA
+    assert capsys.readouterr().out.startswith("# INFRA: no kubeconfig")
+    assert report.main(["--run-dir", str(tmp_path), "--format", "json"]) == Exit.INFRA
+    assert json.loads(capsys.readouterr().out)["verdict"] == "infra"
+    (tmp_path / "verdict.json").write_text("torn")
+    assert report.main(["--run-dir", str(tmp_path)]) == Exit.INFRA
+    assert "is no verdict" in capsys.readouterr().err
+
+
+def test_an_excerpt_sends_nothing_to_the_terminal_that_it_would_obey(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "case.yaml").write_text('model: "a\x1b[2J"\n')
+    assert validate.main([str(tmp_path / "case.yaml")]) == Exit.USAGE
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert 'model: "a\N{REPLACEMENT CHARACTER}[2J"' in told
+
+
+def test_a_loopback_that_is_down_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(self: socket.socket, address: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    class Down(socket.socket):
+        connect = down
+
+    monkeypatch.setattr(fleet.socket, "socket", Down)
+    with pytest.raises(InfraError, match="the loopback network is down"):
+        fleet.free_network(28999)
+
+
+def test_the_clock_of_the_live_status_goes_on_between_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live = Live()
+    live(Event(time.time(), "r", 0, "load", "waiting", {"missing": "node 1 [server]"}))
+    console = Console(file=io.StringIO(), width=200)
+
+    def shown() -> str:
+        with console.capture() as capture:
+            console.print(Spinner("dots", live))
+        return capture.get()
+
+    assert "node 0: load  node 1 [server]" in shown()
+    now = time.time()
+    monkeypatch.setattr("ci.live.time.time", lambda: now + 75)
+    assert "75 s" in shown()
+    console.width = 20
+    assert len(shown().rstrip("\n")) <= 20
+
+
+def test_ctrl_c_before_the_nodes_have_met_ends_the_run_at_once(tmp_path: Path) -> None:
+    """A worker that never met its leader waits for no word of it: LATE and PATIENCE are 2, 20 s."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ci.run", str(ROOT / "configs" / "quickstart.yaml"),
+         "--run-dir", str(tmp_path / "run")],
+        cwd=ROOT, env=environment(tmp_path), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        if " join " in line:
+            break
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert time.monotonic() - began < 8
