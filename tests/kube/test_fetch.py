@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,19 @@ def test_an_api_server_that_is_away_costs_no_files(kube: KubeDouble, tmp_path: P
     """Longer than five tries take; what follows is the deletion of the files."""
     holding(kube)
     api = connected(kube)
-    api.patience = 0.0
-    kube.restart_api(downtime=12.0)
-    found = run(api, tmp_path)
+    away = threading.Thread(target=kube.restart_api, kwargs={"downtime": 15.0})
+    away.start()
+    try:
+        fleet.await_(lambda: not _answers(api))
+        found = run(api, tmp_path)
+    finally:
+        away.join()
     assert found.complete, found.problems
+
+
+def _answers(api: Api) -> bool:
+    try:
+        api.ask("GET", "/version", patience=0.0)
+    except ApiError:
+        return False
+    return True
