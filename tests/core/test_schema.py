@@ -31,7 +31,10 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "no dialect": ("model: m\n", "MN003", "model: m", "neither"),
     "misspelt dialect": ("deploymnet: []\n", "MN003", "deploymnet", "Did you mean 'deployment'"),
     "missing": (changed("model: demo/tiny\n", ""), "MN004", "test_name", "'model' is missing"),
-    "unknown": (
+    "unknown": (changed("npu_per_node:", "npus: 1\nnpu_per_node:"), "MN005", "npus", "unknown key"),
+    "unknown in a node": (
+        changed("- name: decoder", "- weight: 3"), "MN005", "weight", "unknown key"),
+    "misspelt at the top": (
         changed("npu_per_node:", "npu_pernode: 1\nnpu_per_node:"), "MN005", "npu_pernode",
         "unknown key"),
     "benchmark outside": (

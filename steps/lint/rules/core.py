@@ -167,17 +167,16 @@ for _code, _title, _text, _fails in _ENTRIES:
 @rule(
     "MN008",
     Severity.WARNING,
-    "Key that nobody reads",
+    "Key of a later harness",
     fails=(
         parallel(("num_nodes:", "acceptance_rate: {baseline: 0.7}\nnum_nodes:")),
-        parallel(("  - server_cmd: >\n", "  - weight: 3\n    server_cmd: >\n")),
+        parallel(("num_nodes:", "test_content: [chat_completion]\nnum_nodes:")),
     ),
     passes=(parallel(("num_nodes:", "x-note: any\nnum_nodes:")),),
 )
 def unread(fleet: Fleet) -> Iterator[Finding]:
-    """A key that is no misspelling of a known one and stands nowhere else either: a leftover, or
-    one that a later upstream harness reads (`test_content`, `acceptance_rate`). What it asks for
-    does not happen here."""
+    """A key that later upstream harnesses read (`test_content`, `acceptance_rate`) and this one
+    does not: what it asks for does not happen here. Any other unknown key is an error (MN005)."""
     for path in schema.unread(fleet.case.source):
         if path[:1] == ("benchmarks",):
             continue
