@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from steps import bench, collect, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, evidence, fleet, joining, machine, settings
+from steps.core import VERSION, cli, evidence, fleet, joining, machine, priority, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, own_addresses
 from steps.core.errors import (
@@ -110,6 +110,7 @@ class Program:
         self._early_interrupts = 0
         self._refused = ""
         self._leaderless = ""
+        self.nice = 0
         self._state: dict[str, Any] = {}
         self._said = time.monotonic()
         self._joined_at: tuple[float, float] | None = None
@@ -123,6 +124,8 @@ class Program:
             self.events.emit("warning", text=_GUESSABLE)
         try:
             self._open_guard()
+            self.nice = priority.normal()
+            priority.raise_own()
             plan = self._join()
             run = self._make_run(plan)
             self._carry_out(run)
@@ -342,7 +345,7 @@ class Program:
         run.interrupts = self._early_interrupts
         if self._joined_at:
             run.note_phase("assemble", self._joined_at[0], time.monotonic() - self._joined_at[1])
-        run.supervisor = cli.supervisor_of(run, self.guard)
+        run.supervisor = cli.supervisor_of(run, self.guard, self.nice)
         if self._early.is_set():
             self._interrupt("interrupted before the start")
         for note in plan.notes if run.is_leader else ():

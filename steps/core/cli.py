@@ -306,8 +306,12 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
 
 
-def supervisor_of(run: NodeRun, guard: object) -> Supervisor:
-    """The supervisor of a node's run; environment scripts of the profile are sourced first."""
+def supervisor_of(run: NodeRun, guard: object, nice: int | None = None) -> Supervisor:
+    """The supervisor of a node's run; environment scripts of the profile are sourced first.
+
+    Args:
+        nice: of what it starts; absent: what this program has itself now.
+    """
     from steps.core.envscripts import sourced
     from steps.core.guard import Guard
 
@@ -320,4 +324,5 @@ def supervisor_of(run: NodeRun, guard: object) -> Supervisor:
         guard if isinstance(guard, Guard) else None,
         run.redactor,
         run.plan.cluster.workdir,
+        nice,
     )

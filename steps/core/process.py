@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import oom
+from steps.core import oom, priority
 from steps.core.guard import MARKER, Guard, marked
 from steps.core.plan import TOOL, Process
 from steps.core.records import ProcessRecord
@@ -89,6 +89,7 @@ class Supervisor:
 
     Args:
         marker: ``<run id>:<node>``, put into every child's environment.
+        nice: of what it starts; absent: what it has itself now.
         on_exit: called from a thread of its own at each unexpected or expected exit.
     """
 
@@ -101,6 +102,7 @@ class Supervisor:
         guard: Guard | None = None,
         redactor: Redactor | None = None,
         workdir: str = "",
+        nice: int | None = None,
     ) -> None:
         self._dir = node_dir
         self._marker = marker
@@ -112,6 +114,7 @@ class Supervisor:
         self._lock = threading.RLock()
         self._running: list[Running] = []
         self._oom_before = oom.kills()
+        self._nice = priority.normal() if nice is None else nice
 
     @property
     def running(self) -> list[Running]:
@@ -152,6 +155,7 @@ class Supervisor:
             )
         finally:
             os.close(descriptor)
+        priority.give(popen.pid, self._nice)
         if self._guard:
             self._guard.add(popen.pid)
         running = Running(process, popen, time.time(), log)

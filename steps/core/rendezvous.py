@@ -137,15 +137,14 @@ class Leader:
                 return
             finally:
                 started.set()
-            ticker = loop.create_task(self._tick())
+            # No task: one that a thread leaves behind is complained of when the program ends.
+            loop.call_later(TICK, self._tick, time.monotonic())
             loop.run_forever()
-            ticker.cancel()
             if self._server:
                 self._server.close()
             for transport in list(self._writers):
                 transport.abort()
-            with contextlib.suppress(asyncio.CancelledError):
-                loop.run_until_complete(asyncio.gather(ticker, return_exceptions=True))
+            loop.run_until_complete(asyncio.sleep(0))  # the connections hear of their end
             loop.close()
 
         self._thread = threading.Thread(target=run, name="rendezvous", daemon=True)
@@ -298,25 +297,23 @@ class Leader:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(release)
 
-    async def _tick(self) -> None:
-        before = time.monotonic()
-        while True:
-            await asyncio.sleep(TICK)
-            now = time.monotonic()
-            missed = now - before - TICK
-            before = now
-            # All that are due at once: one wake-up costs less than one a worker.
-            for connection, since in list(self.held.items()):
-                if now - since > BEAT - TICK:
-                    connection.let_go()
-            for member in list(self.members.values()):
-                if missed > TICK:
-                    member.last += missed
-                    member.broken += missed if member.broken else 0.0
-                silent = now - member.last
-                gone = member.broken and now - member.broken > GONE_AFTER
-                if not (member.done or member.lost) and (silent > LOST_AFTER or gone):
-                    self._lose(member, silent)
+    def _tick(self, before: float) -> None:
+        now = time.monotonic()
+        missed = now - before - TICK
+        # All that are due at once: one wake-up costs less than one a worker.
+        for connection, since in list(self.held.items()):
+            if now - since > BEAT - TICK:
+                connection.let_go()
+        for member in list(self.members.values()):
+            if missed > TICK:
+                member.last += missed
+                member.broken += missed if member.broken else 0.0
+            silent = now - member.last
+            gone = member.broken and now - member.broken > GONE_AFTER
+            if not (member.done or member.lost) and (silent > LOST_AFTER or gone):
+                self._lose(member, silent)
+        if self._loop is not None:
+            self._loop.call_later(TICK, self._tick, now)
 
     def _lose(self, member: Member, silent: float) -> None:
         member.lost = True
@@ -457,6 +454,27 @@ class Refused(Exception):
     """The leader does not want this node; the text says why."""
 
 
+class Clock:
+    """How long this program did not run when it should have: stopped, or on a busy machine."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._late = 0.0
+        self._due = time.monotonic() + TICK
+
+    def run(self) -> None:
+        """Tick until told to stop."""
+        while not self._stop.wait(TICK):
+            # First the sum: who reads in between counts a tick twice rather than not at all.
+            self._late = self.late()
+            self._due = time.monotonic() + TICK
+
+    def late(self) -> float:
+        """Seconds it was late since it was made, the present tick too."""
+        overdue = time.monotonic() - self._due
+        return self._late + (overdue if overdue > TICK else 0.0)
+
+
 class Link:
     """A worker's side: beats in a thread, tells what changed.
 
@@ -497,10 +515,12 @@ class Link:
         self.state: dict[str, Any] = {"seq": -1, "roll": 0}
         self.joined = threading.Event()
         self._stop = threading.Event()
+        self._clock = Clock(self._stop)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to beat."""
+        threading.Thread(target=self._clock.run, name="clock", daemon=True).start()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()
 
@@ -587,8 +607,8 @@ class Link:
     def _run(self) -> None:
         connection: http.client.HTTPConnection | None = None
         heard = time.monotonic()
+        late = self._clock.late()
         refused_since = 0.0
-        before = heard
         while not self._stop.is_set():
             try:
                 if connection is None:
@@ -599,8 +619,7 @@ class Link:
                 state = self._post(
                     connection, "/v1/beat", self._body(main=True, seq=self.state["seq"])
                 )
-                heard, refused_since = time.monotonic(), 0.0
-                before = heard
+                heard, late, refused_since = time.monotonic(), self._clock.late(), 0.0
                 self.joined.set()
                 if state["seq"] != self.state["seq"]:
                     self.state = state
@@ -614,15 +633,14 @@ class Link:
                     connection.close()
                 connection = None
                 now = time.monotonic()
-                if now - before > LOST_AFTER + 1.0:
-                    heard += now - before - 1.0
-                before = now
                 if isinstance(error, ConnectionError):
                     refused_since = refused_since or now
                 else:
                     refused_since = 0.0
                 dead = refused_since and now - refused_since > GONE_AFTER
-                if self.joined.is_set() and (now - heard > LOST_AFTER or dead):
+                # While this program itself got no time, the leader's answer may have come.
+                silent = now - heard - (self._clock.late() - late)
+                if self.joined.is_set() and (silent > LOST_AFTER or dead):
                     if not self._stop.is_set():
                         self._on_lost(f"{type(error).__name__}: {error}")
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -442,3 +443,57 @@ def test_nothing_of_it_is_left(fleet: Callable[..., Fleet]) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((run.address, PORT))
+
+
+def test_a_worker_that_got_no_time_itself_accuses_nobody(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    began = time.monotonic()
+    link._clock.late = lambda: min(time.monotonic() - began, 3 * LOST_AFTER)  # type: ignore[method-assign]
+    loop = run.leader._loop
+    assert loop is not None
+    loop.call_soon_threadsafe(threading.Event().wait, 2 * LOST_AFTER)
+    look_away(3 * LOST_AFTER)
+    assert not run.lost
+
+
+def test_a_leader_that_stands_still_is_lost(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    loop = run.leader._loop
+    assert loop is not None
+    over = threading.Event()
+    loop.call_soon_threadsafe(over.wait, 20)  # as SIGSTOP would: connected, but silent
+    try:
+        began = time.monotonic()
+        eventually(lambda: run.lost)
+        assert time.monotonic() - began < LOST_AFTER + BEAT + 1.5
+    finally:
+        over.set()
+
+
+def test_a_clock_counts_the_time_it_did_not_run() -> None:
+    class Pause(threading.Event):
+        waits = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits += 1
+            look_away(0.5 if self.waits == 2 else timeout or 0.0)
+            return self.waits > 4
+
+    clock = rendezvous.Clock(Pause())
+    assert clock.late() == 0.0
+    clock.run()
+    assert 0.3 < clock.late() < 0.6
+    look_away(0.3)
+    assert clock.late() > 0.5  # the present tick too
+
+
+def test_a_leader_left_open_has_no_task_to_complain_of(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    assert run.leader._loop is not None
+    assert not asyncio.all_tasks(run.leader._loop)
