@@ -45,6 +45,7 @@ class Result:
         time: start, seconds since the epoch.
         benchmarks: name -> metrics; those that were believed only.
         statuses: name -> pass, fail, skipped or error.
+        drivers: name -> what measured it; numbers of two drivers do not compare.
         commit: of this repository, where there is one.
     """
 
@@ -64,6 +65,7 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=dict)
     benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     statuses: Mapping[str, str] = field(default_factory=dict)
+    drivers: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -111,6 +113,7 @@ def result_of(
             if b.metrics and (b.status == "pass" or b.fault in ("performance", "accuracy"))
         },
         statuses={b.name: b.status for b in verdict.benchmarks},
+        drivers={b.name: b.driver for b in verdict.benchmarks},
     )
 
 

@@ -42,6 +42,8 @@ TIMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
 #: Bytes of all log excerpts together, and of one.
 LOGS_BYTES, LOG_BYTES = 1_600_000, 48_000
 MAX_EVENTS = 1500
+#: Fewer requests than this are no curve: the table says all of them.
+FEW = 3
 NEEDLES = (b"Traceback (most recent call last)", b"ERROR", b"Error:", b"FATAL", b"CRITICAL")
 _CHUNK = 1 << 20
 
@@ -88,7 +90,7 @@ def write(
     """
     plan = report.load_plan(run_dir)
     found = report.load_records(run_dir, plan)
-    verdict = verdict or compute(plan, found)
+    verdict = verdict or compute(plan, found, report.load_observed(run_dir))
     path = run_dir.path / "report.html"
     write_text(path, render(run_dir, plan, verdict, found, history, remarks))
     return path
@@ -105,7 +107,7 @@ def warm() -> None:
 
 
 @functools.cache
-def _template() -> Any:
+def _template(name: str = "report.html") -> Any:
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
@@ -113,7 +115,30 @@ def _template() -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup
-    return environment.get_template("report.html")
+    return environment.get_template(name)
+
+
+def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
+    """Make ``report.html`` of a run that never had a plan: what was wrong, and with what.
+
+    Args:
+        case_text: the case as it was found.
+
+    Raises:
+        ImportError: jinja2 is not installed.
+    """
+    redactor = Redactor()
+    page = _template("refused.html").render(
+        verdict=verdict,
+        cause=verdict.cause,
+        headline=summary.headline(verdict),
+        when=_when(verdict.started),
+        case_lines=redactor.text(case_text).splitlines(),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+    )
+    path = run_dir.path / "report.html"
+    write_text(path, redactor.text(page))
+    return path
 
 
 def render(
@@ -242,7 +267,8 @@ def timeline(plan: Plan, verdict: Verdict, records: Mapping[int, Record]) -> str
     mark = cause.at - start if cause and cause.at and start else None
     if mark is not None and mark < 0:
         mark = None
-    return plots.timeline(rows, mark, f"first error: {_where(verdict)}" if mark is not None else "")
+    what = "interrupted" if verdict.verdict == "interrupted" else f"first error: {_where(verdict)}"
+    return plots.timeline(rows, mark, what if mark is not None else "")
 
 
 def _where(verdict: Verdict) -> str:
@@ -307,9 +333,9 @@ def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
 
 
 def request_plots(name: str, found: Sequence[Sample]) -> Iterator[str]:
-    """Percentiles and latencies of the requests; none without requests."""
+    """Percentiles and latencies of the requests; none for a handful."""
     good = [sample for sample in found if sample.ok]
-    if not good:
+    if len(good) < FEW:
         return
     firsts = [1000 * sample.ttft for sample in good if sample.ttft is not None]
     wholes = [1000 * sample.e2el for sample in good if sample.e2el is not None]

@@ -1,6 +1,9 @@
 """The verdict as JUnit XML.
 
-Enters: plan and verdict. Leaves: the text of a JUnit file. Touches nothing.
+Enters: plan and verdict, or JUnit files of several runs. Leaves: the text of a
+JUnit file. Touches nothing, but for :func:`collect`, which writes one.
+
+    python -m ci.junit all.xml run-1/junit.xml run-2/junit.xml
 
 Product faults are failures, everything else that is not a pass is an error
 with its class as type, what was not judged is skipped with the reason.
@@ -10,12 +13,18 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
+from steps.core import cli
+from steps.core.errors import UsageError
 from steps.core.plan import LEADER, Plan
 from steps.core.records import BenchResult, Cause, Record
+from steps.core.rundir import write_text
 from steps.core.verdict import PRODUCT_FAULTS, Verdict
 
 _PHASES = ("join", "preflight", "install", "pool", "load", "probe", "proof")
@@ -121,3 +130,72 @@ def _judged(passed: bool | None, reason: str) -> str:
 
 def _clean(text: str) -> str:
     return _NOT_XML.sub("?", text)
+
+
+# Several runs in one file
+
+_COUNTS = ("tests", "failures", "errors", "disabled")
+
+
+def check(path: Path) -> list[ElementTree.Element]:
+    """The suites that a JUnit file holds; none when there is no such file yet.
+
+    Raises:
+        UsageError: it is something else, which would be overwritten.
+    """
+    if not path.exists():
+        return []
+    try:
+        top = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise UsageError(f"{path}: no JUnit file: {error}", "Name another file.") from None
+    if top.tag not in ("testsuites", "testsuite"):
+        raise UsageError(f"{path}: no JUnit file, found <{top.tag}>", "Name another file.")
+    return [top] if top.tag == "testsuite" else list(top.iter("testsuite"))
+
+
+def merge(suites: Sequence[ElementTree.Element]) -> str:
+    """One file of all suites; of two of the same run the later one."""
+    kept: dict[tuple[str, str], ElementTree.Element] = {}
+    for at, suite in enumerate(suites):
+        run = suite.get("id") or ""
+        kept[(suite.get("name") or "", run if len(run) > 3 else f"{run}#{at}")] = suite
+    counts = {
+        name: str(sum(int(suite.get(name) or 0) for suite in kept.values())) for name in _COUNTS
+    }
+    seconds = sum(float(suite.get("time") or 0) for suite in kept.values())
+    top = ElementTree.Element("testsuites", {**counts, "time": f"{seconds:.3f}"})
+    top.extend(kept.values())
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(top, "unicode") + "\n"
+
+
+def collect(target: Path, files: Sequence[Path]) -> None:
+    """Add the suites of ``files`` to ``target``, which is made when it is absent.
+
+    Raises:
+        UsageError: one of them is no JUnit file, or not there.
+    """
+    suites = check(target)
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file", "Name the junit.xml of a run.")
+        suites += check(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, merge(suites))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m ci.junit TARGET FILE...``."""
+    names = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int:
+        if len(names) < 2:
+            raise UsageError("expected: python -m ci.junit TARGET FILE...", "Name what to merge.")
+        collect(Path(names[0]), [Path(name) for name in names[1:]])
+        return 0
+
+    return cli.guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,6 +93,14 @@ def settle(
     return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
 
 
+def refused(run_dir: RunDir, verdict: Verdict, case_text: str) -> None:
+    """The report of a run that never had a plan; without its packages there is none."""
+    from ci import html
+
+    with contextlib.suppress(ImportError, OSError):
+        html.refuse(run_dir, verdict, case_text)
+
+
 def publish(run_dir: RunDir) -> None:
     """The summary, where GitHub wants it."""
     target = settings.read().github_step_summary

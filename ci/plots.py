@@ -33,6 +33,15 @@ COLOURS = {
     "idle": ("#010209", "#9da7b3"),
     "bad": ("#01020a", "#cf222e"),
 }
+#: Colour of a bar -> what it means, in the timeline's legend.
+MEANINGS = {
+    "a": "prepare, stop, collect",
+    "b": "install, load",
+    "d": "probe, proof",
+    "c": "benchmark",
+    "idle": "hold; a process lives",
+    "bad": "failed",
+}
 #: What a phase's bar is coloured as.
 PHASE_COLOURS = {
     "load": "b",
@@ -80,7 +89,7 @@ def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = ""
     """All rows over one time axis; ``mark`` is where the first error was."""
     shown = rows[:MAX_ROWS]
     titles: dict[str, str] = {}
-    with _figure(9.6, 0.9 + 0.27 * len(shown)) as (figure, axes):
+    with _figure(9.6, 1.15 + 0.27 * len(shown)) as (figure, axes):
         for at, row in enumerate(shown):
             for bar in row.bars:
                 length = max(bar.end - bar.start, 0.0)
@@ -111,6 +120,11 @@ def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = ""
                 weight="bold",
                 annotation_clip=False,
             )
+        used = {bar.colour for row in shown for bar in row.bars}
+        for colour in (name for name in MEANINGS if name in used):
+            axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
+        if used:
+            _legend(axes, 6)
         axes.set_yticks(range(len(shown)), [row.name for row in shown])
         axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
         axes.set_xlim(0, span * 1.01)
@@ -142,6 +156,8 @@ def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -
 
 def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) -> str:
     """Each series' values by percentile, on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
     with _figure(4.7, 3.0) as (figure, axes):
         for colour, (name, found) in zip("abcd", values.items(), strict=False):
             ordered = sorted(found)
@@ -151,7 +167,8 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
             )
         for percentile in (50, 90, 99):
             axes.axvline(percentile, color=_ink("faint"), linewidth=0.6, linestyle=":")
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 25, 50, 75, 90, 99], ["0", "25", "50", "75", "90", "99"])
@@ -219,9 +236,9 @@ def _moment(seconds: float) -> Any:
     return datetime.datetime.fromtimestamp(seconds)
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Any, columns: int = 4) -> None:
     """The legend above the axes, where it hides no point."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
 def _dots(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -69,6 +69,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--hosts", default="", help="with --on hosts: addresses, or a hosts file")
     parser.add_argument("--run-dir", help="default: runs/<run id>")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="add the run's JUnit to FILE")
     parser.add_argument("--verbose", action="store_true", help="show every event")
     parser.add_argument("--keep", action="store_true", help="with --on k8s: delete nothing")
     cli.add_shape_arguments(parser)
@@ -78,6 +79,8 @@ def arguments_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out one command line; the exit code is the verdict's."""
     path = cli.find_case(arguments.case)
+    if arguments.junit:
+        junit.check(arguments.junit)
     run_id = new_run_id()
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / run_id))
     if run_dir.plan.exists():
@@ -89,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         warnings = check(path)
     except CaseError as error:
         _refuse(run_dir.make(), run_id, path, error)
+        _collect(arguments, run_dir)
         annotate.show(error.problems)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
@@ -113,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         _refuse(run_dir, run_id, path, error)
+        _collect(arguments, run_dir)
         annotate.show(error.problems)
         raise
     finally:
@@ -120,8 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
         live.close()
         events.close()
         clean(run_dir, redactor)
+    _collect(arguments, run_dir)
     outcome.show(run_dir)
     return code
+
+
+def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
+    """Add the run's JUnit to the file that was asked for."""
+    if arguments.junit:
+        junit.collect(arguments.junit, [run_dir.junit])
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:
@@ -234,12 +246,16 @@ def _write(run_dir: RunDir, verdict: Verdict) -> None:
     """The files of a run that never had a plan."""
     write_text(run_dir.junit, Redactor().text(junit.xml(None, verdict)))
     write_json(run_dir.verdict, verdict.to_dict())
+    case_text = run_dir.case.read_text(encoding="utf-8") if run_dir.case.is_file() else ""
+    outcome.refused(run_dir, verdict, case_text)
     lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
     if verdict.cause:
         lines.append(f"**Cause:** {verdict.cause.reason}")
+        if verdict.cause.evidence:
+            lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
         if verdict.cause.hint:
             lines.append(f"**Next:** {verdict.cause.hint}")
-    write_text(run_dir.summary, "\n\n".join(lines) + "\n")
+    write_text(run_dir.summary, Redactor().text("\n\n".join(lines) + "\n"))
 
 
 def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
@@ -250,16 +266,16 @@ def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
         "config",
         f"{len(error.problems)} problems, the first: {first.message}",
         phase="validate",
-        evidence=tuple(str(problem) for problem in error.problems[:20]),
+        evidence=tuple(str(problem) for problem in error.problems[:200]),
         hint=first.hint,
         at=time.time(),
     )
     now = time.time()
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
-    _write(run_dir, verdict)
-    outcome.publish(run_dir)
     with contextlib.suppress(OSError, UnicodeError):
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    _write(run_dir, verdict)
+    outcome.publish(run_dir)
     point_latest(run_dir.path.resolve())
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from ci.history import Result, Store, case_key, open_store
 from steps.core import cli, settings, stats
 from steps.core.errors import UsageError
-from steps.core.gates import METRICS
+from steps.core.gates import METRICS, Gate
 from steps.core.plan import Plan
 from steps.core.summary import change, with_unit
 
@@ -44,12 +44,21 @@ class Point:
 
 
 def series(results: Sequence[Result], benchmark: str, metric: str) -> list[Point]:
-    """The values of a metric over real runs, oldest first; failed measurements are no values."""
+    """The values of a metric over real runs, oldest first; failed measurements are no values.
+
+    Only runs that compare with the newest count: on its cluster, by its driver.
+    """
+    real = _measured(results, benchmark, metric)
     return [
         Point(r.time, r.benchmarks[benchmark][metric], r.run, r.commit, r.versions)
-        for r in results
-        if not r.rehearsed and metric in r.benchmarks.get(benchmark, {})
+        for r in real
+        if r.cluster == real[-1].cluster
+        and r.drivers.get(benchmark) == real[-1].drivers.get(benchmark)
     ]
+
+
+def _measured(results: Sequence[Result], benchmark: str, metric: str) -> list[Result]:
+    return [r for r in results if not r.rehearsed and metric in r.benchmarks.get(benchmark, {})]
 
 
 def level(points: Sequence[Point]) -> list[Point]:
@@ -73,18 +82,36 @@ def noise_warnings(plan: Plan, results: Sequence[Result]) -> list[str]:
     said = []
     for entry in plan.benchmarks:
         name = entry.benchmark.name
+        like = [
+            r
+            for r in results
+            if r.cluster == plan.cluster.name and r.drivers.get(name) == entry.driver
+        ]
         for gate in entry.gates:
-            if not gate.of_baseline or gate.op not in (">=", "<="):
-                continue
-            values = [point.value for point in level(series(results, name, gate.metric))]
-            allowed, noise = abs(1 - gate.number), stats.noise(values)
-            if len(values) >= ENOUGH and 2 * noise > allowed:
+            values = [point.value for point in level(series(like, name, gate.metric))]
+            allowed, noise = _allowed(gate, values), stats.noise(values)
+            if len(values) >= ENOUGH and allowed is not None and 2 * noise > allowed:
                 said.append(
                     f"**Noise:** '{gate}' of {name} allows {100 * allowed:.1f} %, but the last "
                     f"{len(values)} good runs vary by ±{200 * noise:.1f} % (2 sigma): good runs "
-                    "will miss it. Widen `threshold`, or measure more often with `repeat`."
+                    "will miss it. Widen the gate, or measure more often with `repeat`."
                 )
     return said
+
+
+def _allowed(gate: Gate, values: Sequence[float]) -> float | None:
+    """How far a good run may stray before it misses a gate, as a share.
+
+    Of the baseline, or for a fixed limit of the median; None for a gate that
+    says nothing of noise, or that the median itself misses.
+    """
+    if gate.op not in (">=", "<=", ">", "<") or not values:
+        return None
+    if gate.of_baseline:
+        return abs(1 - gate.number)
+    middle = statistics.median(values)
+    room = middle - gate.number if gate.op.startswith(">") else gate.number - middle
+    return room / abs(middle) if middle and room >= 0 else None
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -115,11 +142,12 @@ def text(case: str, results: Sequence[Result]) -> str:
     for row in table:
         lines.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
     for name, metric in wanted:
-        lines += ["", *_metric_lines(series(results, name, metric), name, metric)]
+        lines += ["", *_metric_lines(results, name, metric)]
     return "\n".join(lines)
 
 
-def _metric_lines(points: Sequence[Point], name: str, metric: str) -> list[str]:
+def _metric_lines(results: Sequence[Result], name: str, metric: str) -> list[str]:
+    points = series(results, name, metric)
     values = [point.value for point in points]
     if not values:
         return [f"{name} {metric}: no good measurement"]
@@ -130,10 +158,14 @@ def _metric_lines(points: Sequence[Point], name: str, metric: str) -> list[str]:
         f"  median {statistics.median(now):g} {unit}, noise {100 * stats.noise(now):.1f} %, "
         f"over the last {len(now)} good runs",
     ]
-    for index in stats.change_points(values):
+    left_out = len(_measured(results, name, metric)) - len(points)
+    if left_out:
+        lines.append(f"  {left_out} runs on another cluster or by another driver are left out")
+    changes = stats.change_points(values)
+    for start, index, end in zip([0, *changes], changes, [*changes[1:], len(values)], strict=False):
         before, after = points[index - 1], points[index]
         moment = time.strftime("%Y-%m-%d", time.localtime(after.time))
-        old, new = statistics.median(values[:index]), statistics.median(values[index:])
+        old, new = statistics.median(values[start:index]), statistics.median(values[index:end])
         lines.append(
             f"  level changed on {moment}: {change(metric, new, old)}; {span(before, after)}"
         )

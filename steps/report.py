@@ -31,6 +31,8 @@ def run(run_dir: RunDir, observed: Sequence[Cause] = (), remark: Remark | None =
     """Compute and write the verdict of a run directory.
 
     Args:
+        observed: causes that only the backend saw; kept in the directory, so that who reads
+            the run again comes to the same verdict.
         remark: what the runner has to say about a verdict, as Markdown paragraphs.
 
     Raises:
@@ -38,7 +40,10 @@ def run(run_dir: RunDir, observed: Sequence[Cause] = (), remark: Remark | None =
     """
     plan = load_plan(run_dir)
     found = load_records(run_dir, plan)
-    verdict = compute(plan, found, observed)
+    if observed:
+        kept = Redactor().value([records.to_dict(cause) for cause in observed])
+        write_json(run_dir.observed, kept)
+    verdict = compute(plan, found, observed or load_observed(run_dir))
     merge_events(run_dir, plan)
     redactor = Redactor()
     write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
@@ -84,6 +89,14 @@ def load_records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
             record = None
         found[node.index] = record
     return found
+
+
+def load_observed(run_dir: RunDir) -> tuple[Cause, ...]:
+    """What only the backend saw of a run, as it was kept beside its records."""
+    data = read_json(run_dir.observed)
+    entries = data if isinstance(data, list) else []
+    found = (records.cause_from(entry) for entry in entries if isinstance(entry, dict))
+    return tuple(cause for cause in found if cause)
 
 
 def merge_events(run_dir: RunDir, plan: Plan) -> None:

@@ -92,6 +92,11 @@ class RunDir:
         return self.path / "verdict.json"
 
     @property
+    def observed(self) -> Path:
+        """Causes that only the backend saw; absent when it saw none."""
+        return self.path / "observed.json"
+
+    @property
     def junit(self) -> Path:
         """The verdict as JUnit XML."""
         return self.path / "junit.xml"

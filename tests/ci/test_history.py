@@ -16,6 +16,7 @@ from steps.core import stats
 from steps.core.case import load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.fleet import ROOT
+from steps.core.plan import Plan
 from steps.core.records import Cause
 from steps.core.verdict import Verdict
 from steps.core.yamlsource import parse_yaml
@@ -280,6 +281,53 @@ def test_noise_wider_than_the_threshold_is_said(tmp_path: Path) -> None:
 
     entry = replace(plan.benchmarks[0], gates=(gates.parse(data["gate"]),))
     noisy = replace(plan, benchmarks=(entry,))
-    (text,) = trend.noise_warnings(noisy, series(*[1000, 900, 1100] * 4))
+    assert trend.noise_warnings(noisy, here(plan, 1000, 1001, 999)) == []
+    (text,) = trend.noise_warnings(noisy, here(plan, 1000, 900, 1100))
     assert "allows 3.0 %" in text
-    assert trend.noise_warnings(noisy, series(*[1000, 1001, 999] * 4)) == []
+    elsewhere = [replace(one, cluster="other") for one in here(plan, 1000, 900, 1100)]
+    assert trend.noise_warnings(noisy, elsewhere) == []
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [
+        ("output_throughput >= 980", "allows 2.0 %"),
+        ("output_throughput <= 1500", None),
+        ("output_throughput >= 1200", None),
+        ("output_throughput == 1000", None),
+    ],
+)
+def test_a_fixed_limit_within_the_noise_is_said_too(gate: str, expected: str | None) -> None:
+    from dataclasses import replace
+
+    from steps.core import gates
+    from tests.ci.runs import plan_of
+
+    plan = plan_of()
+    plan = replace(plan, benchmarks=(replace(plan.benchmarks[0], gates=(gates.parse(gate),)),))
+    said = trend.noise_warnings(plan, here(plan, 1000, 900, 1100))
+    assert [expected in text for text in said if expected] == ([True] if expected else [])
+    assert bool(said) is bool(expected)
+
+
+def here(plan: Plan, *values: float) -> list[Result]:
+    """Twelve good runs on the cluster of a plan, by the driver it names."""
+    entry = plan.benchmarks[0]
+    more = {"cluster": plan.cluster.name, "drivers": {entry.benchmark.name: entry.driver}}
+    return [result(number, value, **more) for number, value in enumerate(values * 4)]
+
+
+def test_runs_of_another_cluster_or_driver_do_not_count(tmp_path: Path) -> None:
+    fast = [result(n, 2000.0, cluster="a3", drivers={"chat": "aisbench"}) for n in range(8)]
+    slow = [result(n, 1000.0, cluster="a2", drivers={"chat": "aisbench"}) for n in range(8, 14)]
+    smoke = [result(n, 9.0, cluster="a2", drivers={"chat": "smoke"}) for n in range(14, 16)]
+    last = [result(16, 1000.0, cluster="a2", drivers={"chat": "aisbench"})]
+    results = [*fast, *slow, *smoke, *last]
+    assert propose(CASE, results, tmp_path)[0].value == 1000
+    said = trend.text("quickstart", results)
+    assert "level changed" not in said and "10 runs on another cluster or by another" in said
+
+
+def test_each_change_of_level_is_against_the_level_before_it() -> None:
+    said = trend.text("quickstart", series(*[700.0] * 8, *[1400.0] * 8, *[1260.0] * 8))
+    assert "+100.0 %" in said and "-10.0 %" in said

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import annotate, html, junit, known, outcome
+from ci import annotate, html, junit, known, outcome, run
 from ci.history import DirectoryStore
 from ci.requests import samples
 from steps import report
@@ -125,7 +125,67 @@ def test_a_miss_is_annotated_at_its_benchmark(passed: RunDir, capsys, monkeypatc
     assert re.search(rf"^::error file=.*quickstart.yaml,line={line},", capsys.readouterr().out)
 
 
+def test_what_only_the_backend_saw_is_there_when_the_run_is_read_again(passed: RunDir) -> None:
+    pytest.importorskip("matplotlib")
+    seen = Cause("lost", "infra", "the pod was evicted", 1, process="pod", at=1030.0)
+    outcome.settle(passed, runs.quickstart(), (seen,), (), lambda text: None)
+    assert read_json(passed.verdict)["verdict"] == "infra"
+    assert report.run(passed).cause == seen
+    assert "the pod was evicted" in html.write(passed).read_text()
+
+
+def test_runs_are_merged_into_one_junit_each_once(failed: RunDir, tmp_path: Path) -> None:
+    etree = pytest.importorskip("lxml.etree")
+    settle(failed)
+    target = tmp_path / "out" / "all.xml"
+    other = tmp_path / "other.xml"
+    other.write_text(failed.junit.read_text().replace('"run-1"', '"run-2"'))
+    assert junit.main([str(target), str(failed.junit), str(other)]) == 0
+    junit.collect(target, [failed.junit])
+    schema = etree.XMLSchema(etree.parse(str(XSD)))
+    tree = etree.parse(str(target))
+    assert schema.validate(tree), schema.error_log
+    assert sorted(s.get("id") for s in tree.iter("testsuite")) == ["run-1", "run-2"]
+    assert tree.getroot().get("failures") == "2"
+    assert len([p for p in tree.iter("property") if p.get("name") == "npu_minutes"]) == 2
+
+
+@pytest.mark.parametrize("text", ["not xml", "<html/>"])
+def test_what_is_no_junit_is_not_overwritten(failed: RunDir, tmp_path: Path, text: str) -> None:
+    settle(failed)
+    target = tmp_path / "mine.txt"
+    target.write_text(text)
+    assert junit.main([str(target), str(failed.junit)]) == 2
+    assert target.read_text() == text
+    assert junit.main([str(tmp_path / "new.xml"), str(tmp_path / "absent.xml")]) == 2
+
+
+def test_a_wrong_case_leaves_a_report_with_every_problem(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("jinja2")
+    case = tmp_path / "broken.yaml"
+    case.write_text(
+        "model: demo/<x>\nnum_nodes: two\nnpu_per_node: -1\nbenchmarks: {}\ndeployment: []\n"
+    )
+    place, merged = tmp_path / "run", tmp_path / "all.xml"
+    given = [str(case), "--rehearse", "--run-dir", str(place), "--junit", str(merged)]
+    assert run.main(given) == 2
+    for name in ("summary.md", "report.html", "junit.xml"):
+        text = (place / name).read_text()
+        assert "num_nodes" in text and "npu_per_node" in text, name
+    page = (place / "report.html").read_text()
+    assert "demo/&lt;x&gt;" in page and "   2  num_nodes: two" in page
+    assert 'errors="1"' in merged.read_text()
+
+
 # The report
+
+
+def test_a_handful_of_requests_makes_no_empty_plot(passed: RunDir) -> None:
+    pytest.importorskip("matplotlib")
+    place = passed.node(0).bench / "00-chat"
+    runs.requests(place / "requests.jsonl", 1)
+    page = html.write(passed).read_text()
+    assert not re.search("latenc(y|ies) of", page) and "install, load" in page
 
 
 def test_the_report_needs_nothing_and_hides_nothing(failed: RunDir) -> None:

@@ -177,7 +177,7 @@ SHA = "a" * 40
 @pytest.mark.parametrize(
     ("body", "level", "source", "expected"),
     [
-        ("/nightly one two\r\nplease", "write", "o/r", f"names=one two -f ref={SHA}"),
+        ("/nightly one two\r\nplease", "write", "o/r", f"names=one two -f ref={SHA} -f pull=7"),
         (f"/nightly one {SHA}", "admin", "fork/r", f"names=one -f ref={SHA}"),
         ("/nightly one", "read", "o/r", "only people who may write"),
         ("/nightly one", "none", "o/r", "only people who may write"),
