@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ class Request:
 
     Attributes:
         arguments: the command line of ``ci.run``.
-        interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them.
+        interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them,
+            ``number`` is the latest signal.
         on_interrupt: what the backend wants to be told at each of them.
     """
 
@@ -42,6 +44,7 @@ class Request:
     arguments: argparse.Namespace
     interrupted: threading.Event = field(default_factory=threading.Event)
     interrupts: int = 0
+    number: int = signal.SIGTERM
     on_interrupt: list[Callable[[int], None]] = field(default_factory=list)
 
     def show(self, name: str, line: str) -> None:

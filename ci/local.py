@@ -207,10 +207,9 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
     observed: list[Cause] = []
     began = time.time()
 
-    def interrupt(count: int) -> None:
-        number = signal.SIGTERM if count == 1 else signal.SIGINT
+    def interrupt(_count: int) -> None:
         for member in members:
-            for each in (signal.SIGCONT, number):
+            for each in (signal.SIGCONT, request.number):
                 with contextlib.suppress(OSError):
                     member.popen.send_signal(each)
 

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = choose(case, arguments)
     run_dir.make().claim()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
-    point_latest(run_dir.path.resolve())
+    _latest(run_dir)
     live = Live(arguments.verbose)
     redactor = Redactor.of_environment(settings.inherited())
     for node in case.nodes:
@@ -276,7 +276,14 @@ def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     _write(run_dir, verdict)
     outcome.publish(run_dir)
-    point_latest(run_dir.path.resolve())
+    _latest(run_dir)
+
+
+def _latest(run_dir: RunDir) -> None:
+    """Let ``runs/latest`` point at the run; no link beside a run directory elsewhere."""
+    path = run_dir.path.resolve()
+    if path.parent.name == "runs":
+        point_latest(path)
 
 
 @contextlib.contextmanager
@@ -285,6 +292,7 @@ def _signals(request: Request):  # type: ignore[no-untyped-def]
 
     def handle(number: int, _frame: object) -> None:
         request.interrupts += 1
+        request.number = number
         request.interrupted.set()
         for listener in request.on_interrupt:
             listener(request.interrupts)

@@ -168,3 +168,14 @@ def test_a_worker_that_never_met_its_leader_ends_at_once_when_told_to(tmp_path: 
     assert process.returncode == Exit.INTERRUPTED
     assert time.monotonic() - began < 6
     assert (tmp_path / "run" / "node-1" / "record.json").is_file()
+
+
+@pytest.mark.parametrize(("place", "linked"), [("runs/one", True), ("else/one", False)])
+def test_a_link_latest_is_made_in_runs_only(tmp_path: Path, place: str, linked: bool) -> None:
+    case = tmp_path / "case.yaml"
+    case.write_text("test_name: 1")
+    run = [sys.executable, "-m", "ci.run", str(case), "--run-dir", str(tmp_path / place)]
+    done = subprocess.run([*run, "--rehearse"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert (tmp_path / place).is_dir()
+    assert (tmp_path / place).with_name("latest").is_symlink() == linked

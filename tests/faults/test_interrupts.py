@@ -90,6 +90,7 @@ def test_the_runner_is_told_to_stop(
     going.popen.send_signal(number)
     outcome = going.end()
     assert (outcome.code, outcome.verdict["verdict"]) == (130, "interrupted"), outcome.output
+    assert outcome.verdict["cause"]["reason"] == f"interrupted by {number.name}"
     for index in NODES:
         assert (outcome.path / f"node-{index}" / "record.json").exists()
         assert (outcome.path / f"node-{index}" / "server.log").exists()
