@@ -47,4 +47,6 @@ def test_fault(row: Row, tmp_path: Path) -> None:
         if cause.get("phase") in ("bench", "proof", "stop"):
             assert logs, node["index"]
     assert left_of(outcome, tmp_path) == []
-    assert "Traceback" not in outcome.output.replace("    | Traceback", "").split("# ❌")[0]
+    progress = outcome.output.split("# ❌")[0].replace("    | Traceback", "")
+    at = progress.find("Traceback")
+    assert at < 0, progress[max(0, at - 1500) : at + 3000]
