@@ -43,12 +43,12 @@ class Warmer:
     def __init__(self) -> None:
         self._thread = threading.Timer(WARM_AFTER, _warm)
         self._thread.daemon = True
+        self._begun = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """Begin when the first process has been started."""
-        if event.what == "started" and not self._thread.ident:
-            with contextlib.suppress(RuntimeError):  # another node's reader was first
-                self._thread.start()
+        """Begin when the first process has been started; each node's reader tells of its own."""
+        if event.what == "started" and self._begun.acquire(blocking=False):
+            self._thread.start()
 
     def close(self) -> None:
         """Wait until it is done, if it has begun; the styles of plots are no thread's own."""

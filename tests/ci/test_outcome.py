@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -347,6 +348,29 @@ def test_what_a_report_needs_is_loaded_while_the_fleet_loads(
     threading.Timer(0.1, end.set).start()
     warmer.close()
     assert end.is_set()
+
+
+def test_two_nodes_that_start_at_once_load_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, together = [], threading.Barrier(2)
+
+    class Slow(threading.Timer):
+        def start(self) -> None:
+            begun.append(self)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(threading, "Timer", Slow)
+    warmer = outcome.Warmer()
+
+    def read() -> None:
+        together.wait(5)
+        warmer(Event(2.0, "run", 0, "load", "started", {}))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(5)
+    assert len(begun) == 1
 
 
 def test_a_run_that_starts_nothing_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
