@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+from invoke.parser import Parser
+from invoke.program import Program
 
-from ci import matrix, reference
+import tasks
+from ci import inventory, matrix, reference
 from steps.core.case import build_case
 from steps.core.yamlsource import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OURS = ("index", "add-a-case", "read-a-verdict", "nightly", "extend", "from-run-sh")
+#: The generated reference lists commands without what they need.
+ALL = [
+    *(page for page in PAGES if page.stem != "reference"),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
+SESSIONS = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
 MINE = [page for page in PAGES if page.stem in OURS]
 BLOCK = re.compile(r"^ *```(\S*) ?(\S*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
@@ -52,16 +64,60 @@ def test_yaml_in_a_page_is_a_valid_case_or_matrix(
             assert build_case(parse_yaml(text, page.name)).benchmarks
 
 
-@pytest.mark.parametrize("page", MINE, ids=lambda page: page.name)
+def commands(page: Path) -> list[str]:
+    """What a page tells to type: lines of its blocks, and code within a sentence."""
+    found = []
+    for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        typed = re.split(r" {3,}|\s#", line.strip())[0] if not line.startswith("|") else ""
+        spans = re.findall(r"`([^`]+)`", line)
+        for text in [typed, *spans]:
+            for part in re.split(r"&&|;|\|", text.removeprefix("$ ")):
+                command = re.sub(r"^(\w+=\S+ )+", "", part.strip()).partition(" > ")[0]
+                command = re.sub(r"[\[\]]|\s*\.\.\.$", "", command)
+                if re.match(r"(python[0-9.]* -m )?(nox -s|invoke) \w|python[0-9.]* -m \w", command):
+                    found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
 def test_commands_in_a_page_parse(page: Path) -> None:
-    """Each is a session of ours with options its parser takes."""
-    for _, text in blocks(page, "console"):
-        for line in filter(None, text.splitlines()):
-            words = shlex.split(line)
-            assert words[:2] == ["nox", "-s"], line
-            module, function = reference.PARSERS[f"nox -s {words[2]} --"]
-            parser = getattr(importlib.import_module(module), function)()
-            parser.parse_args(words[words.index("--") + 1 :] if "--" in words else [])
+    """Each is a session, a task or a module of ours, with options that it takes."""
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0].startswith("python"):
+            words = words[2:]
+        if words[0] == "nox":
+            assert words[2] in SESSIONS, command
+            rest = words[words.index("--") + 1 :] if "--" in words else []
+            takes(f"nox -s {words[2]} --", rest)
+        elif words[0] == "invoke":
+            contexts = tasks.namespace.to_contexts()
+            core = Program(namespace=tasks.namespace).initial_context
+            Parser(contexts=contexts, initial=core).parse_argv(words[1:])
+        elif words[0].split(".")[0] in ("ci", "steps", "k8s", "tests"):
+            assert importlib.util.find_spec(words[0]), command
+
+
+def takes(command: str, options: list[str]) -> None:
+    if command in reference.PARSERS:
+        module, function = reference.PARSERS[command]
+        getattr(importlib.import_module(module), function)().parse_args(options)
+
+
+def test_commands_are_found_where_pages_have_them() -> None:
+    """The test above could find nothing and be content."""
+    counts = {page.name: len(commands(page)) for page in ALL}
+    few = ("README.md", "hosts.md", "kubernetes.md", "real-cpu.md", "validate.md", "nightly.md")
+    assert all(counts[name] >= 3 for name in few), counts
+
+
+def test_the_hosts_file_of_the_page_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    block = re.search(r"^    defaults:.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    assert block
+    path = tmp_path / "hosts.yaml"
+    path.write_text(textwrap.dedent(block.group()), encoding="utf-8")
+    assert [host.address for host in inventory.of_file(path).hosts] == ["10.0.0.1", "10.0.0.2"]
 
 
 def test_the_reference_is_fresh() -> None:
@@ -75,7 +131,6 @@ def test_every_variable_that_is_read_is_in_the_reference() -> None:
 
 
 def test_every_session_of_the_pages_exists() -> None:
-    sessions = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
-    for page in MINE:
+    for page in ALL:
         for name in re.findall(r"nox -s (\w+)", page.read_text(encoding="utf-8")):
-            assert name in sessions, f"{page.name}: {name}"
+            assert name in SESSIONS, f"{page.name}: {name}"
