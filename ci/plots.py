@@ -307,6 +307,10 @@ def _figure(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, A
 def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> str:
     """The figure as SVG for a page: named, without fixed size, ids and colours of its own."""
     buffer = io.StringIO()
+    # Laid out once: savefig would draw everything twice for it.
+    figure.set_dpi(72)
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
