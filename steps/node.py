@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steps import bench, collect, preflight, prove, proxy, report, serve, wait
+from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
 from steps.core import VERSION, cli, evidence, fleet, joining, machine, priority, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, own_addresses
@@ -480,7 +480,7 @@ class Program:
             self._barrier(run, leader, "preflight-done")
         if run.me.packages and not run.plan.rehearsed:
             with run.phase("install"):
-                install(run)
+                install.run(run)
                 self._barrier(run, leader, "install-done")
         if run.plan.nodes[LEADER].processes[0].kind == "pool":
             with run.phase("pool"):
@@ -523,7 +523,7 @@ class Program:
             run.events.phase = "preflight-done"
             link.report()
             with run.phase("install"):
-                install(run)
+                install.run(run)
             run.events.phase = "install-done"
         else:
             run.events.phase = "preflight-done"
@@ -542,15 +542,13 @@ class Program:
             if self.leader:
                 run.decide()
             else:
-                causes = run.own_causes()
-                run.cause = cause_from(causes[0]) if causes else None
+                run.decide_alone()
                 run.ended.set()
         elif run.own_causes() or not self._told.is_set():
             if self._joined():  # else nobody is there to tell us anything
                 self._told.wait(TOLD_WAIT)
             if run.cause is None and not run.state.get("ended"):
-                causes = run.own_causes()
-                run.cause = cause_from(causes[0]) if causes else None
+                run.decide_alone()
         cause = run.cause
         if cause and not run.is_leader:
             self.events.emit("cause", text=str(cause), verdict=cause.verdict)
@@ -697,46 +695,6 @@ def _small(record: dict[str, Any]) -> dict[str, Any]:
     if len(json.dumps(record)) < MAX_BODY // 2:
         return record
     return {**record, "artifacts": []}
-
-
-def install(run: NodeRun) -> None:
-    """Install ``special_dependencies`` into the servers' environment.
-
-    Raises:
-        StepFailed: pip fails, class infra.
-    """
-    import subprocess
-
-    assert run.supervisor is not None
-    servers = [process for process in run.me.processes if process.kind == "server"]
-    log = run.dir.path / "install.log"
-    argv = [run.plan.cluster.python, "-m", "pip", "install", *run.me.packages]
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            argv,
-            env=run.supervisor.environment(servers[0]),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            run.until(lambda: process.poll() is not None, lambda: f"pip install {run.me.packages}")
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if process.returncode:
-        raise StepFailed(
-            run.cause_of(
-                "install",
-                "infra",
-                f"pip install {' '.join(run.me.packages)} failed with code {process.returncode}",
-                evidence=evidence.of_log(log).lines,
-                log=f"{run.me.name}/install.log",
-                hint="Check the package names and versions in special_dependencies, and the index.",
-            )
-        )
 
 
 # The command line

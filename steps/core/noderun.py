@@ -341,6 +341,11 @@ class NodeRun:
         with self._lock:
             return [{**asdict(cause), "mono": mono} for cause, mono in self._causes]
 
+    def decide_alone(self) -> None:
+        """This node's own first cause counts: nobody is there to tell of another."""
+        causes = self.own_causes()
+        self.cause = records.cause_from(causes[0]) if causes else None
+
     def look(self) -> dict[str, Any]:
         """What a beat says."""
         return {

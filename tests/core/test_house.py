@@ -16,8 +16,8 @@ from tests.core.cases import ROOT
 #: From the top of the house to its ground; each may import itself and what stands below.
 FLOORS = ("ci", "k8s", "steps", "steps.core")
 VERBS = {
-    "validate", "resolve", "preflight", "serve", "proxy", "wait", "bench", "prove", "collect",
-    "report",
+    "validate", "resolve", "preflight", "install", "serve", "proxy", "wait", "bench", "prove",
+    "collect", "report",
 }  # fmt: skip
 HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.

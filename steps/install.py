@@ -1,0 +1,55 @@
+"""install: the case's ``special_dependencies`` on this node.
+
+Enters: a node's run. Leaves: ``install.log``. Touches: through pip, the Python
+packages that the servers of this node will use.
+
+It has no command line of its own: what it changes stays on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+
+from steps.core import evidence
+from steps.core.noderun import NodeRun, StepFailed
+
+
+def run(run: NodeRun) -> None:
+    """Install ``special_dependencies`` into the servers' environment.
+
+    Raises:
+        StepFailed: pip fails, class infra.
+    """
+    assert run.supervisor is not None
+    servers = [process for process in run.me.processes if process.kind == "server"]
+    log = run.dir.path / "install.log"
+    argv = [run.plan.cluster.python, "-m", "pip", "install", *run.me.packages]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            argv,
+            env=run.supervisor.environment(servers[0]),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            run.until(lambda: process.poll() is not None, lambda: f"pip install {run.me.packages}")
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if process.returncode:
+        raise StepFailed(
+            run.cause_of(
+                "install",
+                "infra",
+                f"pip install {' '.join(run.me.packages)} failed with code {process.returncode}",
+                evidence=evidence.of_log(log).lines,
+                log=f"{run.me.name}/install.log",
+                hint="Check the package names and versions in special_dependencies, and the index.",
+            )
+        )
