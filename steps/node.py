@@ -17,22 +17,16 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import signal
-import stat
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, evidence, fleet, joining, machine, priority, settings
-from steps.core.case import Case, load_case
-from steps.core.cluster import Cluster, own_addresses
+from steps.core import VERSION, cli, evidence, joining, machine, priority, settings
 from steps.core.errors import (
     CaseError,
     DeadlineError,
@@ -41,15 +35,16 @@ from steps.core.errors import (
     MultinodeError,
     UsageError,
 )
-from steps.core.events import Event, EventLog
+from steps.core.events import EventLog
 from steps.core.guard import Guard
 from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
 from steps.core.records import Cause, Check, cause_from, to_dict
 from steps.core.redaction import Redactor, secrets_in
 from steps.core.rendezvous import MAX_BODY, ROLL_WAIT, Leader, Link, Member
-from steps.core.resolver import BUDGETS, Options, resolve
-from steps.core.rundir import RunDir, new_run_id, write_json, write_text
+from steps.core.resolver import resolve
+from steps.core.rundir import write_json, write_text
+from steps.core.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.verdict import CLASSES
 
 HANDOVER_SECONDS = 20.0
@@ -60,36 +55,6 @@ LEADERLESS_SECONDS = 0.5
 #: A clock that is further off makes times of different nodes hard to compare.
 SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
-
-
-_GUESSABLE = (
-    "no MULTINODE_TOKEN: whoever has the same case and harness and reaches the control port, such "
-    "as another user of these machines, can join or end this run. To keep them out, "
-    "export MULTINODE_TOKEN with one secret on all nodes, or --token-file with one file (mode 0600)"
-)
-
-
-@dataclass
-class Start:
-    """How this node was started.
-
-    Attributes:
-        plan: the whole plan, when the starter made it; else the leader makes it from ``case``,
-            ``cluster``, whose addresses may be names, and ``options``.
-        bound: the run ends when standard input closes (its starter is gone).
-        guessable: the token is one that everybody who has the same files can work out.
-    """
-
-    index: int
-    token: str
-    run_dir: RunDir
-    plan: Plan | None = None
-    case: Case | None = None
-    cluster: Cluster | None = None
-    options: Options = field(default_factory=Options)
-    bound: bool = False
-    guessable: bool = False
-    listeners: list[Callable[[Event], None]] = field(default_factory=list)
 
 
 class Program:
@@ -121,7 +86,7 @@ class Program:
         """Run; the exit code is the verdict's, as far as this node knows it."""
         self._handle_signals()
         if self.start.guessable and self.start.index == LEADER:
-            self.events.emit("warning", text=_GUESSABLE)
+            self.events.emit("warning", text=GUESSABLE)
         try:
             self._open_guard()
             self.nice = priority.normal()
@@ -161,7 +126,7 @@ class Program:
         assert start.cluster is not None
         self.events.phase = "join"
         self._joined_at = (time.time(), time.monotonic())
-        deadline = time.monotonic() + self._join_seconds(start.case)
+        deadline = time.monotonic() + start.join_seconds()
 
         def again(what: str) -> None:
             self._wait_early(deadline, f"the address of {what}")
@@ -185,10 +150,6 @@ class Program:
             self.leader.wait(self.leader.all_done, TELL_SECONDS)
         self.events.emit("warning", text=f"{reason}; nothing was started")
         return int(Exit.INTERRUPTED)
-
-    def _join_seconds(self, case: Case) -> float:
-        given = {**case.timeouts, **self.start.options.timeouts}
-        return given.get("join", BUDGETS["join"].seconds)
 
     def _wait_early(self, deadline: float, what: str) -> None:
         """Wait a moment, before there is a run to wait in.
@@ -705,106 +666,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="node", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cli.add_plan_arguments(parser)
-    more = parser.add_argument_group("how it was started")
-    more.add_argument("--token-file", help="the run's token; default: MULTINODE_TOKEN")
-    more.add_argument("--cluster", help="JSON of the cluster; addresses may be names")
-    more.add_argument("--run-id", default="", help="default: made of the time")
-    more.add_argument("--bound", action="store_true", help="end the run when stdin closes")
-    more.add_argument(
-        "--output", choices=("text", "events"), default="text", help="lines for people, or JSON"
-    )
+    add_start_arguments(parser)
     arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: Program(_start(arguments)).main())
-
-
-def _start(arguments: argparse.Namespace) -> Start:
-    """What the command line means.
-
-    Raises:
-        UsageError, CaseError: it means nothing.
-    """
-    listeners = [cli.printer() if arguments.output == "text" else _print_json]
-    case_name = arguments.case or ("" if arguments.plan else settings.read().config_yaml_path)
-    if not case_name:
-        plan, path = cli.plan_of(arguments)
-        index = cli.index_in(plan, arguments.node_index)
-        return Start(
-            index,
-            _token(arguments) or secrets.token_hex(16),
-            RunDir(path).make(),
-            plan=plan,
-            bound=arguments.bound,
-            listeners=listeners,
-        )
-    case = load_case(cli.find_case(case_name))
-    cluster = _cluster(case, arguments)
-    index = fleet.node_index(case, arguments.node_index, own_addresses())
-    options = cli.options_of(arguments, arguments.run_id or new_run_id())
-    _try_out(case, cluster, options)
-    run_id = options.run
-    token = _token(arguments)
-    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
-    if run_dir.plan.exists():
-        raise UsageError(f"{run_dir.path} holds another run", "Name a new one with --run-dir.")
-    write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
-    return Start(
-        index,
-        token or joining.default_token(case, cluster),
-        run_dir,
-        case=case,
-        cluster=cluster,
-        options=options,
-        bound=arguments.bound,
-        guessable=not token and cluster.backend == "hosts" and len(cluster.nodes) > 1,
-        listeners=listeners,
-    )
-
-
-def _try_out(case: Case, cluster: Cluster, options: Options) -> None:
-    """Find what is wrong with the plan now, not when all nodes have joined.
-
-    Raises:
-        CaseError: with every problem; interfaces are unknown yet and are taken as there.
-    """
-    named = (replace(node, interface=node.interface or "eth0") for node in cluster.nodes)
-    resolve(case, replace(cluster, nodes=tuple(named)), options)
-
-
-def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
-    """Where the nodes are: a file, this machine, or what case and environment say."""
-    if arguments.cluster:
-        return joining.at_home(joining.read_cluster(Path(arguments.cluster)), case)
-    rehearsal = cli.rehearsal_of(arguments)
-    if rehearsal is not None:
-        return fleet.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")
-    return joining.by_hand(case)
-
-
-def _token(arguments: argparse.Namespace) -> str:
-    """The run's token, from a file or the environment; empty when neither has one."""
-    if not arguments.token_file:
-        return settings.read().token
-    name = f"--token-file {arguments.token_file}"
-    try:
-        with Path(arguments.token_file).open(encoding="utf-8") as file:
-            mode, token = os.fstat(file.fileno()).st_mode, file.read().strip()
-    except OSError as error:
-        raise UsageError(f"{name}: {error.strerror}") from None
-    # Who starts node programs (a pod, a runner) looks after its own files.
-    if not arguments.bound and stat.S_ISREG(mode) and mode & 0o077:
-        raise UsageError(
-            f"{name}: found mode {mode & 0o777:04o}, expected 0600: others can read the token",
-            f"chmod 600 {arguments.token_file}",
-        )
-    if not token:
-        raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")
-    return token
-
-
-def _print_json(event: Event) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(event.to_json(), flush=True)
+    return cli.guarded(lambda: Program(start_of(arguments)).main())
 
 
 if __name__ == "__main__":
