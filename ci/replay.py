@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from ci import run as ci_run
-from steps.core import VERSION, cli
+from steps.core import VERSION, budgets, cli
 from steps.core.case import Case, load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import Plan, from_json, to_dict
-from steps.core.resolver import BUDGETS, REHEARSAL_BUDGETS
 from steps.core.rundir import RunDir, new_run_id, read_json
 
 #: Differences of two plans that are shown.
@@ -127,12 +126,12 @@ def options(plan: Plan, path: Path) -> Iterator[str]:
 
 def _timeouts(plan: Plan, case: Case) -> dict[str, float]:
     """The budgets that neither the defaults nor cluster and case explain."""
-    base = REHEARSAL_BUDGETS if plan.rehearsed else BUDGETS
-    usual = {phase: budget.seconds for phase, budget in base.items()}
-    usual.update(plan.cluster.timeouts)
-    usual.update({} if plan.rehearsed else case.timeouts)
-    found = {phase: budget.seconds for phase, budget in plan.budgets.items()}
-    return {phase: found[phase] for phase in found if found[phase] != usual.get(phase)}
+    usual = budgets.of(case, plan.cluster, {})
+    return {
+        phase: budget.seconds
+        for phase, budget in plan.budgets.items()
+        if phase not in usual or budget.seconds != usual[phase].seconds
+    }
 
 
 def _network(plan: Plan) -> str:

@@ -26,6 +26,7 @@ from k8s.follow import Follower, previous
 from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
 from k8s.watch import Watch
+from steps.core.budgets import BUDGETS
 from steps.core.case import Case
 from steps.core.errors import InfraError
 from steps.core.events import Event, EventLog
@@ -33,7 +34,6 @@ from steps.core.plan import LEADER
 from steps.core.profile import find_profile, load_profile
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
-from steps.core.resolver import BUDGETS
 from steps.core.rundir import RunDir
 
 #: Seconds without any answer of the API after which the run is given up.

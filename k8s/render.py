@@ -23,11 +23,12 @@ import yaml
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
 from steps.core import cli, settings
+from steps.core.budgets import BUDGETS
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import InfraError, UsageError
 from steps.core.profile import Profile, find_profile, load_profile
-from steps.core.resolver import BUDGETS, Options, resolve
+from steps.core.resolver import Options, resolve
 from steps.core.rundir import new_run_id
 
 

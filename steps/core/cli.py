@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from steps.core import faults, fleet, settings
+from steps.core.budgets import parse_timeouts
 from steps.core.case import load_case
 from steps.core.cluster import Rehearsal
 from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
@@ -27,7 +28,7 @@ from steps.core.noderun import NodeRun, RunEnded, StepFailed
 from steps.core.plan import Plan, from_json, to_json
 from steps.core.process import Supervisor
 from steps.core.redaction import Redactor
-from steps.core.resolver import Options, parse_timeouts, resolve
+from steps.core.resolver import Options, resolve
 from steps.core.rundir import RunDir, new_run_id, write_text
 from steps.core.tail import Tail
 from steps.core.verdict import CLASSES

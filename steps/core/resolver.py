@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.core import VERSION, faults, gates, vllmargs
-from steps.core.case import Benchmark, Case, CaseNode, Ranks, seconds
+from steps.core import VERSION, budgets, faults, gates, vllmargs
+from steps.core.case import Benchmark, Case, CaseNode, Ranks
 from steps.core.cluster import Cluster, url_host
 from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
 from steps.core.plan import (
     LEADER,
     BenchmarkPlan,
-    Budget,
     Endpoint,
     NodePlan,
     Plan,
@@ -43,35 +42,6 @@ DEFAULT_ENV = {
     "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
     "SERVER_PORT": DEFAULT_SERVER_PORT,
 }
-
-#: Seconds for each phase, and seconds it may pass without progress.
-BUDGETS = {
-    "join": Budget(600, 600),
-    "preflight": Budget(120, 120),
-    "install": Budget(900, 900),
-    "pool": Budget(120, 120),
-    "load": Budget(3600, 900),
-    "probe": Budget(300, 300),
-    "bench": Budget(7200, 1800),
-    "proof": Budget(60, 60),
-    "stop": Budget(120, 120),
-    "collect": Budget(300, 300),
-}
-REHEARSAL_BUDGETS = {
-    "join": Budget(30, 30),
-    "preflight": Budget(30, 30),
-    "install": Budget(30, 30),
-    "pool": Budget(15, 15),
-    "load": Budget(60, 30),
-    "probe": Budget(30, 30),
-    "bench": Budget(120, 15),
-    "proof": Budget(15, 15),
-    "stop": Budget(60, 60),
-    "collect": Budget(60, 60),
-}
-
-#: AISBench imports for half a minute, silently, before it begins; more on a busy machine.
-REHEARSED_AISBENCH = Budget(900, 300)
 
 #: A rehearsed or smoke-tested benchmark is made no larger than this.
 SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
@@ -157,6 +127,7 @@ class _Resolver:
         self.notes: list[str] = []
         self.ports: list[Port] = []
         self._groups: dict[Any, str] = {}
+        self._budgets = budgets.of(case, cluster, self.options.timeouts, self.options.driver)
 
     def plan(self) -> Plan:
         case, cluster = self.case, self.cluster
@@ -192,7 +163,7 @@ class _Resolver:
             nodes=tuple(nodes),
             endpoint=endpoint,
             benchmarks=tuple(self._benchmark(entry) for entry in case.benchmarks),
-            budgets=self._budgets(),
+            budgets=self._budgets,
             ports=tuple(sorted(self.ports, key=lambda p: (p.node, p.port, p.purpose))),
             notes=tuple(self.notes),
             proof=case.proof,
@@ -612,7 +583,7 @@ class _Resolver:
         for flag, side in (("--prefill", "prefiller"), ("--decode", "decoder")):
             for process in backends[side]:
                 argv += [flag, process.api]
-        load = self._budgets()["load"].seconds
+        load = self._budgets["load"].seconds
         argv += ["--policy", "round_robin", "--host", host, "--port", str(port)]
         argv += ["--prometheus-host", host, "--prometheus-port", str(metrics)]
         argv += ["--worker-startup-check-interval", "1"]
@@ -704,21 +675,6 @@ class _Resolver:
         if driver == "smoke" or (rehearsed and driver == "aisbench"):
             entry, scaled = _scaled(entry)
         return BenchmarkPlan(entry, driver, conditions, skip, scaled)
-
-    def _budgets(self) -> dict[str, Budget]:
-        base = REHEARSAL_BUDGETS if self.cluster.rehearsal else BUDGETS
-        if self.cluster.rehearsal and self.options.driver == "aisbench":
-            base = {**base, "bench": REHEARSED_AISBENCH}
-        given: dict[str, float] = {**self.cluster.timeouts}
-        if not self.cluster.rehearsal:
-            given.update(self.case.timeouts)
-        given.update(self.options.timeouts)
-        return {
-            phase: Budget(given[phase], min(budget.stall, given[phase]))
-            if phase in given
-            else budget
-            for phase, budget in base.items()
-        }
 
     # Helpers
 
@@ -815,21 +771,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _properties(values: Mapping[str, Any]) -> str:
     return "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
-
-
-def parse_timeouts(items: Sequence[str]) -> dict[str, float]:
-    """``--timeout load=600`` options as seconds by phase.
-
-    Raises:
-        ValueError: not ``phase=seconds``, or a phase that does not exist.
-    """
-    found = {}
-    for item in items:
-        phase, equals, value = item.partition("=")
-        if not equals or phase not in BUDGETS:
-            raise ValueError(
-                f"--timeout: found {item!r}, expected PHASE=SECONDS with PHASE one of "
-                f"{', '.join(BUDGETS)}"
-            )
-        found[phase] = seconds(value)
-    return found

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import cli, fleet, joining, settings
+from steps.core.budgets import BUDGETS
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, own_addresses
 from steps.core.errors import UsageError
 from steps.core.events import Event
 from steps.core.plan import Plan
-from steps.core.resolver import BUDGETS, Options, resolve
+from steps.core.resolver import Options, resolve
 from steps.core.rundir import RunDir, new_run_id, write_text
 
 GUESSABLE = (

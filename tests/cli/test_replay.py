@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ci import replay
+from steps.core.budgets import REHEARSAL_BUDGETS
 from steps.core.cluster import Cluster, ClusterNode, Rehearsal
 from steps.core.errors import UsageError
 from steps.core.plan import Plan, to_json
-from steps.core.resolver import REHEARSAL_BUDGETS
 from tests.core.cases import ROOT, SPLIT, plan_of
 from tests.faults.rehearse import environment, left_of, rehearse
 
