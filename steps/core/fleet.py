@@ -19,7 +19,7 @@ from steps.core import settings
 from steps.core.case import Case
 from steps.core.cluster import Cluster, ClusterNode, Rehearsal, loopback_nodes
 from steps.core.errors import InfraError, UsageError
-from steps.core.resolver import DEFAULT_PROXY_SCRIPT
+from steps.core.proxies import DEFAULT_SCRIPT
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_INS = ROOT / "rehearsal"
@@ -102,7 +102,7 @@ def find_proxy_script(case: Case) -> str:
     for node in case.nodes[:1]:
         wanted = wanted or node.envs.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
     found = settings.read()
-    wanted = wanted or found.proxy_script or DEFAULT_PROXY_SCRIPT
+    wanted = wanted or found.proxy_script or DEFAULT_SCRIPT
     roots = [Path.cwd(), Path(case.file).parent]
     for base in (found.workspace, "/vllm-workspace"):
         if base:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.core import VERSION, budgets, faults, gates, vllmargs
-from steps.core.case import Benchmark, Case, CaseNode, Ranks
+from steps.core import VERSION, budgets, faults, gates, kvpool, proxies, vllmargs
+from steps.core.case import Benchmark, Case, CaseNode, KvPool, Ranks
 from steps.core.cluster import Cluster, url_host
 from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
 from steps.core.plan import (
@@ -30,12 +30,8 @@ from steps.core.plan import (
     Process,
 )
 from steps.core.variables import PATH_LISTS, fill, fill_environment
-from steps.core.words import split
 
-DEFAULT_PROXY_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
 DEFAULT_SERVER_PORT = "8080"
-ROUTING_PROXY_PORT = 1999
-DEPLOYMENT_PROXY_PORT = 6000
 DEFAULT_ENV = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "HF_HUB_OFFLINE": "1",
@@ -177,13 +173,12 @@ class _Resolver:
         side = side_of(self.case, node.index)
         master = self.cluster.nodes[master_index(self.case, node.index)].address
         processes: list[Process] = []
-        files: dict[str, str] = {}
-        pool_env: dict[str, str] = {}
-        pool_files: dict[str, str] = {}
-        if self.case.kv_pool:
-            files, pool_env, pool_files = self._pool_files(node.index)
+        told = kvpool.Told()
+        pool = self.case.kv_pool
+        if pool is not None:
+            told = self._told_of_pool(pool, node.index)
             if node.index == LEADER:
-                processes.append(self._pool())
+                processes.append(self._pool(pool))
         if node.ranks is None:
             servers = [self._server(node, side, master)]
         else:
@@ -192,7 +187,7 @@ class _Resolver:
                 for rank in range(node.ranks.dp_size_local)
             ]
         processes += [
-            replace(server, env={**server.env, **pool_env}, files=pool_files) for server in servers
+            replace(server, env={**server.env, **told.env}, files=told.paths) for server in servers
         ]
         return NodePlan(
             index=node.index,
@@ -204,7 +199,7 @@ class _Resolver:
             master=master,
             devices=self.case.npu_per_node,
             processes=tuple(processes),
-            files=files,
+            files=told.files,
             packages=tuple(_requirement(*item) for item in self.case.special_dependencies.items()),
         )
 
@@ -405,91 +400,31 @@ class _Resolver:
 
     # KV pool and proxy
 
-    def _pool(self) -> Process:
-        pool = self.case.kv_pool
-        assert pool is not None
+    def _pool(self, pool: KvPool) -> Process:
         address = self.cluster.nodes[LEADER].address
         env = {**DEFAULT_ENV, **self.cluster.env, **self._injected(LEADER, address)}
         if self.cluster.rehearsal:
             env.update(self._rehearsal_env(LEADER, "pool"))
         for key, port in pool.ports.items():
             self._take(LEADER, port, f"kv-pool {key}", "pool")
-        if pool.type == "mooncake":
-            argv: tuple[str, ...] = (
-                "mooncake_master",
-                "--port",
-                str(pool.ports["master_port"]),
-                "--metrics_port",
-                str(pool.ports["metrics_port"]),
-                "--eviction_high_watermark_ratio",
-                "0.9",
-                "--eviction_ratio",
-                "0.1",
-                "--default_kv_lease_ttl",
-                "11000",
-            )
-            port, files = pool.ports["master_port"], {}
-        else:
-            script = "from memcache_hybrid import MetaService; MetaService.main()"
-            argv = (self.cluster.python, "-c", script)
-            port, files = pool.ports["meta_service_port"], {"MMC_META_CONFIG_PATH": "mmc-meta.conf"}
-        return Process(
-            name="pool",
-            kind="pool",
-            argv=argv,
-            env=env,
-            paths=self.cluster.paths,
-            files=files,
-            probe=Probe("tcp", f"tcp://{url_host(address)}:{port}"),
-            grace=10.0,
-        )
+        return kvpool.process(pool, self.cluster, env)
 
-    def _pool_files(self, index: int) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-        """Files of a node, environment and path variables of its servers, for the pool."""
-        pool = self.case.kv_pool
-        assert pool is not None
-        leader = url_host(self.cluster.nodes[LEADER].address)
+    def _told_of_pool(self, pool: KvPool, index: int) -> kvpool.Told:
+        leader = self.cluster.nodes[LEADER].address
+        table = {
+            **{f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes},
+            "LOCAL_IP": self.cluster.nodes[index].address,
+            "MASTER_IP": leader,
+        }
 
         def text(value: Any) -> Any:
             if isinstance(value, str):
-                table = {
-                    **{f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes},
-                    "LOCAL_IP": self.cluster.nodes[index].address,
-                    "MASTER_IP": self.cluster.nodes[LEADER].address,
-                }
                 return self._value(value, table, ("kv_pool", "config"))
             if isinstance(value, Mapping):
                 return {key: text(inner) for key, inner in value.items()}
             return [text(inner) for inner in value] if isinstance(value, list) else value
 
-        config = text(pool.config)
-        if pool.type == "mooncake":
-            master = f"{leader}:{pool.ports['master_port']}"
-            content = {
-                "metadata_server": "P2PHANDSHAKE",
-                "protocol": "ascend",
-                "device_name": "",
-                **config,
-                "master_server_address": master,
-            }
-            files = {"mooncake.json": json.dumps(content, indent=2, sort_keys=True) + "\n"}
-            return files, {"MOONCAKE_MASTER": master}, {"MOONCAKE_CONFIG_PATH": "mooncake.json"}
-        meta_url = f"tcp://{leader}:{pool.ports['meta_service_port']}"
-        store_url = f"tcp://{leader}:{pool.ports['config_store_port']}"
-        meta = {
-            **_mapping(config.get("meta")),
-            "ock.mmc.meta_service_url": meta_url,
-            "ock.mmc.meta_service.config_store_url": store_url,
-        }
-        local = {
-            **_mapping(config.get("local")),
-            "ock.mmc.meta_service_url": meta_url,
-            "ock.mmc.local_service.config_store_url": store_url,
-        }
-        files = {"mmc-local.conf": _properties(local)}
-        if index == LEADER:
-            files["mmc-meta.conf"] = _properties(meta)
-        return files, {}, {"MMC_LOCAL_CONFIG_PATH": "mmc-local.conf"}
+        return kvpool.told(pool, text(pool.config), url_host(leader), index)
 
     def _add_proxy(self, nodes: list[NodePlan]) -> NodePlan:
         leader = nodes[LEADER]
@@ -521,39 +456,36 @@ class _Resolver:
     def _proxy(self, leader: NodePlan, backends: Mapping[str, Sequence[Process]]) -> Process:
         spec = self.case.proxy
         routing = self.case.dialect == "routing"
-        port = self._free(ROUTING_PROXY_PORT if routing else DEPLOYMENT_PROXY_PORT)
+        port = self._free(proxies.ROUTING_PORT if routing else proxies.DEPLOYMENT_PORT)
         self._take(LEADER, port, "proxy", "proxy")
-        address = url_host(leader.address)
         node = self.case.nodes[LEADER]
         plain_node = replace(
             node, envs={k: v for k, v in node.envs.items() if "${" not in v or not routing}
         )
         env, paths = self._environment(plain_node, leader.master, "proxy")
-        script = spec.script or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
-        kind = spec.kind
-        wanted = script or DEFAULT_PROXY_SCRIPT
-        found = self.cluster.proxy_script
-        if kind == "auto":
-            kind = "script" if found or not self.cluster.rehearsal else "vllm-router"
-            if kind == "vllm-router":
-                self.notes.append(
-                    f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
-                )
-        elif kind == "script" and self.cluster.rehearsal and not found:
-            kind = "vllm-router"
-            self.notes.append(
-                f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
-            )
+        wanted = (
+            spec.script
+            or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
+            or proxies.DEFAULT_SCRIPT
+        )
+        kind, note = proxies.choose(spec.kind, wanted, self.cluster)
+        self.notes += [note] if note else []
+        front = proxies.Front(leader.address, port, backends)
         if kind == "command":
-            argv = self._proxy_command(env, leader.address, port, backends)
-            health = "health"
+            argv = front.command(
+                spec.command,
+                env,
+                lambda word, table: self._value(word, table, ("proxy", "command")),
+            )
         elif kind == "script":
-            argv = self._proxy_script(found or wanted, leader.address, port, backends)
-            health = "healthcheck"
+            argv = front.script(self.cluster.python, self.cluster.proxy_script or wanted)
         else:
-            argv = self._router(leader.address, port, backends)
-            health = "health"
-        url = f"http://{address}:{port}"
+            metrics = self._free(proxies.METRICS_PORT)
+            self._take(LEADER, metrics, "proxy metrics", "proxy")
+            startup = int(self._budgets["load"].seconds) + 60
+            argv = front.router(self.cluster.router or "vllm-router", metrics, startup)
+        health = "healthcheck" if kind == "script" else "health"
+        url = f"http://{url_host(leader.address)}:{port}"
         return Process(
             name="proxy",
             kind="proxy",
@@ -565,62 +497,7 @@ class _Resolver:
             grace=10.0,
         )
 
-    def _proxy_script(
-        self, script: str, host: str, port: int, backends: Mapping[str, Sequence[Process]]
-    ) -> tuple[str, ...]:
-        argv = [self.cluster.python, script, "--host", host, "--port", str(port)]
-        for side, processes in backends.items():
-            hosts, ports = zip(*(_host_port(process.api) for process in processes), strict=True)
-            argv += [f"--{side}-hosts", *hosts, f"--{side}-ports", *ports]
-        return tuple(argv)
-
-    def _router(
-        self, host: str, port: int, backends: Mapping[str, Sequence[Process]]
-    ) -> tuple[str, ...]:
-        metrics = self._free(29000)
-        self._take(LEADER, metrics, "proxy metrics", "proxy")
-        argv = [self.cluster.router or "vllm-router", "--vllm-pd-disaggregation"]
-        for flag, side in (("--prefill", "prefiller"), ("--decode", "decoder")):
-            for process in backends[side]:
-                argv += [flag, process.api]
-        load = self._budgets["load"].seconds
-        argv += ["--policy", "round_robin", "--host", host, "--port", str(port)]
-        argv += ["--prometheus-host", host, "--prometheus-port", str(metrics)]
-        argv += ["--worker-startup-check-interval", "1"]
-        argv += ["--worker-startup-timeout-secs", str(int(load) + 60)]
-        argv += ["--kv-connector", "nixl"]
-        return tuple(argv)
-
-    def _proxy_command(
-        self,
-        env: Mapping[str, str],
-        host: str,
-        port: int,
-        backends: Mapping[str, Sequence[Process]],
-    ) -> tuple[str, ...]:
-        lists: dict[str, list[str]] = {}
-        for side, processes in backends.items():
-            pairs = [_host_port(process.api) for process in processes]
-            lists[f"{side.upper()}_HOSTS"] = [pair[0] for pair in pairs]
-            lists[f"{side.upper()}_PORTS"] = [pair[1] for pair in pairs]
-            lists[f"{side.upper()}_URLS"] = [process.api for process in processes]
-        table = {
-            **self.cluster.known,
-            **env,
-            "HOST": host,
-            "PORT": str(port),
-            **{name: ",".join(items) for name, items in lists.items()},
-        }
-        argv: list[str] = []
-        for word, _, _ in split(self.case.proxy.command):
-            name = word.strip("${}")
-            if word in (f"${name}", f"${{{name}}}") and name in lists:
-                argv += lists[name]
-            else:
-                argv.append(self._value(word, table, ("proxy", "command")))
-        return tuple(argv)
-
-    # Benchmarks, endpoint, budgets
+    # Benchmarks, endpoint
 
     def _endpoint(self, nodes: Sequence[NodePlan]) -> Endpoint:
         if not nodes or errors_of(self.problems):
@@ -758,16 +635,3 @@ def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
 
 def _requirement(name: str, version: str) -> str:
     return f"{name}{version}" if version[:1] in "<>=!~" else f"{name}=={version}"
-
-
-def _host_port(url: str) -> tuple[str, str]:
-    host, _, port = url.split("://", 1)[1].rpartition(":")
-    return host.strip("[]"), port
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _properties(values: Mapping[str, Any]) -> str:
-    return "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
