@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import gates, schema, words
+from steps.core import form, gates, schema, words
 from steps.core.errors import CaseError, Place, Problem, errors_of, sort_problems
 from steps.core.words import Word
 from steps.core.yamlsource import Source, load_yaml
@@ -172,8 +172,8 @@ def build_case(source: Source) -> Case:
     Raises:
         CaseError: with every problem found.
     """
-    source = schema.plain_numbers(source)
-    problems = schema.check(source)
+    source = form.plain_numbers(source)
+    problems = form.check(source)
     if errors_of(problems):
         raise CaseError(sort_problems(problems + _counts(source)))
     builder = _Builder(source)

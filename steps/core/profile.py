@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import fleet, schema
+from steps.core import fleet, form, schema
 from steps.core.case import seconds
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.schema import DURATION, Field
@@ -251,7 +251,7 @@ def problems(path: Path) -> list[Problem]:
 
 def check(source: Source) -> list[Problem]:
     """Every problem of a profile: its form, then what Kubernetes would accept and never run."""
-    return schema.check_form(source, "profile") or list(_rules(source))
+    return form.check_form(source, "profile") or list(_rules(source))
 
 
 def _rules(source: Source) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ import pytest
 
 from steps.core.case import seconds
 from steps.core.errors import CaseError, Problem
-from steps.core.schema import unread
+from steps.core.unknown import unread
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steps.core import schema
+from steps.core import unknown
 from steps.core.errors import Severity
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet
@@ -177,7 +177,7 @@ for _code, _title, _text, _fails in _ENTRIES:
 def unread(fleet: Fleet) -> Iterator[Finding]:
     """A key that later upstream harnesses read (`test_content`, `acceptance_rate`) and this one
     does not: what it asks for does not happen here. Any other unknown key is an error (MN005)."""
-    for path in schema.unread(fleet.case.source):
+    for path in unknown.unread(fleet.case.source):
         if path[:1] == ("benchmarks",):
             continue
         name = ".".join(map(str, path))
