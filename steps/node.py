@@ -247,6 +247,7 @@ class Program:
             on_cause=lambda cause: self._heard(),
             on_join=self._on_join,
             on_record=self._on_record,
+            on_starved=self._on_starved,
         )
         try:
             self.leader.start()
@@ -282,9 +283,17 @@ class Program:
             on_state=self._on_state,
             on_lost=self._on_lost,
             on_refused=self._on_refused,
+            on_starved=lambda: self._on_starved(LEADER),
         )
         self.link.start()
         return self.link
+
+    def _on_starved(self, node: int) -> None:
+        self.events.emit(
+            "warning",
+            text=f"the program of node {node} lives but gets no core: this machine has more to "
+            "do than its cores can carry, so its times are not to be trusted",
+        )
 
     def _look(self) -> dict[str, Any]:
         if self.run is None:

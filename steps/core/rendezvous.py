@@ -9,7 +9,8 @@ run's token. A worker posts a beat; the leader holds the answer until the
 state changes or a second has passed, so an end is known to all at once and a
 beat is due each second. Four seconds without a beat are a lost node; so are
 two after its connection broke. One slow answer is neither, and time in which
-the leader itself did not run does not count.
+the leader itself did not run does not count; nor does time, half a minute at
+most, in which a program on the same machine waited for a core.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from steps.core import presence
+
 BEAT = 1.0
 LOST_AFTER = 4.0
 GONE_AFTER = 2.0
+#: Seconds of silence that waiting for a core can excuse.
+STARVED_AFTER = 30.0
+#: Looks at the process table before a leader is called lost: it may be between two turns.
+LOOKS = 5
 TICK = 0.2
 #: Seconds a connection may take to its first request with the right token.
 SILENT = 10.0
@@ -48,6 +55,8 @@ class Member:
     joined: float
     last: float
     process: str = ""
+    where: str = ""
+    excused: float = 0.0
     phase: str = ""
     roll: int = 0
     seen: int = -1
@@ -71,6 +80,7 @@ class Leader:
         on_record: called with a node's record as it ends.
         fingerprints: what a stranger, who has not the token, is told to compare itself with.
         on_stranger: called with the address and the fingerprints of a stranger, once for each.
+        on_starved: called once for each member that is silent because it gets no core.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Leader:
         on_record: Callable[[int, Any], None] = lambda node, record: None,
         fingerprints: Mapping[str, str] | None = None,
         on_stranger: Callable[[str, Mapping[str, Any]], None] = lambda address, hello: None,
+        on_starved: Callable[[int], None] = lambda node: None,
     ) -> None:
         self.fingerprints = dict(fingerprints or {})
         self._on_stranger = on_stranger
@@ -98,9 +109,16 @@ class Leader:
         self._on_cause = on_cause
         self._on_join = on_join
         self._on_record = on_record
+        self._on_starved = on_starved
         self.members: dict[int, Member] = {}
         self.plan = ""
-        self.state: dict[str, Any] = {"seq": 0, "roll": 0, "phase": "join", "ended": None}
+        self.state: dict[str, Any] = {
+            "seq": 0,
+            "roll": 0,
+            "phase": "join",
+            "ended": None,
+            "where": presence.here(),
+        }
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.held: dict[_Connection, float] = {}
@@ -226,6 +244,7 @@ class Leader:
             if refusal:
                 return 403, {"error": refusal}, False
             member = Member(node, str(body.get("address", "")), now, now, process, hello=hello)
+            member.where = str(body.get("where", ""))
             member.skew = float(body.get("clock") or time.time()) - time.time()
             with self._changed:
                 self.members[node] = member
@@ -308,12 +327,24 @@ class Leader:
             if missed > TICK:
                 member.last += missed
                 member.broken += missed if member.broken else 0.0
-            silent = now - member.last
-            gone = member.broken and now - member.broken > GONE_AFTER
-            if not (member.done or member.lost) and (silent > LOST_AFTER or gone):
-                self._lose(member, silent)
+            if not (member.done or member.lost):
+                self._judge(member, now)
         if self._loop is not None:
             self._loop.call_later(TICK, self._tick, now)
+
+    def _judge(self, member: Member, now: float) -> None:
+        """Whether a member is lost; waiting for a core, it is as good as heard for a while."""
+        silent = now - member.last
+        if 2 * BEAT < silent < STARVED_AFTER and presence.waits_for_a_core(
+            member.where, self.state["where"]
+        ):
+            if not member.excused:
+                self._on_starved(member.node)
+            member.excused = now
+        quiet = now - max(member.last, member.excused)
+        gone = member.broken and now - max(member.broken, member.excused) > GONE_AFTER
+        if quiet > LOST_AFTER or gone:
+            self._lose(member, silent)
 
     def _lose(self, member: Member, silent: float) -> None:
         member.lost = True
@@ -485,6 +516,7 @@ class Link:
         on_state: called with each new state.
         on_lost: called once when the leader does not answer any more.
         on_refused: called once when the leader refuses the node.
+        on_starved: called once when the leader is silent because it gets no core.
     """
 
     def __init__(
@@ -500,6 +532,7 @@ class Link:
         on_state: Callable[[dict[str, Any]], None],
         on_lost: Callable[[str], None],
         on_refused: Callable[[str], None],
+        on_starved: Callable[[], None] = lambda: None,
     ) -> None:
         self._target = (address, port)
         #: Two programs of one host may say the same of themselves, and be two all the same.
@@ -512,6 +545,9 @@ class Link:
         self._on_state = on_state
         self._on_lost = on_lost
         self._on_refused = on_refused
+        self._on_starved = on_starved
+        self._where = presence.here()
+        self._excused = False
         self.state: dict[str, Any] = {"seq": -1, "roll": 0}
         self.joined = threading.Event()
         self._stop = threading.Event()
@@ -574,6 +610,7 @@ class Link:
             "address": self._own,
             "hello": self._hello,
             "process": self._process,
+            "where": self._where,
             "phase": seen["phase"],
             "progress": seen["progress"],
             "seq": seq,
@@ -640,10 +677,22 @@ class Link:
                 dead = refused_since and now - refused_since > GONE_AFTER
                 # While this program itself got no time, the leader's answer may have come.
                 silent = now - heard - (self._clock.late() - late)
-                if self.joined.is_set() and (silent > LOST_AFTER or dead):
+                lost = self.joined.is_set() and (silent > LOST_AFTER or dead)
+                if lost and not (silent < STARVED_AFTER and self._leader_waits()):
                     if not self._stop.is_set():
                         self._on_lost(f"{type(error).__name__}: {error}")
                     return
                 self._stop.wait(TICK if self.joined.is_set() else TICK / 4)
         if connection is not None:
             connection.close()
+
+    def _leader_waits(self) -> bool:
+        """Whether the leader, on this machine, wants to run and gets no core."""
+        for _ in range(LOOKS):
+            if presence.waits_for_a_core(str(self.state.get("where", "")), self._where):
+                if not self._excused:
+                    self._excused = True
+                    self._on_starved()
+                return True
+            self._stop.wait(TICK / 4)
+        return False

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from steps.core import rendezvous
+from steps.core import presence, rendezvous
 from steps.core.rendezvous import MAX_BODY, Leader, Link
 from tests.core.waiting import eventually
 
@@ -22,6 +22,7 @@ TOKEN = "a-token-of-a-run"
 PORT = 28999
 #: A quarter of the real times, so that nobody waits long for the tests.
 BEAT, LOST_AFTER, GONE_AFTER, TICK = 0.3, 1.2, 0.6, 0.06
+STARVED_AFTER = 3.0
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEAT", "LOST_AFTER", "GONE_AFTER", "TICK"):
         monkeypatch.setattr(rendezvous, name, globals()[name])
     monkeypatch.setattr(rendezvous, "ROLL_WAIT", LOST_AFTER + 0.6)
+    monkeypatch.setattr(rendezvous, "STARVED_AFTER", STARVED_AFTER)
+    # All of a test's nodes are in this process, which runs while they stand still.
+    monkeypatch.setattr(rendezvous.presence, "waits_for_a_core", lambda where, own: False)
 
 
 class Fleet:
@@ -39,6 +43,7 @@ class Fleet:
         self.address = address or f"127.{64 + numbers[0] % 128}.{numbers[1]}.{1 + numbers[2] % 250}"
         self.causes: list[dict[str, Any]] = []
         self.records: dict[int, Any] = {}
+        self.starved: list[int] = []
         self.leader = Leader(
             self.address,
             PORT,
@@ -46,6 +51,7 @@ class Fleet:
             size,
             on_cause=self.causes.append,
             on_record=self.records.__setitem__,
+            on_starved=self.starved.append,
             **hooks,
         )
         self.leader.start()
@@ -74,6 +80,7 @@ class Fleet:
             on_state=self.states[node].append,
             on_lost=lambda why: self.lost.__setitem__(node, why),
             on_refused=lambda why: self.refused.__setitem__(node, why),
+            on_starved=lambda: self.starved.append(0),
         )
         link.start()
         self.links.append(link)
@@ -472,6 +479,80 @@ def test_a_leader_that_stands_still_is_lost(fleet: Callable[..., Fleet]) -> None
         assert time.monotonic() - began < LOST_AFTER + BEAT + 1.5
     finally:
         over.set()
+
+
+@pytest.fixture
+def starving(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While set, the process table says that whoever is silent waits for a core."""
+    starves = threading.Event()
+    monkeypatch.setattr(
+        rendezvous.presence, "waits_for_a_core", lambda where, own: starves.is_set()
+    )
+    return starves
+
+
+def test_a_leader_that_waits_for_a_core_is_not_lost_yet(
+    fleet: Callable[..., Fleet], starving: threading.Event
+) -> None:
+    run = fleet(2)
+    run.worker(1)
+    eventually(lambda: run.states[1])
+    starving.set()
+    loop = run.leader._loop
+    assert loop is not None
+    over = threading.Event()
+    loop.call_soon_threadsafe(over.wait, 20)
+    try:
+        began = time.monotonic()
+        look_away(1.5 * LOST_AFTER)
+        assert not run.lost
+        assert run.starved == [0]
+        eventually(lambda: run.lost)
+        assert time.monotonic() - began + BEAT >= STARVED_AFTER
+    finally:
+        over.set()
+
+
+def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
+    fleet: Callable[..., Fleet], starving: threading.Event
+) -> None:
+    run = fleet(2)
+    run.worker(1).close()
+    eventually(run.leader.joined)
+    starving.set()
+    began = time.monotonic()
+    look_away(1.5 * LOST_AFTER)
+    assert not run.causes
+    assert run.starved == [1]
+    eventually(lambda: run.causes)
+    assert time.monotonic() - began + BEAT >= STARVED_AFTER
+    assert (
+        "no heartbeat" in run.causes[0]["reason"] or "connection broke" in run.causes[0]["reason"]
+    )
+
+
+def test_a_worker_that_waits_for_no_core_any_more_is_lost_soon(
+    fleet: Callable[..., Fleet], starving: threading.Event
+) -> None:
+    run = fleet(2)
+    run.worker(1).close()
+    eventually(run.leader.joined)
+    starving.set()
+    eventually(lambda: run.starved)
+    starving.clear()
+    began = time.monotonic()
+    eventually(lambda: run.causes)
+    assert time.monotonic() - began < LOST_AFTER + 1.0
+
+
+def test_each_side_knows_where_the_other_is(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    here = presence.here()
+    assert here
+    assert link.state["where"] == here
+    assert run.leader.members[1].where == here
 
 
 def test_a_clock_counts_the_time_it_did_not_run() -> None:
