@@ -25,16 +25,16 @@ from ci.history import Result, case_key, open_store
 from ci.plots import Bar, Row
 from ci.requests import Sample, samples
 from ci.trend import main_metrics, series
-from steps import report
-from steps.core import cli, npu, settings, summary
+from steps.core import cli, finished, settings, summary
 from steps.core.errors import InfraError, UsageError
 from steps.core.events import Event, console_line, read_events
+from steps.core.finished import Finished
 from steps.core.gates import METRICS
 from steps.core.plan import NodePlan, Plan
 from steps.core.records import BenchResult, Record
 from steps.core.redaction import MASK, Redactor, is_secret_name
 from steps.core.rundir import RunDir, read_json, write_text
-from steps.core.verdict import Verdict, compute
+from steps.core.verdict import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATS = ("mean", "min", "median", "p75", "p90", "p95", "p99", "max")
@@ -71,28 +71,18 @@ class BenchView:
     runs: tuple[tuple[str, ...], ...]
 
 
-def write(
-    run_dir: RunDir,
-    verdict: Verdict | None = None,
-    history: Sequence[Result] = (),
-    remarks: Sequence[str] = (),
-) -> Path:
-    """Make ``report.html`` of a run directory.
+def write(over: Finished, history: Sequence[Result] = (), remarks: Sequence[str] = ()) -> Path:
+    """Make ``report.html`` in a run's directory.
 
     Args:
-        verdict: as it was computed; absent: computed anew from the records.
         history: results of the case before this run, oldest first.
         remarks: what the runner said about the verdict, as Markdown paragraphs.
 
     Raises:
-        InfraError: the directory has no plan.
         ImportError: jinja2 or matplotlib is not installed.
     """
-    plan = report.load_plan(run_dir)
-    found = report.load_records(run_dir, plan)
-    verdict = verdict or compute(plan, found, report.load_observed(run_dir))
-    path = run_dir.path / "report.html"
-    write_text(path, render(run_dir, plan, verdict, found, history, remarks))
+    path = over.run_dir.path / "report.html"
+    write_text(path, render(over, history, remarks))
     return path
 
 
@@ -141,23 +131,16 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     return path
 
 
-def render(
-    run_dir: RunDir,
-    plan: Plan,
-    verdict: Verdict,
-    found: Mapping[int, Record | None],
-    history: Sequence[Result],
-    remarks: Sequence[str],
-) -> str:
+def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) -> str:
     """The page as text."""
     from markupsafe import Markup
 
+    run_dir, plan, verdict = over.run_dir, over.plan, over.verdict
     events = read_events(run_dir.events)
     redactor = Redactor()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    records = {index: record for index, record in found.items() if record}
-    spent = npu.spent(plan, verdict, found, report.held_before(run_dir))
+    records = {index: record for index, record in over.records.items() if record}
     versions = differences({index: record.versions for index, record in records.items()})
     differing = differences(environments(plan))
     page: str = _template().render(
@@ -168,7 +151,7 @@ def render(
         remarks=[_bare(text) for text in remarks],
         timeline=timeline(plan, verdict, records),
         phases=phase_table(verdict),
-        spent=spent,
+        spent=over.spent,
         benchmarks=[bench_view(run_dir, result) for result in verdict.benchmarks],
         trends=list(trends(plan, history)),
         check_rows=[(check.name, check.status, check.detail) for check in verdict.checks],
@@ -500,11 +483,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = RunDir(Path(arguments.run_dir))
         if not run_dir.path.is_dir():
             raise UsageError(f"{run_dir.path}: no such run directory", "Name one.")
-        plan = report.load_plan(run_dir)
+        over = finished.read(run_dir)
         where = arguments.store or settings.read().history
-        history = open_store(where).results(case_key(plan.case_file), 60) if where else []
+        history = open_store(where).results(case_key(over.plan.case_file), 60) if where else []
         try:
-            print(write(run_dir, None, history, known_of(run_dir)))
+            print(write(over, history, known_of(run_dir)))
         except ImportError as error:
             raise InfraError(
                 f"the Python package {error.name!r} is not installed",

@@ -24,7 +24,7 @@ from steps.core import npu, settings
 from steps.core.case import Case
 from steps.core.errors import Exit, MultinodeError
 from steps.core.events import Event
-from steps.core.plan import Plan
+from steps.core.finished import Finished
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, read_json, write_json, write_text
@@ -69,19 +69,13 @@ def settle(
 ) -> tuple[Verdict, int]:
     """Make everything of a run that had a plan; its verdict and the exit code."""
     store, past = _history(case, say)
-    remarks: list[str] = []
-
-    def remark(plan: Plan, verdict: Verdict) -> list[str]:
-        explained = known.explaining(issues, verdict)
-        remarks.extend([known.remark(explained)] if explained else [])
-        remarks.extend(trend.noise_warnings(plan, past))
-        return remarks
-
-    verdict = report.run(run_dir, observed, remark)
-    plan = report.load_plan(run_dir)
-    records = report.load_records(run_dir, plan)
+    over = report.judge(run_dir, observed)
+    plan, verdict, records = over.plan, over.verdict, over.records
     entry = known.explaining(issues, verdict)
-    spent = npu.spent(plan, verdict, records, report.held_before(run_dir))
+    remarks = [known.remark(entry)] if entry else []
+    remarks += trend.noise_warnings(plan, past)
+    report.write(over, remarks)
+    spent = over.spent
     _note(run_dir, remarks, entry, spent)
     redactor = Redactor()
     text = junit.xml(plan, verdict, records, spent.total, entry.link if entry else "")
@@ -89,7 +83,7 @@ def settle(
     result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
     if store is not None:
         _attempt("the history", lambda: store.append(result), say)
-    _attempt("report.html", lambda: _html(run_dir, verdict, [*past, result], remarks), say)
+    _attempt("report.html", lambda: _html(over, [*past, result], remarks), say)
     return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
 
 
@@ -135,12 +129,10 @@ def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.R
     return store, past
 
 
-def _html(
-    run_dir: RunDir, verdict: Verdict, results: Sequence[history.Result], remarks: Sequence[str]
-) -> None:
+def _html(over: Finished, results: Sequence[history.Result], remarks: Sequence[str]) -> None:
     from ci import html
 
-    html.write(run_dir, verdict, results, remarks)
+    html.write(over, results, remarks)
 
 
 def _attempt(what: str, work: Callable[[], object], say: Say) -> None:

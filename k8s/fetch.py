@@ -321,7 +321,7 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
         for problem in result.problems:
             print(f"    {problem}", file=sys.stderr)
     if place.plan.exists():
-        verdict = report.run(place)
+        verdict = report.run(place).verdict
         print(f"\n{place.summary.read_text(encoding='utf-8')}")
         code = verdict.exit_code
     else:

@@ -583,7 +583,7 @@ class Program:
 
     def _conclude(self, run: NodeRun) -> int:
         """The leader's verdict from the records it has; for a run that nobody else looks at."""
-        verdict = report.run(run.run_dir)
+        verdict = report.run(run.run_dir).verdict
         text = verdict.verdict if verdict.cause is None else f"{verdict.verdict}: {verdict.cause}"
         self.events.phase = "verdict"
         self.events.emit("verdict", text=text, verdict=verdict.verdict)

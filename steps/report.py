@@ -10,93 +10,55 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from steps.core import cli, records, summary
+from steps.core import cli, finished, records, summary
 from steps.core.errors import InfraError, UsageError
-from steps.core.events import RUNNER, read_events
-from steps.core.plan import Plan, from_json
-from steps.core.records import Cause, Record
+from steps.core.events import read_events
+from steps.core.finished import Finished
+from steps.core.plan import Plan
+from steps.core.records import Cause
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, read_json, write_json, write_text
-from steps.core.verdict import Verdict, compute
-
-#: Phases of a backend in which pods hold their devices though nothing runs yet.
-HOLDING = ("pull", "start")
-Remark = Callable[[Plan, Verdict], Sequence[str]]
 
 
-def run(run_dir: RunDir, observed: Sequence[Cause] = (), remark: Remark | None = None) -> Verdict:
-    """Compute and write the verdict of a run directory.
+def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
+    """Compute and write the verdict of a run directory; for arguments, see :func:`judge`."""
+    over = judge(run_dir, observed)
+    write(over)
+    return over
+
+
+def judge(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
+    """The run of a directory with its verdict.
 
     Args:
         observed: causes that only the backend saw; kept in the directory, so that who reads
             the run again comes to the same verdict.
-        remark: what the runner has to say about a verdict, as Markdown paragraphs.
 
     Raises:
         InfraError: the directory has no plan, so nothing can be said.
     """
-    plan = load_plan(run_dir)
-    found = load_records(run_dir, plan)
+    over = finished.read(run_dir, observed)
     if observed:
         kept = Redactor().value([records.to_dict(cause) for cause in observed])
         write_json(run_dir.observed, kept)
-    verdict = compute(plan, found, observed or load_observed(run_dir))
-    merge_events(run_dir, plan)
-    redactor = Redactor()
-    write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
-    remarks = remark(plan, verdict) if remark else ()
-    text = summary.markdown(plan, verdict, found, remarks, held_before(run_dir))
-    write_text(run_dir.summary, redactor.text(text))
-    for name, content in summary.upstream_results(plan, verdict, found).items():
-        write_json(run_dir.path / name, redactor.value(content))
-    return verdict
+    return over
 
 
-def held_before(run_dir: RunDir) -> dict[str, float]:
-    """Seconds in which a backend held the devices before the node programs ran, by phase."""
-    return {
-        event.phase: float(event.fields.get("seconds") or 0)
-        for event in read_events(run_dir.events)
-        if event.node == RUNNER and event.what == "phase-end" and event.phase in HOLDING
-    }
+def write(over: Finished, remarks: Sequence[str] = ()) -> None:
+    """Write what is made of a run everywhere.
 
-
-def load_plan(run_dir: RunDir) -> Plan:
-    """The plan of a run directory.
-
-    Raises:
-        InfraError: it has none that can be read.
+    Args:
+        remarks: what the runner has to say about the verdict, as Markdown paragraphs.
     """
-    try:
-        return from_json(run_dir.plan.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InfraError(
-            f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."
-        ) from None
-    except ValueError as error:
-        raise InfraError(f"{run_dir.plan}: {error}") from None
-
-
-def load_records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
-    """Each node's record; None for one that left none, a torn one or one of another run."""
-    found: dict[int, Record | None] = {}
-    for node in plan.nodes:
-        record = records.record_from(read_json(run_dir.node(node.index).record))
-        if record is not None and (record.run != plan.run or record.node != node.index):
-            record = None
-        found[node.index] = record
-    return found
-
-
-def load_observed(run_dir: RunDir) -> tuple[Cause, ...]:
-    """What only the backend saw of a run, as it was kept beside its records."""
-    data = read_json(run_dir.observed)
-    entries = data if isinstance(data, list) else []
-    found = (records.cause_from(entry) for entry in entries if isinstance(entry, dict))
-    return tuple(cause for cause in found if cause)
+    run_dir, redactor = over.run_dir, Redactor()
+    merge_events(run_dir, over.plan)
+    write_json(run_dir.verdict, redactor.value(over.verdict.to_dict()))
+    write_text(run_dir.summary, redactor.text(summary.markdown(over, remarks)))
+    for name, content in summary.upstream_results(over.plan, over.verdict, over.records).items():
+        write_json(run_dir.path / name, redactor.value(content))
 
 
 def merge_events(run_dir: RunDir, plan: Plan) -> None:
@@ -127,17 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> int:
-        path = Path(arguments.run_dir)
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such run directory", "Name one with --run-dir.")
-        if not (path / "plan.json").exists() and (path / "verdict.json").exists():
-            return _repeat(RunDir(path), arguments.format)
-        verdict = run(RunDir(path))
+        run_dir = RunDir(Path(arguments.run_dir))
+        if not run_dir.path.is_dir():
+            raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
+        if not run_dir.plan.exists() and run_dir.verdict.exists():
+            return _repeat(run_dir, arguments.format)
+        verdict = run(run_dir).verdict
         if arguments.format == "json":
             json.dump(verdict.to_dict(), sys.stdout, indent=2)
             print()
         else:
-            print((path / "summary.md").read_text(encoding="utf-8"))
+            print(run_dir.summary.read_text(encoding="utf-8"))
         return verdict.exit_code
 
     return cli.guarded(work)

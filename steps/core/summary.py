@@ -1,6 +1,6 @@
 """The verdict as Markdown for people, and as the JSON that upstream's users know.
 
-Enters: plan, verdict, records. Leaves: text and values. Touches nothing.
+Enters: a run that is over. Leaves: text and values. Touches nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steps.core.finished import Finished
 from steps.core.gates import METRICS, GateResult
-from steps.core.npu import OTHER, Spent, spent
+from steps.core.npu import OTHER, Spent
 from steps.core.plan import Plan
 from steps.core.records import BenchResult, Record
 from steps.core.verdict import Verdict
@@ -25,19 +26,13 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict.verdict.upper()}{tail}: {verdict.case} in {verdict.seconds:.1f} s"
 
 
-def markdown(
-    plan: Plan,
-    verdict: Verdict,
-    found: Mapping[int, Record | None],
-    remarks: Sequence[str] = (),
-    held: Mapping[str, float] | None = None,
-) -> str:
+def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     """The whole summary, the verdict and its cause first.
 
     Args:
         remarks: paragraphs that the runner has to say about the verdict.
-        held: seconds in which the devices were held before the node programs ran, by phase.
     """
+    plan, verdict, found = over.plan, over.verdict, over.records
     mark = "✅" if verdict.verdict == "pass" else "❌"
     parts = [f"# {mark} {headline(verdict)}"]
     parts += _cause(verdict)
@@ -47,7 +42,7 @@ def markdown(
         parts.append("Stand-ins played the engines: baselines were not judged.")
     parts += _benchmarks(verdict)
     parts += _checks(verdict)
-    parts += _phases(plan, verdict, spent(plan, verdict, found, held))
+    parts += _phases(plan, verdict, over.spent)
     parts += _fleet(plan, found)
     parts += _logs(verdict, found)
     if plan.notes:

@@ -18,7 +18,7 @@ from ci.requests import samples
 from steps import report
 from steps.bench import judge, to_confirm
 from steps.bench_drivers import Measurement
-from steps.core import gates, npu
+from steps.core import finished, gates, npu
 from steps.core.events import Event
 from steps.core.plan import BenchmarkPlan
 from steps.core.records import Cause
@@ -69,9 +69,8 @@ def test_the_summary_says_verdict_and_cause_first(failed: RunDir) -> None:
 
 
 def test_minutes_are_those_of_all_devices(failed: RunDir) -> None:
-    plan = report.load_plan(failed)
-    found = report.load_records(failed, plan)
-    spent = npu.spent(plan, compute(plan, found), found, {"pull": 30.0})
+    over = finished.read(failed)
+    spent = npu.spent(over.plan, over.verdict, over.records, {"pull": 30.0})
     devices = 2 * 2
     assert spent.total == pytest.approx(devices * (60 + 30) / 60)
     assert spent.phases["pull"] == pytest.approx(devices * 30 / 60)
@@ -131,8 +130,8 @@ def test_what_only_the_backend_saw_is_there_when_the_run_is_read_again(passed: R
     seen = Cause("lost", "infra", "the pod was evicted", 1, process="pod", at=1030.0)
     outcome.settle(passed, runs.quickstart(), (seen,), (), lambda text: None)
     assert read_json(passed.verdict)["verdict"] == "infra"
-    assert report.run(passed).cause == seen
-    assert "the pod was evicted" in html.write(passed).read_text()
+    assert report.run(passed).verdict.cause == seen
+    assert "the pod was evicted" in html.write(finished.read(passed)).read_text()
 
 
 def test_runs_are_merged_into_one_junit_each_once(failed: RunDir, tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ def test_a_handful_of_requests_makes_no_empty_plot(passed: RunDir) -> None:
     pytest.importorskip("matplotlib")
     place = passed.node(0).bench / "00-chat"
     runs.requests(place / "requests.jsonl", 1)
-    page = html.write(passed).read_text()
+    page = html.write(finished.read(passed)).read_text()
     assert not re.search("latenc(y|ies) of", page) and "install, load" in page
 
 
@@ -223,7 +222,7 @@ def test_a_secret_in_a_plan_or_log_is_not_shown(tmp_path: Path) -> None:
     plan = replace(plan, nodes=(replace(node, processes=(process,)), *plan.nodes[1:]))
     run_dir = runs.make(tmp_path / "run", plan)
     (run_dir.node(0).path / "server.log").write_text("--api-key sesame12345 x\n")
-    page = html.write(run_dir).read_text()
+    page = html.write(finished.read(run_dir)).read_text()
     assert "opensesame123" not in page and "sesame12345" not in page
 
 
@@ -233,7 +232,7 @@ CHROMIUM = shutil.which("chromium")
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)")
 def test_a_browser_opens_the_report_without_an_error(failed: RunDir, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    page = html.write(failed)
+    page = html.write(finished.read(failed))
     probe = tmp_path / "probe.html"
     search = (
         "const f=document.getElementById('search');f.value='ready';"
@@ -385,4 +384,4 @@ def test_a_run_that_starts_nothing_loads_nothing(monkeypatch: pytest.MonkeyPatch
 def test_loading_ahead_finds_the_template(passed: RunDir) -> None:
     pytest.importorskip("matplotlib")
     html.warm()
-    assert "<svg" in html.write(passed).read_text()
+    assert "<svg" in html.write(finished.read(passed)).read_text()

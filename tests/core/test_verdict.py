@@ -227,7 +227,7 @@ def run_dir(tmp_path: Path) -> RunDir:
 
 
 def test_a_whole_run_directory_passes(run_dir: RunDir) -> None:
-    verdict = report.run(run_dir)
+    verdict = report.run(run_dir).verdict
     assert verdict.verdict == "pass"
     data = json.loads(run_dir.verdict.read_text())
     assert set(data) >= {
@@ -252,7 +252,7 @@ def test_a_damaged_record_is_no_verdict(run_dir: RunDir, node: int, damage: str)
         data = json.loads(text)
         data.update({"run": "other"} if damage == "another run" else {"node": 7})
         path.write_text(json.dumps(data))
-    verdict = report.run(run_dir)
+    verdict = report.run(run_dir).verdict
     assert (verdict.verdict, verdict.exit_code, verdict.missing) == ("no-verdict", 3, (node,))
 
 
