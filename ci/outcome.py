@@ -87,12 +87,29 @@ def settle(
     return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
 
 
-def refused(run_dir: RunDir, verdict: Verdict, case_text: str) -> None:
-    """The report of a run that never had a plan; without its packages there is none."""
+def planless(run_dir: RunDir, verdict: Verdict) -> None:
+    """Make everything of a run that never had a plan."""
+    redactor = Redactor()
+    write_text(run_dir.junit, redactor.text(junit.xml(None, verdict)))
+    write_json(run_dir.verdict, verdict.to_dict())
+    _refused_html(run_dir, verdict)
+    lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
+    if verdict.cause:
+        lines.append(f"**Cause:** {verdict.cause.reason}")
+        if verdict.cause.evidence:
+            lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
+        if verdict.cause.hint:
+            lines.append(f"**Next:** {verdict.cause.hint}")
+    write_text(run_dir.summary, redactor.text("\n\n".join(lines) + "\n"))
+
+
+def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
+    """The report of such a run; without its packages there is none."""
     from ci import html
 
+    text = run_dir.case.read_text(encoding="utf-8") if run_dir.case.is_file() else ""
     with contextlib.suppress(ImportError, OSError):
-        html.refuse(run_dir, verdict, case_text)
+        html.refuse(run_dir, verdict, text)
 
 
 def publish(run_dir: RunDir) -> None:

@@ -40,7 +40,7 @@ from steps.core.errors import (
 from steps.core.events import RUNNER, EventLog
 from steps.core.records import Cause
 from steps.core.redaction import Redactor, secrets_in
-from steps.core.rundir import RunDir, new_run_id, point_latest, write_json, write_text
+from steps.core.rundir import RunDir, new_run_id, point_latest, write_text
 from steps.core.verdict import Verdict
 from steps.validate import validate
 
@@ -83,17 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
         junit.check(arguments.junit)
     run_id = new_run_id()
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / run_id))
-    if run_dir.plan.exists():
-        raise UsageError(
-            f"{run_dir.path} holds another run", "Name a new directory with --run-dir."
-        )
+    run_dir.check_unused()
     try:
         case = load_case(path)
         warnings = check(path)
     except CaseError as error:
-        _refuse(run_dir.make(), run_id, path, error)
-        _collect(arguments, run_dir)
-        annotate.show(error.problems)
+        _refuse(arguments, run_dir.make(), run_id, path, error)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
@@ -116,9 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             warmer.close()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
-        _refuse(run_dir, run_id, path, error)
-        _collect(arguments, run_dir)
-        annotate.show(error.problems)
+        _refuse(arguments, run_dir, run_id, path, error)
         raise
     finally:
         warmer.close()
@@ -225,7 +218,7 @@ def conclude(
             request.run, case.name, cause.verdict, cause, (), (), (), took, began, False
         )
         code = verdict.exit_code
-        _write(run_dir, verdict)
+        outcome.planless(run_dir, verdict)
     _add_warnings(run_dir, warnings)
     outcome.publish(run_dir)
     annotate.show([*annotate.of_verdict(case, verdict), *warnings])
@@ -242,23 +235,9 @@ def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
     write_text(run_dir.summary, Redactor().text(text + "\n".join(lines) + "\n"))
 
 
-def _write(run_dir: RunDir, verdict: Verdict) -> None:
-    """The files of a run that never had a plan."""
-    write_text(run_dir.junit, Redactor().text(junit.xml(None, verdict)))
-    write_json(run_dir.verdict, verdict.to_dict())
-    case_text = run_dir.case.read_text(encoding="utf-8") if run_dir.case.is_file() else ""
-    outcome.refused(run_dir, verdict, case_text)
-    lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
-    if verdict.cause:
-        lines.append(f"**Cause:** {verdict.cause.reason}")
-        if verdict.cause.evidence:
-            lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
-        if verdict.cause.hint:
-            lines.append(f"**Next:** {verdict.cause.hint}")
-    write_text(run_dir.summary, Redactor().text("\n\n".join(lines) + "\n"))
-
-
-def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
+def _refuse(
+    arguments: argparse.Namespace, run_dir: RunDir, run_id: str, path: Path, error: CaseError
+) -> None:
     """Files of a run whose case is wrong: CI wants a report of that too."""
     first = error.problems[0]
     cause = Cause(
@@ -274,9 +253,11 @@ def _refuse(run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
     with contextlib.suppress(OSError, UnicodeError):
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
-    _write(run_dir, verdict)
+    outcome.planless(run_dir, verdict)
     outcome.publish(run_dir)
     _latest(run_dir)
+    _collect(arguments, run_dir)
+    annotate.show(error.problems)
 
 
 def _latest(run_dir: RunDir) -> None:

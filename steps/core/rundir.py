@@ -33,6 +33,9 @@ def new_run_id(now: float | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(3)}"
 
 
+_ANOTHER = "Name a new directory with --run-dir."
+
+
 @dataclass(frozen=True)
 class NodeDir:
     """One node's part of a run directory."""
@@ -130,21 +133,24 @@ class RunDir:
             ) from None
         return self
 
+    def check_unused(self) -> None:
+        """Raises UsageError when a run is in it."""
+        if self.plan.exists():
+            raise UsageError(f"{self.path} holds another run", _ANOTHER)
+
     def claim(self) -> None:
         """Take it for this process, until it ends.
 
         Raises:
             UsageError: a run is in it, or is going on in it.
         """
-        hint = "Name a new directory with --run-dir."
-        if self.plan.exists():
-            raise UsageError(f"{self.path} holds another run", hint)
+        self.check_unused()
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise UsageError(f"another run is going on in {self.path}", hint) from None
+            raise UsageError(f"another run is going on in {self.path}", _ANOTHER) from None
         except OSError:  # a network file system without locks
             os.close(handle)
 
