@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ci import plots
+from ci import logs, plots
 from ci.history import Result, case_key, open_store
 from ci.plots import Bar, Row
 from ci.requests import Sample, samples
@@ -39,23 +39,9 @@ from steps.core.verdict import Verdict
 TEMPLATES = Path(__file__).parent / "templates"
 STATS = ("mean", "min", "median", "p75", "p90", "p95", "p99", "max")
 TIMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-#: Bytes of all log excerpts together, and of one.
-LOGS_BYTES, LOG_BYTES = 1_600_000, 48_000
 MAX_EVENTS = 1500
 #: Fewer requests than this are no curve: the table says all of them.
 FEW = 3
-NEEDLES = (b"Traceback (most recent call last)", b"ERROR", b"Error:", b"FATAL", b"CRITICAL")
-_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """What the report shows of a log: its parts in order, and how large the file is."""
-
-    path: str
-    size: int
-    parts: tuple[tuple[str, str], ...]
-    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,10 +157,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         all_versions=next((dict(r.versions) for r in records.values()), {}),
         environments=differing,
         environment_heads=["variable", *(f"node {index}" for index in differing[0])],
-        logs=[
-            Excerpt(e.path, e.size, tuple((name, redactor.text(t)) for name, t in e.parts), e.first)
-            for e in excerpts(run_dir, plan, verdict)
-        ],
+        logs=logs.excerpts(run_dir, plan, verdict, redactor),
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
         when=_when(verdict.started),
@@ -394,63 +377,6 @@ def commands(plan: Plan) -> dict[str, list[tuple[str, str]]]:
 def differences(values: Mapping[int, Mapping[str, str]]) -> tuple[list[int], list[tuple[str, ...]]]:
     """(nodes, rows of what is not the same on all of them)."""
     return list(values), summary.differences(values) if len(values) > 1 else []
-
-
-# Logs
-
-
-def excerpts(run_dir: RunDir, plan: Plan, verdict: Verdict) -> list[Excerpt]:
-    """Of every log its head, the surroundings of its first error, and its tail."""
-    paths = [
-        path
-        for node in plan.nodes
-        for path in sorted(run_dir.node(node.index).path.glob("*.log"))
-        if path.is_file()
-    ]
-    first = verdict.cause.log if verdict.cause else ""
-    names = {path: path.relative_to(run_dir.path).as_posix() for path in paths}
-    paths.sort(key=lambda path: (names[path] != first, names[path]))
-    share = max(2_000, min(LOG_BYTES, LOGS_BYTES // max(1, len(paths))))
-    return [
-        Excerpt(names[path], path.stat().st_size, tuple(parts(path, share)), names[path] == first)
-        for path in paths
-    ]
-
-
-def parts(path: Path, share: int) -> Iterator[tuple[str, str]]:
-    """(what it is, text) of a log within ``share`` bytes; the file is read in pieces."""
-    size = path.stat().st_size
-    with path.open("rb") as source:
-        if size <= share:
-            yield "all of it", _text(source.read(share))
-            return
-        yield "its start", _text(source.read(share // 4))
-        error = first_error(path)
-        if error is not None and share // 4 < error < size - share // 2:
-            source.seek(max(0, error - share // 16))
-            yield "around its first error", _text(source.read(share // 4))
-        source.seek(size - share // 2)
-        yield "its end", _text(source.read(share // 2))
-
-
-def first_error(path: Path) -> int | None:
-    """Where the first error word stands in a file, in bytes."""
-    longest = max(map(len, NEEDLES))
-    offset, rest = 0, b""
-    with path.open("rb", buffering=0) as source:
-        while chunk := source.read(_CHUNK):
-            window = rest + chunk
-            hits = [hit for needle in NEEDLES if (hit := window.find(needle)) >= 0]
-            if hits:
-                return offset - len(rest) + min(hits)
-            offset += len(chunk)
-            rest = window[-longest:]
-    return None
-
-
-def _text(raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace").replace("\x1b", "")
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 def event_lines(events: Iterable[Event], started: float) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import annotate, html, junit, known, outcome, run
+from ci import annotate, html, junit, known, logs, outcome, run
 from ci.history import DirectoryStore
 from ci.requests import samples
 from steps import report
@@ -206,8 +206,8 @@ def test_a_huge_log_is_shown_by_its_start_first_error_and_end(tmp_path: Path) ->
     log.write_bytes(
         b"begin\n" + b"x" * 3_000_000 + b"\nERROR here\n" + b"y" * 2_000_000 + b"\nlast\n"
     )
-    assert html.first_error(log) == 6 + 3_000_000 + 1
-    found = dict(html.parts(log, 8000))
+    assert logs.first_error(log) == 6 + 3_000_000 + 1
+    found = dict(logs.parts(log, 8000))
     assert list(found) == ["its start", "around its first error", "its end"]
     assert found["its start"].startswith("begin") and found["its end"].endswith("last\n")
     assert "ERROR here" in found["around its first error"]
