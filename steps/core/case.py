@@ -216,12 +216,11 @@ def _counts(source: Source) -> list[Problem]:
         value = data.get(key)
         if isinstance(value, list) and len(value) != wanted:
             found.append(
-                Problem(
+                source.problem(
                     "MN010",
-                    f"{key}: has {len(value)} entries, expected {wanted} as num_nodes says",
-                    source.place(key),
+                    f"has {len(value)} entries, expected {wanted} as num_nodes says",
+                    (key,),
                     "Give one entry a node, or correct num_nodes.",
-                    field=key,
                     related=(source.place("num_nodes"),),
                 )
             )
@@ -283,11 +282,8 @@ class _Builder:
             source=self.source,
         )
 
-    def _problem(self, rule: str, message: str, hint: str, *path: Any, field: str = "") -> None:
-        name = field or ".".join(str(part) for part in path)
-        self.problems.append(
-            Problem(rule, f"{name}: {message}", self.source.place(*path), hint, field=name)
-        )
+    def _problem(self, rule: str, message: str, hint: str, *path: Any) -> None:
+        self.problems.append(self.source.problem(rule, message, path, hint))
 
     def _hosts(self) -> tuple[str, ...]:
         hosts = tuple(self.data.get("cluster_hosts") or ())
@@ -357,12 +353,12 @@ class _Builder:
                 for raw in text[: error.offset + 1].split():
                     place = locator.place(raw)
             self.problems.append(
-                Problem(
+                self.source.problem(
                     "MN013",
-                    f"{'.'.join(map(str, path))}: {error}",
-                    place,
+                    str(error),
+                    path,
                     "Close the quote; JSON values stand in single quotes.",
-                    field=".".join(map(str, path)),
+                    place=place,
                 )
             )
             return ()
@@ -384,15 +380,14 @@ class _Builder:
         shell = next((t for t in _before_vllm(texts) if t in _SHELL or t.endswith(";")), "")
         if shell or not (serves or module):
             self.problems.append(
-                Problem(
+                self.source.problem(
                     "MN015",
-                    f"{'.'.join(map(str, path))}: found {' '.join(texts[:2])!r}, "
-                    "expected 'vllm serve MODEL ...'",
-                    command[0].place,
+                    f"found {' '.join(texts[:2])!r}, expected 'vllm serve MODEL ...'",
+                    path,
                     f"No shell runs it, so there is no '{shell}': variables stand in 'envs'."
                     if shell
                     else "A server command starts with 'vllm serve'; no shell runs it.",
-                    field=".".join(map(str, path)),
+                    place=command[0].place,
                 )
             )
 

@@ -208,11 +208,8 @@ def _text_keys(source: Source, value: Any, path: DataPath, odd: list[Problem]) -
         if isinstance(key, str):
             kept[key] = _text_keys(source, inner, where, odd)
             continue
-        name = ".".join(str(part) for part in where)
-        message = f"{name}: found the key {_show(key)}, expected text"
-        odd.append(
-            Problem("MN005", message, source.place(*where), "Quote it, or remove it.", field=name)
-        )
+        message = f"found the key {_show(key)}, expected text"
+        odd.append(source.problem("MN005", message, where, "Quote it, or remove it."))
     return kept
 
 
@@ -225,47 +222,28 @@ def _flatten(errors: Iterable[ValidationError]) -> Iterator[ValidationError]:
 
 
 def _explain(source: Source, path: DataPath, error: ValidationError, dialect: str) -> Problem:
-    name = ".".join(str(part) for part in path) or "the document"
-    place = source.place(*path)
-    value = error.value
     rule = error.rule
-    field = name
+    doc = schema.doc(dialect, path)
     if rule == "required":
         parent = ".".join(str(part) for part in path[:-1]) or "the case"
         return Problem(
             "MN004",
             f"{parent}: required key '{path[-1]}' is missing",
             source.place(*path[:-1]),
-            schema.doc(dialect, path),
-            field=field,
+            doc,
+            field=".".join(str(part) for part in path),
         )
     if error.code == UNKNOWN_FIELD.code:
-        return Problem(
-            "MN005",
-            f"{name}: unknown key",
-            place,
-            unknown.suggest(source, dialect, path),
-            field=field,
-        )
+        hint = unknown.suggest(source, dialect, path)
+        return source.problem("MN005", "unknown key", path, hint)
     if path[:-1] == ("benchmarks",) and path[-1] in BENCHMARK:
         hint = f"'{path[-1]}' belongs under the name of a benchmark; check its indentation."
-        return Problem("MN005", f"{name}: is no benchmark", place, hint, field=field)
+        return source.problem("MN005", "is no benchmark", path, hint)
     if rule in ("type", "nullable"):
-        expected = _expected(error.constraint if rule == "type" else None, error)
-        return Problem(
-            "MN006",
-            f"{name}: found {_show(value)}, expected {expected}",
-            place,
-            schema.doc(dialect, path),
-            field=field,
-        )
-    return Problem(
-        "MN007",
-        f"{name}: {_rule_text(rule or 'form', value, error)}",
-        place,
-        schema.doc(dialect, path),
-        field=field,
-    )
+        expected = _expected(error.constraint if rule == "type" else None)
+        message = f"found {_show(error.value)}, expected {expected}"
+        return source.problem("MN006", message, path, doc)
+    return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
 
 
 def _rule_text(rule: str, value: Any, error: ValidationError) -> str:
@@ -298,7 +276,7 @@ _TYPE_WORDS = {
 }
 
 
-def _expected(constraint: Any, error: ValidationError) -> str:
+def _expected(constraint: Any) -> str:
     if constraint is None:
         return "a value"
     kinds = constraint if isinstance(constraint, (list, tuple)) else [constraint]

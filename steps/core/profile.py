@@ -259,58 +259,38 @@ def _rules(source: Source) -> Iterator[Problem]:
     seen: dict[str, int] = {}
     for i, entry in enumerate(data.get("mounts", [])):
         kinds = [key for key in ("host_path", "claim", "config_map") if key in entry]
-        place = source.place("mounts", i)
         if len(kinds) != 1:
-            yield Problem(
-                "MN007",
-                f"mounts.{i}: found {' and '.join(kinds) or 'no volume'}, expected exactly one of "
-                "host_path, claim, config_map",
-                place,
-                field=f"mounts.{i}",
-            )
+            found = " and ".join(kinds) or "no volume"
+            wanted = "host_path, claim, config_map"
+            message = f"found {found}, expected exactly one of {wanted}"
+            yield source.problem("MN007", message, ("mounts", i))
         path = entry["path"].rstrip("/") or "/"
         if path in seen or path in ("/", "/dev/shm", "/multinode"):
             why = f"mounts.{seen[path]} too" if path in seen else "the harness's own"
-            yield Problem(
+            yield source.problem(
                 "MN007",
-                f"mounts.{i}.path: {path} is {why}",
-                place,
+                f"{path} is {why}",
+                ("mounts", i, "path"),
                 "Every mount needs a path of its own.",
-                field=f"mounts.{i}.path",
+                place=source.place("mounts", i),
             )
         seen.setdefault(path, i)
     for i, entry in enumerate(data.get("tolerations", [])):
+        refused = "Kubernetes refuses the pods otherwise."
         if entry.get("operator") == "Exists" and "value" in entry:
-            yield Problem(
-                "MN007",
-                f"tolerations.{i}: operator Exists takes no value",
-                source.place("tolerations", i),
-                "Kubernetes refuses the pods otherwise.",
-                field=f"tolerations.{i}",
-            )
+            message = "operator Exists takes no value"
+            yield source.problem("MN007", message, ("tolerations", i), refused)
         if entry.get("operator", "Equal") == "Equal" and not entry.get("key"):
-            yield Problem(
-                "MN007",
-                f"tolerations.{i}: operator Equal needs a key",
-                source.place("tolerations", i),
-                "Kubernetes refuses the pods otherwise.",
-                field=f"tolerations.{i}",
-            )
+            message = "operator Equal needs a key"
+            yield source.problem("MN007", message, ("tolerations", i), refused)
     for key in sorted(set(data.get("env", {})) & set(data.get("secret_env", {}))):
-        yield Problem(
-            "MN007",
-            f"secret_env.{key}: is in env too",
-            source.place("secret_env", key),
-            "Keep one.",
-            field=f"secret_env.{key}",
-        )
+        yield source.problem("MN007", "is in env too", ("secret_env", key), "Keep one.")
     if re.search(r"\s", str(data["image"])):
-        yield Problem(
+        yield source.problem(
             "MN007",
-            f"image: found {data['image']!r}, expected a name without blanks",
-            source.place("image"),
+            f"found {data['image']!r}, expected a name without blanks",
+            ("image",),
             "Kubernetes accepts it and then shows InvalidImageName.",
-            field="image",
         )
 
 

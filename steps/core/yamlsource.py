@@ -66,6 +66,25 @@ class Source:
                 return Place(self.file, *mark)
         return Place(self.file)
 
+    def problem(
+        self,
+        rule: str,
+        message: str,
+        path: DataPath,
+        hint: str = "",
+        *,
+        place: Place | None = None,
+        related: tuple[Place, ...] = (),
+    ) -> Problem:
+        """An error about the value at ``path``, which the message begins with.
+
+        Args:
+            place: where it shows best; absent: where the value stands.
+        """
+        name = ".".join(map(str, path)) or "the document"
+        where = place or self.place(*path)
+        return Problem(rule, f"{name}: {message}", where, hint, field=name, related=related)
+
 
 def load_yaml(path: Path) -> Source:
     """Read and parse ``path``.
