@@ -73,6 +73,18 @@ class Finding:
     gone: bool = False
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What may pass by itself, and since when it has not."""
+
+    since: float
+    text: str
+
+
+def _again(before: Trouble | None, text: str, now: float) -> Trouble:
+    return Trouble(before.since if before else now, text)
+
+
 @dataclass
 class Seen:
     """What is known of one node's pod."""
@@ -88,7 +100,11 @@ class Seen:
     pulling: str = ""
     since: float = 0.0
     death: Finding | None = None
-    troubles: dict[str, tuple[float, str]] = field(default_factory=dict)
+    troubles: dict[str, Trouble] = field(default_factory=dict)
+
+    def trouble(self, kind: str, text: str, now: float) -> None:
+        """A trouble that may pass: since when it is there, and what was said last."""
+        self.troubles[kind] = _again(self.troubles.get(kind), text, now)
 
 
 class Triage:
@@ -105,7 +121,7 @@ class Triage:
         self.budgets = budgets
         self.pods: dict[int, Seen] = {i: Seen(since=now) for i in range(size)}
         self._group: Finding | None = None
-        self._create: dict[str, tuple[float, str]] = {}
+        self._uncreated: Trouble | None = None
 
     # What happens
 
@@ -165,11 +181,10 @@ class Triage:
             words = " ".join((waiting.get("message") or "").split())
             text = f"{seen.waiting}{': ' if words else ''}{words}"
             kind = _IMAGE[0] if seen.waiting in _IMAGE else seen.waiting
-            # Older kubelets' back-off does not repeat why.
-            backing_off = seen.waiting == _IMAGE[1] and kind in seen.troubles
-            if _BUSY.search(words) or backing_off:
-                first, before = seen.troubles.get(kind, (now, text))
-                seen.troubles[kind] = first, before if backing_off else text
+            if seen.waiting == _IMAGE[1] and kind in seen.troubles:
+                return  # older kubelets' back-off does not repeat why
+            if _BUSY.search(words):
+                seen.trouble(kind, text, now)
             else:
                 self._die(index, f"pod {name} cannot start: {text}", DOOMED[seen.waiting])
 
@@ -221,16 +236,16 @@ class Triage:
         seen = self.pods.get(index) if index is not None else None
         if seen is None or (seen.uid and about.get("uid") not in (None, "", seen.uid)):
             return
-        if reason in ("Pulling", "Pulled", "Created"):
+        if reason == "Pulling":
             # Volumes come before the image; each stage has its own time.
             for mount in _MOUNTS:
                 seen.troubles.pop(mount, None)
-            seen.pulling, seen.since = text if reason == "Pulling" else "", now
-            if reason != "Pulling":
-                seen.troubles.clear()
+            seen.pulling, seen.since = text, now
+        elif reason in ("Pulled", "Created"):
+            seen.troubles.clear()
+            seen.pulling, seen.since = "", now
         elif reason in (*_MOUNTS, "FailedScheduling"):
-            first, _ = seen.troubles.get(reason, (now, ""))
-            seen.troubles[reason] = first, text
+            seen.trouble(reason, text, now)
         elif reason in ("Scheduled", "Started"):
             seen.troubles.clear()
 
@@ -240,13 +255,12 @@ class Triage:
                 None, f"the group was recreated: {text}", "Its restartPolicy must be None."
             )
         elif reason == "FailedCreate":
-            first, _ = self._create.get("", (now, ""))
-            self._create[""] = first, text
+            self._uncreated = _again(self._uncreated, text, now)
             if _NEVER_CREATED.search(text):
                 hint = "Ask for less, or for a larger quota." if "quota" in text else ""
                 self._group = self._group or Finding(None, text, hint)
         elif reason == "SuccessfulCreate":
-            self._create.clear()
+            self._uncreated = None
 
     # What it means
 
@@ -257,8 +271,8 @@ class Triage:
             return min(deaths, key=lambda found: (not found.started, found.at or now))
         if self._group is not None:
             return self._group
-        if self._create and now - self._create[""][0] > CREATE_PATIENCE:
-            return Finding(None, self._create[""][1])
+        if self._uncreated and now - self._uncreated.since > CREATE_PATIENCE:
+            return Finding(None, self._uncreated.text)
         for index, seen in self.pods.items():
             found = self._hopeless(index, seen, now) or self._overdue(index, seen, now)
             if found is not None:
@@ -270,26 +284,25 @@ class Triage:
         if seen.started:
             return None
         pod = self.names.pod(index)
-        for reason, (first, text) in seen.troubles.items():
-            age = now - first
-            if reason == "FailedScheduling":
-                claim = "persistentvolumeclaim" in text and "not found" in text
-                unbound = "unbound" in text and "PersistentVolumeClaim" in text
-                hopeless = (claim and age > MOUNT_PATIENCE) or (unbound and age > CLAIM_PATIENCE)
-            elif reason in DOOMED:
-                if age > (PULL_PATIENCE if reason in _IMAGE else CREATE_PATIENCE):
-                    return Finding(index, f"pod {pod} cannot start: {text}", DOOMED[reason])
+        for kind, trouble in seen.troubles.items():
+            if now - trouble.since <= self._patience(kind, trouble.text):
                 continue
-            else:
-                absent = _ABSENT.search(text)
-                hopeless = age > (MOUNT_PATIENCE if absent else self.budgets["starting"])
-            if hopeless:
-                return Finding(
-                    index,
-                    f"pod {pod} cannot start: {reason}: {text}",
-                    "Check the mounts in the profile.",
-                )
+            what, hint = f"{kind}: {trouble.text}", "Check the mounts in the profile."
+            if kind in DOOMED:
+                what, hint = trouble.text, DOOMED[kind]
+            return Finding(index, f"pod {pod} cannot start: {what}", hint)
         return None
+
+    def _patience(self, kind: str, text: str) -> float:
+        """Seconds that a trouble is given to pass."""
+        if kind == "FailedScheduling":
+            if "persistentvolumeclaim" in text and "not found" in text:
+                return MOUNT_PATIENCE
+            bound = "unbound" not in text or "PersistentVolumeClaim" not in text
+            return float("inf") if bound else CLAIM_PATIENCE
+        if kind in DOOMED:
+            return PULL_PATIENCE if kind in _IMAGE else CREATE_PATIENCE
+        return MOUNT_PATIENCE if _ABSENT.search(text) else self.budgets["starting"]
 
     def _overdue(self, index: int, seen: Seen, now: float) -> Finding | None:
         """A stage's budget that is used up."""
@@ -304,11 +317,12 @@ class Triage:
     def _stage(self, index: int, seen: Seen) -> tuple[str, str]:
         pod = self.names.pod(index)
         if not seen.uid:
-            why = f": {self._create[''][1]}" if self._create else ""
+            why = f": {self._uncreated.text}" if self._uncreated else ""
             return "starting", f"pod {pod} was not created{why}"
         if not seen.scheduled:
-            trouble = seen.troubles.get("FailedScheduling", (0.0, ""))[1] or seen.unscheduled
-            return "scheduling", f"pod {pod} is not scheduled: {trouble or 'no reason given yet'}"
+            failed = seen.troubles.get("FailedScheduling")
+            why = (failed.text if failed else "") or seen.unscheduled or "no reason given yet"
+            return "scheduling", f"pod {pod} is not scheduled: {why}"
         if seen.pulling:
             busy = "".join(f"; {text}" for text in _texts(seen))
             return "pulling", f"pod {pod}: {seen.pulling}{busy}"
@@ -340,7 +354,7 @@ class Triage:
 
 
 def _texts(seen: Seen) -> list[str]:
-    return [text for _, text in seen.troubles.values()]
+    return [trouble.text for trouble in seen.troubles.values()]
 
 
 def epoch(text: Any) -> float:
