@@ -1,7 +1,7 @@
 """A `vllm serve` command to its options, read as vLLM's own parser reads it.
 
 Enters: argv and the place of each word. Leaves: a :class:`Command`. Touches
-nothing. Judging what is read is the work of ``rules.flags``.
+nothing. Judging what is read is the work of ``rules.flags`` and ``rules.json_values``.
 """
 
 from __future__ import annotations

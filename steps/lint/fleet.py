@@ -14,7 +14,7 @@ from typing import Any
 from steps.core.case import Case, CaseNode
 from steps.core.errors import Place
 from steps.core.plan import NodePlan, Plan, Process
-from steps.lint.commands import Command, parse
+from steps.lint.commands import Command, Option, parse
 
 TRANSFER = (
     "Mooncake",
@@ -219,6 +219,12 @@ class Fleet:
     def commands(self) -> tuple[Server, ...]:
         """One server a node: the ranks of a node share their words."""
         return tuple(servers[0] for servers in self.nodes.values())
+
+    def options(self) -> Iterator[tuple[Server, Option]]:
+        """Every option of every command."""
+        for server in self.commands:
+            for option in server.command.options:
+                yield server, option
 
     @property
     def routing(self) -> bool:

@@ -1,9 +1,13 @@
-"""Whether a word is another one misspelled.
+"""Words: whether one is another misspelled, and how a message shows a long one.
 
-Enters: two words. Leaves: yes or no. Touches nothing.
+Enters: words. Leaves: yes or no, or a shorter one. Touches nothing.
 """
 
 from __future__ import annotations
+
+#: Words that people write for a switch.
+TRUE = ("true", "1", "yes", "on", "t", "y")
+FALSE = ("false", "0", "no", "off", "f", "n")
 
 
 def one_away(left: str, right: str) -> bool:
@@ -20,3 +24,8 @@ def one_away(left: str, right: str) -> bool:
         swapped = left[start : start + 2][::-1] == right[start : start + 2]
         return swapped and left[start + 2 :] == right[start + 2 :]
     return left[start:] == right[start + 1 :] and not right[start].isdigit()
+
+
+def shortened(text: str) -> str:
+    """A word as a message shows it."""
+    return text if len(text) <= 60 else f"{text[:57]}..."

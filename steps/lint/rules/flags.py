@@ -1,36 +1,24 @@
-"""Flags of `vllm serve`: spelling, arity, types, repetition, JSON.
+"""Flags of `vllm serve`: spelling, arity, types, repetition.
 
-Sources: the parser of vLLM 0.32 (``data/vllm_flags.json``), the fields of its
-KVTransferConfig, SpeculativeConfig and CompilationConfig, and vllm-ascend's
-documentation of ``--additional-config``.
+Source: the parser of vLLM 0.32 (``data/vllm_flags.json``).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from steps.core.errors import Severity
 from steps.lint import flagtable
 from steps.lint.commands import Option, parse_json, whole
-from steps.lint.examples import parallel, routing, split
-from steps.lint.fleet import Fleet, Server
+from steps.lint.examples import parallel, routing
+from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
-from steps.lint.spelling import one_away
+from steps.lint.spelling import FALSE, shortened
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 _SEQS = "      --max-num-seqs 32\n"
-_TRUE = ("true", "1", "yes", "on", "t", "y")
-_FALSE = ("false", "0", "no", "off", "f", "n")
-
-
-def _options(fleet: Fleet) -> Iterator[tuple[Server, Option]]:
-    for server in fleet.commands:
-        for option in server.command.options:
-            yield server, option
 
 
 def _glued(text: str) -> bool:
@@ -85,7 +73,7 @@ def _two_in_one(name: str) -> tuple[str, str] | None:
 def unknown_flag(fleet: Fleet) -> Iterator[Finding]:
     """`vllm serve` has no such option and exits with code 2. A warning when an older vLLM had it:
     the case may be meant for that one."""
-    for server, option in _options(fleet):
+    for server, option in fleet.options():
         if option.spec is not None or option.name == "-O" or _glued(option.spelled):
             continue
         name, place = option.spelled, server.command.place(option.at)
@@ -121,7 +109,7 @@ def unknown_flag(fleet: Fleet) -> Iterator[Finding]:
 def abbreviated_flag(fleet: Fleet) -> Iterator[Finding]:
     """The parser accepts the beginning of an option as long as only one begins so: the next
     release may have two. An ambiguous one is an error already."""
-    for server, option in _options(fleet):
+    for server, option in fleet.options():
         place = server.command.place(option.at)
         if option.abbreviation and option.spec is not None:
             full = option.candidates[0] if option.candidates else option.name
@@ -165,14 +153,14 @@ def glued_arguments(fleet: Fleet) -> Iterator[Finding]:
                     hint = "Remove the backslash at the end of the line before it."
                 else:
                     hint = "Make them separate words (separate list items in a template)."
-                yield Finding(f"glued into one argument: {_short(word)!r}", place, hint)
+                yield Finding(f"glued into one argument: {shortened(word)!r}", place, hint)
                 continue
             name = word.split("=", 1)[0]
             if word.startswith("--") and not _known(name):
                 pair = _two_in_one(f"--{name[2:].replace('_', '-')}")
                 if pair:
                     yield Finding(
-                        f"'{_short(word)}' is '{pair[0]}' and '{pair[1]}' without a space",
+                        f"'{shortened(word)}' is '{pair[0]}' and '{pair[1]}' without a space",
                         place,
                         "Put a space between them.",
                     )
@@ -182,14 +170,10 @@ def glued_arguments(fleet: Fleet) -> Iterator[Finding]:
                 and _known(word[word.index("--") :])
             ):
                 yield Finding(
-                    f"glued into one argument: {_short(word)!r}",
+                    f"glued into one argument: {shortened(word)!r}",
                     place,
                     "Put a space before the flag.",
                 )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _type_problem(kind: str | None, value: str) -> str:
@@ -228,7 +212,7 @@ _PLUGIN = {"--kv-cache-dtype": ("int8",)}
 def wrong_type(fleet: Fleet) -> Iterator[Finding]:
     """The option takes a number, or one of a few words, and the value is something else: exit
     code 2 at start. A word that is not near any allowed one is a warning: releases differ."""
-    for server, option in _options(fleet):
+    for server, option in fleet.options():
         spec = option.spec
         if spec is None or option.part or not option.values:
             continue
@@ -268,7 +252,7 @@ def _letters(word: str) -> str:
 )
 def missing_value(fleet: Fleet) -> Iterator[Finding]:
     """The option takes a value, and the next word is another option or the end."""
-    for server, option in _options(fleet):
+    for server, option in fleet.options():
         if option.missing and option.spec is not None:
             yield Finding(
                 f"'{option.spelled}' has no value",
@@ -302,7 +286,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
         command = server.command
         for option in command.options:
             if option.extra and not _glued(option.extra):
-                negative = option.extra.lower() in _FALSE
+                negative = option.extra.lower() in FALSE
                 yield Finding(
                     f"'{option.spelled}' takes no value, found '={option.extra}'",
                     command.place(option.at),
@@ -316,7 +300,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
             hint = "Quote it together with its flag's value, or remove it."
             if before is not None and before.spec is not None and before.spec.nargs == 0:
                 hint = f"'{before.name}' takes no value: remove '{word}'."
-                if word.lower() in _FALSE:
+                if word.lower() in FALSE:
                     hint = f"Write {_negated(before.name)}."
             elif f"--{word}" in flagtable.options():
                 hint = f"Did you mean '--{word}'?"
@@ -328,7 +312,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                 hint = "It has quotes of typography: write ' or \"."
             elif word in ("\\", "&", "&&", "|", ";", ">", "2>&1"):
                 hint = "No shell runs the command: remove it."
-            yield Finding(f"'{_short(word)}' belongs to no flag", command.place(at), hint)
+            yield Finding(f"'{shortened(word)}' belongs to no flag", command.place(at), hint)
 
 
 def _negated(name: str) -> str:
@@ -367,16 +351,16 @@ def given_twice(fleet: Fleet) -> Iterator[Finding]:
             second = option.values or (_switch(option),)
             same = first == second or _same_json(first, second)
             what = (
-                f"with the same value '{_short(' '.join(first))}'"
+                f"with the same value '{shortened(' '.join(first))}'"
                 if same
-                else f"as '{_short(' '.join(first))}' and as '{_short(' '.join(second))}'"
+                else f"as '{shortened(' '.join(first))}' and as '{shortened(' '.join(second))}'"
             )
             yield Finding(
                 f"'{option.name}' is given twice, {what}",
                 command.place(option.at),
                 "Keep one."
                 if same
-                else f"Keep one; vLLM would take the last, '{_short(' '.join(second))}'.",
+                else f"Keep one; vLLM would take the last, '{shortened(' '.join(second))}'.",
                 (command.place(before.at),),
                 severity=WARNING if same else ERROR,
             )
@@ -391,533 +375,3 @@ def _same_json(first: Iterable[str], second: Iterable[str]) -> bool:
         return [parse_json(text) for text in first] == [parse_json(text) for text in second]
     except ValueError:
         return False
-
-
-JSON_OPTIONS = (
-    "--kv-transfer-config",
-    "--speculative-config",
-    "--compilation-config",
-    "--additional-config",
-)
-
-
-@rule(
-    "MN110",
-    ERROR,
-    "JSON that does not parse",
-    fails=(
-        split(('"kv_role": "kv_producer",', '"kv_role": "kv_producer"')),
-        split(("'{\"enable_cpu_binding\": true}'", "'{\"enable_cpu_binding\": True}'")),
-        split(("'{\"enable_cpu_binding\": true}'", '{"enable_cpu_binding":true}')),
-        split(("'{\"enable_cpu_binding\": true}'", "'[1, 2]'")),
-    ),
-    passes=(
-        split(
-            (
-                "--additional-config '{\"enable_cpu_binding\": true}'",
-                '--additional-config "{\\"enable_cpu_binding\\": true}"',
-            )
-        ),
-    ),
-)
-def broken_json(fleet: Fleet) -> Iterator[Finding]:
-    """The value is not JSON (a comma missing or too many, `True` for `true`, quotes that the
-    command line ate), or not a mapping where one is wanted."""
-    for server, option in _options(fleet):
-        spec = option.spec
-        if spec is None or option.part or spec.type not in ("json", "json-or-str"):
-            continue
-        for value in option.values[:1]:
-            place = server.command.place(option.value_at)
-            if "$" in value and not value.startswith("{"):
-                continue
-            try:
-                data = parse_json(value)
-            except ValueError as error:
-                if spec.type == "json-or-str" and value[:1] not in "{[":
-                    continue
-                if spec.name == "--compilation-config" and re.fullmatch(r"\w+", value):
-                    continue
-                yield Finding(
-                    f"{spec.name}: not JSON: {_json_reason(value, error)}",
-                    place,
-                    _json_hint(value),
-                )
-                continue
-            mapping = (*JSON_OPTIONS, "--hf-overrides", "--attention-config", "--profiler-config")
-            plain_number = spec.name == "--compilation-config" and isinstance(data, int)
-            if spec.name in mapping and not isinstance(data, dict) and not plain_number:
-                yield Finding(
-                    f"{spec.name}: found {_short(value)!r}, expected a JSON mapping", place
-                )
-
-
-def _json_reason(text: str, error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        around = " ".join(text[max(error.pos - 12, 0) : error.pos + 12].split())
-        return f"{error.msg} near '{around}'" if around else error.msg
-    return str(error)
-
-
-def _json_hint(text: str) -> str:
-    if re.search(r"[:\[,{]\s*(True|False|None)\b", text):
-        return "JSON writes true, false and null."
-    if text[:1] == "{" and '"' not in text:
-        return "The command line took the quotes away: put the whole value in single quotes."
-    if "'" in text:
-        return "JSON wants double quotes inside, single quotes around the whole value."
-    return "Check the commas, the brackets and the quotes."
-
-
-def _levels(server: Server) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(option, path in it, mapping) for each mapping whose keys are known."""
-    for entry in _transfer_levels(server.kv, ""):
-        yield ("--kv-transfer-config", *entry)
-    for name in ("--speculative-config", "--compilation-config"):
-        value = server.command.mapping(name)
-        if value:
-            yield name, "", value
-
-
-def _transfer_levels(config: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if config:
-        yield path, config
-    extra = config.get("kv_connector_extra_config")
-    nested = extra.get("connectors") if isinstance(extra, dict) else None
-    for number, entry in enumerate(nested if isinstance(nested, list) else ()):
-        if isinstance(entry, dict):
-            inner = f"{path}kv_connector_extra_config.connectors[{number}]."
-            yield from _transfer_levels(entry, inner)
-
-
-def _known_keys(option: str) -> tuple[set[str], set[str]]:
-    table = flagtable.tables()[option[2:].replace("-", "_")]
-    return set(table["keys"]), set(table["former"])
-
-
-@rule(
-    "MN111",
-    ERROR,
-    "Unknown key in JSON",
-    fails=(
-        split(('"kv_role": "kv_producer"', '"kv_rol": "kv_producer"')),
-        split(('"num_speculative_tokens"', '"num_speculative_token"')),
-        split(('"cudagraph_mode"', '"cudagraph_modes"')),
-        split(('"enable_cpu_binding"', '"enable_cpu_bindings"')),
-        split(('"prefill": {"dp_size"', '"prefil": {"dp_size"')),
-    ),
-    passes=(split(('"enable_cpu_binding"', '"refresh"')),),
-)
-def unknown_key(fleet: Fleet) -> Iterator[Finding]:
-    """vLLM refuses keys it does not know in `kv-transfer-config`, `speculative-config` and
-    `compilation-config`. An error when the key is near a known one, a warning when it may belong
-    to another release. Plugins change: in `additional-config` it is always a warning."""
-    for server in fleet.commands:
-        for option, path, mapping in _levels(server):
-            keys, former = _known_keys(option)
-            for key in mapping:
-                if key in keys or _misplaced(option, path, key):
-                    continue
-                close = difflib.get_close_matches(str(key), sorted(keys - set(mapping)), 1, 0.8)
-                surely = (
-                    bool(close)
-                    and key not in former
-                    and (one_away(str(key), close[0]) or _ratio(str(key), close[0]) > 0.9)
-                )
-                yield Finding(
-                    f"{option[2:]}: unknown key '{path}{key}'",
-                    server.key_place(option, str(key)),
-                    f"Did you mean '{close[0]}'?" if surely else "Check it against your vLLM.",
-                    severity=ERROR if surely else WARNING,
-                )
-        yield from _unknown_extra(server)
-        yield from _unknown_additional(server)
-
-
-def _unknown_extra(server: Server) -> Iterator[Finding]:
-    table = flagtable.tables()["kv_transfer_config"]
-    for entry in server.transfers:
-        extra = entry.get("kv_connector_extra_config")
-        if not isinstance(extra, dict):
-            continue
-        groups = [("", extra, table["extra"])]
-        groups += [
-            (f"{side}.", extra[side], table["sides"])
-            for side in ("prefill", "decode")
-            if isinstance(extra.get(side), dict)
-        ]
-        for path, mapping, known in groups:
-            for key in mapping:
-                if key in known or _misplaced_extra(path, key):
-                    continue
-                close = [
-                    word
-                    for word in _CERTAIN
-                    if word in known
-                    and word not in mapping
-                    and str(key)[:1] == word[:1]
-                    and one_away(str(key), word)
-                ]
-                if close:
-                    yield Finding(
-                        f"kv-transfer-config: unknown key 'kv_connector_extra_config.{path}{key}'",
-                        server.key_place("--kv-transfer-config", str(key)),
-                        f"Did you mean '{close[0]}'? A wrong key is silently ignored.",
-                    )
-
-
-#: Keys of kv_connector_extra_config that every release has; others come and go with connectors.
-_CERTAIN = ("prefill", "decode", "connectors", "dp_size", "tp_size", "pp_size")
-
-
-def _ratio(left: str, right: str) -> float:
-    return difflib.SequenceMatcher(None, left, right).ratio()
-
-
-def _unknown_additional(server: Server) -> Iterator[Finding]:
-    config = server.command.mapping("--additional-config")
-    keys = flagtable.tables()["additional_config"]["keys"]
-    groups = [("", config, keys[""])]
-    groups += [
-        (f"{name}.", value, keys[name])
-        for name, value in config.items()
-        if isinstance(value, dict) and keys.get(name)
-    ]
-    for path, mapping, known in groups:
-        for key in mapping:
-            if key in known or _misplaced_additional(path, key):
-                continue
-            close = difflib.get_close_matches(str(key), known, 1, 0.8)
-            yield Finding(
-                f"additional-config: unknown key '{path}{key}'",
-                server.key_place("--additional-config", str(key)),
-                f"Did you mean '{close[0]}'?" if close else "Check it against your vllm-ascend.",
-                severity=WARNING,
-            )
-
-
-def _misplaced(option: str, path: str, key: str) -> str:
-    """Where a key of kv-transfer-config belongs that stands at its top; empty: nowhere else."""
-    table = flagtable.tables()
-    if option == "--kv-transfer-config":
-        extra = table["kv_transfer_config"]["extra"]
-        return f"{path}kv_connector_extra_config" if key in extra else ""
-    if option == "--speculative-config" and key in table["compilation_config"]["keys"]:
-        return "--compilation-config"
-    if option == "--compilation-config":
-        if key in ("num_speculative_tokens", "method"):
-            return "--speculative-config"
-        if key in table["additional_config"]["keys"][""]:
-            return "--additional-config"
-    return ""
-
-
-def _misplaced_extra(path: str, key: str) -> str:
-    table = flagtable.tables()["kv_transfer_config"]
-    if key in table["keys"]:
-        return "the top of kv-transfer-config"
-    if path and key in ("prefill", "decode", "use_ascend_direct", "connectors"):
-        return "kv_connector_extra_config"
-    if not path and key in ("dp_size", "tp_size"):
-        return "kv_connector_extra_config.prefill or .decode"
-    return ""
-
-
-def _misplaced_additional(path: str, key: str) -> str:
-    table = flagtable.tables()["additional_config"]
-    if not path:
-        return str(table["moved"].get(key, ""))
-    here = path.rstrip(".")
-    if key in table["keys"].get(here, ()):
-        return ""
-    if key in table["keys"][""]:
-        return "the top of additional-config"
-    homes = [name for name, keys in table["keys"].items() if name and key in keys]
-    return homes[0] if len(homes) == 1 else ""
-
-
-@rule(
-    "MN112",
-    ERROR,
-    "JSON key at the wrong level",
-    fails=(
-        split(
-            ('"kv_connector_extra_config": {\n', '"kv_connector_extra_config": {"kv_port": 1,\n')
-        ),
-        split(('"engine_id": "0"', '"engine_id": "0", "prefill": {"dp_size": 2}')),
-        split(('{"enable_cpu_binding": true}', '{"fuse_muls_add": true}')),
-        split(
-            (
-                '{"enable_cpu_binding": true}',
-                '{"ascend_compilation_config": {"enable_cpu_binding": true}}',
-            )
-        ),
-    ),
-    passes=(
-        split(
-            (
-                '{"enable_cpu_binding": true}',
-                '{"ascend_compilation_config": {"fuse_muls_add": true}}',
-            )
-        ),
-    ),
-)
-def wrong_level(fleet: Fleet) -> Iterator[Finding]:
-    """A known key stands one level too deep or too high, where nobody reads it: connectors and
-    plugins ignore it silently. In `additional-config` it is a warning, since keys moved between
-    releases."""
-    for server in fleet.commands:
-        for option, path, mapping in _levels(server):
-            keys, _ = _known_keys(option)
-            for key in mapping:
-                home = "" if key in keys else _misplaced(option, path, key)
-                if home:
-                    yield Finding(
-                        f"{option[2:]}: '{path}{key}' stands at the wrong level",
-                        server.key_place(option, str(key)),
-                        f"It belongs in {home}.",
-                    )
-        for entry in server.connectors:
-            extra = entry.get("kv_connector_extra_config")
-            if not isinstance(extra, dict):
-                continue
-            for path, inner in (
-                ("", extra),
-                ("prefill.", extra.get("prefill")),
-                ("decode.", extra.get("decode")),
-            ):
-                for key in inner if isinstance(inner, dict) else ():
-                    home = _misplaced_extra(path, key)
-                    if home:
-                        yield Finding(
-                            f"kv-transfer-config: 'kv_connector_extra_config.{path}{key}' stands "
-                            "at the wrong level",
-                            server.key_place("--kv-transfer-config", str(key)),
-                            f"It belongs in {home}.",
-                        )
-        config = server.command.mapping("--additional-config")
-        levels = [("", config)]
-        levels += [(f"{k}.", v) for k, v in config.items() if isinstance(v, dict)]
-        table = flagtable.tables()["additional_config"]["keys"]
-        for path, mapping in levels:
-            if path and path.rstrip(".") not in table:
-                continue
-            for key in mapping:
-                home = _misplaced_additional(path, str(key))
-                if home:
-                    yield Finding(
-                        f"additional-config: '{path}{key}' stands at the wrong level",
-                        server.key_place("--additional-config", str(key)),
-                        f"It belongs in {home}.",
-                        severity=WARNING,
-                    )
-
-
-#: Keys of additional-config with the only values the plugin takes (vllm-ascend, ascend_config).
-_ALLOWED: dict[tuple[str, ...], tuple[int, ...]] = {
-    ("enable_fused_mc2",): (0, 1),
-    ("weight_nz_mode",): (0, 1, 2),
-    ("eplb_config", "eplb_policy_type"): (0, 1, 2, 3),
-}
-
-
-@rule(
-    "MN113",
-    ERROR,
-    "Value the plugin refuses",
-    fails=(
-        split(('"enable_cpu_binding": true', '"enable_fused_mc2": 3')),
-        split(('"enable_cpu_binding": true', '"weight_nz_mode": 5')),
-        split(('"enable_cpu_binding": true', '"enable_cpu_binding": "maybe"')),
-    ),
-    passes=(
-        split(('"enable_cpu_binding": true', '"enable_fused_mc2": 1')),
-        split(('"enable_cpu_binding": true', '"enable_cpu_binding": "True"')),
-    ),
-)
-def refused_value(fleet: Fleet) -> Iterator[Finding]:
-    """vllm-ascend checks some values of `additional-config` when it starts: `enable_fused_mc2` is
-    0 or 1, `weight_nz_mode` 0 to 2, `eplb_policy_type` 0 to 3, switches are true or false."""
-    for server in fleet.commands:
-        config = server.command.mapping("--additional-config")
-        for path, allowed in _ALLOWED.items():
-            value: Any = config
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            if value is None or isinstance(value, (dict, list)):
-                continue
-            number = _as_int(value)
-            if number not in allowed:
-                yield Finding(
-                    f"additional-config: {'.'.join(path)} is {value!r}, expected one of "
-                    f"{', '.join(map(str, allowed))}",
-                    server.key_place("--additional-config", path[-1]),
-                    "The plugin refuses it when the engine starts.",
-                )
-        for key, value in config.items():
-            switch = str(key).startswith("enable_") or str(key).startswith("multistream_")
-            if (
-                switch
-                and isinstance(value, str)
-                and value.lower() not in (*_TRUE, *_FALSE)
-                and (str(key),) not in _ALLOWED
-                and not value.isdigit()
-            ):
-                yield Finding(
-                    f"additional-config: {key} is {value!r}, expected true or false",
-                    server.key_place("--additional-config", str(key)),
-                )
-
-
-def _as_int(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
-
-
-_ROLES = ("kv_producer", "kv_consumer", "kv_both")
-_CONNECTORS = (
-    "AscendStoreConnector",
-    "ExampleConnector",
-    "LLMDataDistCMgrConnector",
-    "LMCacheAscendConnector",
-    "LMCacheConnectorV1",
-    "MooncakeConnector",
-    "MooncakeConnectorStoreV1",
-    "MooncakeConnectorV1",
-    "MooncakeHybridConnector",
-    "MooncakeLayerwiseConnector",
-    "MooncakeStoreConnector",
-    "MooncakeStoreConnectorV1",
-    "MultiConnector",
-    "NixlConnector",
-    "OffloadingConnector",
-    "P2pNcclConnector",
-    "SharedStorageConnector",
-    "SimpleCPUOffloadConnector",
-    "UCMConnector",
-)
-_MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
-
-
-@rule(
-    "MN114",
-    ERROR,
-    "Value vLLM refuses in JSON",
-    fails=(
-        split(('"kv_producer"', '"producer"')),
-        split(('"kv_role": "kv_producer",', "")),
-        split(('"kv_port": "14000"', '"kv_port": "140000"')),
-        split(('"FULL_DECODE_ONLY"', '"FULL_DECODE_ONLYY"')),
-        split(('"num_speculative_tokens": 1', '"num_speculative_tokens": 0')),
-        split(('"method": "mtp"', '"method": "mpt"')),
-        split(("MooncakeConnectorV1", "MoncakeConnectorV1")),
-    ),
-    passes=(split(('"kv_port": "14000"', '"kv_port": 14000')),),
-)
-def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
-    """`kv_role` is `kv_producer`, `kv_consumer` or `kv_both` and goes with `kv_connector`;
-    `kv_port` is a port; `cudagraph_mode` one of five words; `num_speculative_tokens` at least 1.
-    An unknown connector or speculative `method` is an error only when it is near a known one."""
-    for server in fleet.commands:
-        for entry in (server.kv, *server.connectors):
-            yield from _transfer_values(server, entry)
-        compilation = server.command.mapping("--compilation-config")
-        mode = compilation.get("cudagraph_mode")
-        if isinstance(mode, str) and mode.upper() not in _MODES:
-            yield Finding(
-                f"compilation-config: cudagraph_mode is {mode!r}, expected one of "
-                f"{', '.join(_MODES)}",
-                server.key_place("--compilation-config", "cudagraph_mode"),
-            )
-        yield from _speculative_values(server)
-
-
-def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]:
-    option = "--kv-transfer-config"
-    name = str(entry.get("kv_connector", ""))
-    close = [known for known in _CONNECTORS if name not in _CONNECTORS and one_away(name, known)]
-    if close:
-        yield Finding(
-            f"kv-transfer-config: there is no connector {name!r}",
-            server.key_place(option, "kv_connector"),
-            f"Did you mean '{close[0]}'?",
-        )
-    role = entry.get("kv_role")
-    if entry.get("kv_connector") and role is None and "kv_rol" not in "".join(map(str, entry)):
-        yield Finding(
-            f"kv-transfer-config: {entry['kv_connector']} has no kv_role",
-            server.key_place(option, "kv_connector"),
-            f"Expected one of {', '.join(_ROLES)}.",
-            severity=ERROR if entry is server.kv else WARNING,
-        )
-    if role is not None and role not in _ROLES:
-        yield Finding(
-            f"kv-transfer-config: kv_role is {role!r}, expected one of {', '.join(_ROLES)}",
-            server.key_place(option, "kv_role"),
-        )
-    port = entry.get("kv_port")
-    if port is not None and "$" not in str(port):
-        number = _as_int(port)
-        if number is None or not 0 < number <= 65535:
-            yield Finding(
-                f"kv-transfer-config: kv_port is {port!r}, expected a port from 1 to 65535",
-                server.key_place(option, "kv_port"),
-            )
-
-
-def _speculative_values(server: Server) -> Iterator[Finding]:
-    option = "--speculative-config"
-    config = server.command.mapping(option)
-    tokens = config.get("num_speculative_tokens")
-    if tokens is not None and (_as_int(tokens) is None or (_as_int(tokens) or 0) < 1):
-        yield Finding(
-            f"speculative-config: num_speculative_tokens is {tokens!r}, expected at least 1",
-            server.key_place(option, "num_speculative_tokens"),
-        )
-    method = config.get("method")
-    known = [word for word in flagtable.options()["--spec-method"].choices if word != "None"]
-    if isinstance(method, str) and method not in (*known, "ngram_npu"):
-        close = [word for word in known if one_away(method, word)]
-        yield Finding(
-            f"speculative-config: vLLM {flagtable.version()} does not know the method {method!r}",
-            server.key_place(option, "method"),
-            f"Did you mean '{close[0]}'?" if close else "Check it against your vLLM.",
-            severity=ERROR if close else WARNING,
-        )
-
-
-@rule(
-    "MN116",
-    WARNING,
-    "Dynamic EPLB without its variable",
-    fails=(split(('"enable_cpu_binding": true', '"eplb_config": {"dynamic_eplb": true}')),),
-    passes=(
-        split(
-            ('"enable_cpu_binding": true', '"eplb_config": {"dynamic_eplb": true}'),
-            ("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  DYNAMIC_EPLB: true"),
-        ),
-    ),
-)
-def dynamic_eplb(fleet: Fleet) -> Iterator[Finding]:
-    """vllm-ascend asserts at start that `DYNAMIC_EPLB` (or `EXPERT_MAP_RECORD`) is true in the
-    environment when `dynamic_eplb` is on."""
-    for server in fleet.commands:
-        config = server.command.mapping("--additional-config")
-        nested = config.get("eplb_config")
-        value = nested.get("dynamic_eplb") if isinstance(nested, dict) else None
-        value = config.get("dynamic_eplb") if value is None else value
-        if str(value).lower() != "true":
-            continue
-        env = server.process.env
-        on = ("true", "1")
-        if str(env.get("DYNAMIC_EPLB", "")).lower() in on or (
-            str(env.get("EXPERT_MAP_RECORD", "")).lower() in on
-        ):
-            continue
-        yield Finding(
-            "dynamic_eplb is on, but the environment does not have DYNAMIC_EPLB: true",
-            server.key_place("--additional-config", "dynamic_eplb"),
-            "Add DYNAMIC_EPLB: true to the node's environment.",
-        )
