@@ -12,6 +12,7 @@ cannot be written is said, and the exit code stays.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ def _warm() -> None:
 
     with contextlib.suppress(ImportError):
         html.warm()
+        # What was loaded stays to the end: to go through it again is what an exit would wait for.
+        gc.freeze()
 
 
 def settle(
