@@ -94,7 +94,7 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
     """Make everything of a run that never had a plan."""
     redactor = Redactor()
     write_text(run_dir.junit, redactor.text(junit.xml(None, verdict)))
-    write_json(run_dir.verdict, verdict.to_dict())
+    write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
     _refused_html(run_dir, verdict)
     lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
     if verdict.cause:

@@ -254,6 +254,7 @@ def _refuse(
     with contextlib.suppress(OSError, UnicodeError):
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     outcome.planless(run_dir, verdict)
+    clean(run_dir, Redactor.of_environment(settings.inherited()))
     outcome.publish(run_dir)
     _latest(run_dir)
     _collect(arguments, run_dir)

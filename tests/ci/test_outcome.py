@@ -177,6 +177,16 @@ def test_a_wrong_case_leaves_a_report_with_every_problem(tmp_path: Path, capsys)
     assert 'errors="1"' in merged.read_text()
 
 
+def test_a_wrong_case_leaves_no_secret(tmp_path: Path, capsys) -> None:
+    secret = "hf_" + "a1" * 12
+    case = tmp_path / "broken.yaml"
+    case.write_text(f"model: demo/x\nnum_nodes: {secret}\nnpu_per_node: 1\ndeployment: []\n")
+    assert run.main([str(case), "--rehearse", "--run-dir", str(tmp_path / "run")]) == 2
+    files = [path for path in (tmp_path / "run").iterdir() if path.is_file()]
+    assert len(files) >= 4
+    assert [path.name for path in files if secret in path.read_text()] == []
+
+
 # The report
 
 
