@@ -42,26 +42,22 @@ class Spec:
 @cache
 def version() -> str:
     """The vLLM whose options these are."""
-    return str(_flags()["vllm"])
+    return str(_data("vllm_flags.json")["vllm"])
 
 
-@cache
-def _flags() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((_DATA / "vllm_flags.json").read_text(encoding="utf-8"))
-    return data
-
-
-@cache
 def tables() -> dict[str, Any]:
     """The hand-made tables: former options, keys of JSON options, environment names."""
-    data: dict[str, Any] = json.loads((_DATA / "tables.json").read_text(encoding="utf-8"))
-    return data
+    return _data("tables.json")
+
+
+def aisbench() -> dict[str, Any]:
+    """The names of AISBench's own configurations: ``version``, ``requests``, ``datasets``."""
+    return _data("aisbench.json")
 
 
 @cache
-def aisbench() -> dict[str, Any]:
-    """The names of AISBench's own configurations: ``version``, ``requests``, ``datasets``."""
-    data: dict[str, Any] = json.loads((_DATA / "aisbench.json").read_text(encoding="utf-8"))
+def _data(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((_DATA / name).read_text(encoding="utf-8"))
     return data
 
 
@@ -69,7 +65,7 @@ def aisbench() -> dict[str, Any]:
 def options() -> dict[str, Spec]:
     """Every spelling of every option -> what it takes."""
     found: dict[str, Spec] = {}
-    for entry in _flags()["options"]:
+    for entry in _data("vllm_flags.json")["options"]:
         names = entry["names"]
         spec = Spec(
             next((name for name in names if name.startswith("--")), names[0]),
