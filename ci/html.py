@@ -94,6 +94,10 @@ def _template(name: str = "report.html") -> Any:
     return environment.get_template(name)
 
 
+def _style() -> str:
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
 def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     """Make ``report.html`` of a run that never had a plan: what was wrong, and with what.
 
@@ -110,7 +114,7 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
         headline=summary.headline(verdict),
         when=_when(verdict.started),
         case_lines=redactor.text(case_text).splitlines(),
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style=_style(),
     )
     path = run_dir.path / "report.html"
     write_text(path, redactor.text(page))
@@ -125,7 +129,6 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
     events = read_events(run_dir.events)
     redactor = Redactor()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     records = {index: record for index, record in over.records.items() if record}
     versions = differences({index: record.versions for index, record in records.items()})
     differing = differences(environments(plan))
@@ -161,7 +164,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
         when=_when(verdict.started),
-        style=Markup(style),
+        style=_style(),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
