@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -41,7 +40,7 @@ from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
 from steps.core.records import Cause, Check, cause_from, to_dict
 from steps.core.redaction import Redactor, secrets_in
-from steps.core.rendezvous import MAX_BODY, ROLL_WAIT, Leader, Link, Member
+from steps.core.rendezvous import ROLL_WAIT, Leader, Link, Member
 from steps.core.resolver import resolve
 from steps.core.rundir import write_json, write_text
 from steps.core.start import GUESSABLE, Start, add_start_arguments, start_of
@@ -658,13 +657,6 @@ class Program:
 def _words(error: OSError) -> str:
     """What the system says of an error, without what asyncio wraps around it."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-
-
-def _small(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as it is handed over: the leader takes no more than it can hold."""
-    if len(json.dumps(record)) < MAX_BODY // 2:
-        return record
-    return {**record, "artifacts": []}
 
 
 # The command line
