@@ -16,16 +16,6 @@ from steps.core.errors import Place
 from steps.core.plan import NodePlan, Plan, Process
 from steps.lint.commands import Command, Option, parse
 
-TRANSFER = (
-    "Mooncake",
-    "Nixl",
-    "LLMDataDist",
-    "P2pNccl",
-    "Example",
-    "SharedStorage",
-    "MoRIIO",
-    "Flex",
-)
 #: Connectors that keep blocks in a pool, for which roles and sizes mean nothing.
 STORES = ("Store", "LMCache", "UCM", "Offload", "Pool", "Decode")
 
@@ -234,14 +224,6 @@ class Fleet:
     def side(self, name: str) -> list[Server]:
         """The servers of a side."""
         return [server for server in self.servers if server.side == name]
-
-    def group_of(self, server: Server) -> Group:
-        """The group a server belongs to."""
-        return self._by_server[id(server)]
-
-    @cached_property
-    def _by_server(self) -> dict[int, Group]:
-        return {id(member): group for group in self.groups for member in group.members}
 
     def env_place(self, node: CaseNode, name: str) -> Place:
         """Where a variable of a node is defined."""
