@@ -6,7 +6,8 @@ else carries the run's marker in its environment.
 
 A parent-death signal reaches only direct children and only on Linux, and
 engines have children of their own; a process that waits on a pipe notices
-every kind of death of its parent.
+every kind of death of its parent. The node program reaps no leader of a group
+before it has taken the group's number back, so the number is nobody else's.
 """
 
 from __future__ import annotations

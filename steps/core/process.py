@@ -83,6 +83,16 @@ class Running:
         """Its process id, which is also its group's and session's."""
         return self.popen.pid
 
+    @property
+    def held(self) -> bool:
+        """Whether its number is still its own: the kernel gives none away before it is reaped."""
+        return self.popen.returncode is None
+
+    def release(self) -> None:
+        """Reap it; from now on its number may be somebody else's."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(KILL_WAIT)
+
 
 class Supervisor:
     """Starts, watches and stops the processes of one node.
@@ -183,9 +193,10 @@ class Supervisor:
                 running.told.wait(TELL_WAIT)
 
     def signal(self, running: Running, number: int) -> None:
-        """Send a signal to the whole group of a process."""
+        """Send a signal to the whole group of a process, if the group is still its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(running.pid, number)
+            if running.held:
+                os.killpg(running.pid, number)
 
     def stop(self, names: Iterable[str], hurry: Callable[[], float]) -> dict[str, float]:
         """TERM, grace, KILL to each group of ``names``, all at the same time.
@@ -198,7 +209,8 @@ class Supervisor:
             seconds each process took to end.
         """
         began = time.monotonic()
-        mine = [running for running in self.running if running.process.name in set(names)]
+        chosen = set(names)
+        mine = [r for r in self.running if r.process.name in chosen and r.held]
         for running in mine:
             running.stopping = True
             if running.exit is None or group_members(running.pid):
@@ -221,6 +233,7 @@ class Supervisor:
                 pending.remove(running)
                 if self._guard:
                     self._guard.remove(running.pid)
+                running.release()
         with self._lock:
             self._write_table()
         return took
@@ -250,7 +263,7 @@ class Supervisor:
         )
 
     def _wait(self, running: Running) -> None:
-        code = running.popen.wait()
+        code = _exit_code(running.popen)
         mono, now = time.monotonic(), time.time()
         name = ""
         if code < 0:
@@ -280,8 +293,22 @@ class Supervisor:
             write_json(self._dir.processes, [asdict(record) for record in self.records()])
 
 
+def _exit_code(popen: subprocess.Popen[bytes]) -> int:
+    """Wait for a child's end without reaping it, as ``Popen.returncode`` has it.
+
+    Unreaped, its number is nobody else's, and its group can be signalled safely.
+    """
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return popen.wait()
+    ended = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
 def _has_ended(pid: int) -> bool:
-    """Whether a child has ended, reaped or not; ``Popen.poll`` is blind while a thread waits."""
+    """Whether a child has ended, reaped or not."""
+    if not hasattr(os, "waitid"):
+        return False
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:

@@ -97,6 +97,32 @@ def test_a_signal_is_named(box: Box, number: signal.Signals, words: str) -> None
     assert words in str(status)
 
 
+def test_the_number_of_an_ended_process_is_kept_until_its_group_was_stopped(box: Box) -> None:
+    running = box.start("raise SystemExit(7)")
+    box.status(running)
+    assert psutil.Process(running.pid).status() == psutil.STATUS_ZOMBIE
+    box.supervisor.stop(["server"], NO_HURRY)
+    assert not psutil.pid_exists(running.pid)
+
+
+def test_a_number_that_may_be_somebody_elses_gets_no_signal(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = box.up(FOREVER)
+    box.supervisor.stop(["server"], NO_HURRY)
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *told: sent.append(told))
+    box.supervisor.signal(running, signal.SIGKILL)
+    assert box.supervisor.stop(["server"], NO_HURRY) == {}
+    assert sent == []
+
+
+def test_without_waitid_an_exit_is_noticed_too(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "waitid")
+    assert box.status(box.start("raise SystemExit(7)")).code == 7
+    box.supervisor.check()
+
+
 def test_output_of_both_streams_goes_to_its_log(box: Box) -> None:
     running = box.start("import sys; print('to out'); print('to err', file=sys.stderr)")
     box.status(running)
