@@ -1,12 +1,13 @@
-"""Whether a program of this machine that says nothing is waiting for a core.
+"""How long a silent program of this machine waited for a core.
 
-Enters: where a program is, as it told. Leaves: whether the kernel has it on a
-run queue. Touches: reads /proc; on systems without one nothing is known.
+Enters: where a program is, as it told. Leaves: seconds in which the kernel had
+a thread of it on a run queue and let it not run. Touches: reads /proc; on
+systems without one nothing is known.
 
-Two NIXL progress threads on two cores (Linux 6.18) were seen to keep every
-other program from running for up to five seconds. A rehearsal has all its
-nodes on one machine, and there the process table is stronger evidence than a
-heartbeat: who waits for a core is neither dead, nor stopped, nor hanging.
+Two NIXL progress threads on two cores (Linux 6.18) were seen to keep other
+programs from running for 5 s, once for 19. A rehearsal has all its nodes on
+one machine, and there the process table is stronger evidence than a heartbeat:
+who waits for a core is neither dead, nor stopped, nor hanging.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 from pathlib import Path
 
 PROC = Path("/proc")
-#: Running or runnable, and waiting for the disk: proc_pid_stat(5).
+#: Runnable, and waiting for the disk: proc_pid_stat(5).
 _BUSY = ("R", "D")
 
 
@@ -29,18 +30,43 @@ def here() -> str:
         return ""
 
 
-def waits_for_a_core(where: str, own: str) -> bool:
-    """Whether a thread of the program at ``where`` wants to run; false when it is not of here."""
-    theirs, ours = where.split(), own.split()
-    if len(theirs) != 4 or theirs[:2] != ours[:2] or not theirs[2].isdigit():
-        return False
-    process = PROC / theirs[2]
-    try:
-        if _stat(process)[1] != theirs[3]:
-            return False
-        return any(_stat(thread)[0] in _BUSY for thread in (process / "task").iterdir())
-    except (OSError, IndexError):
-        return False
+class Watch:
+    """Looks at one program now and then.
+
+    Args:
+        where: the program, as :func:`here` told it there.
+        own: :func:`here` of this program.
+    """
+
+    def __init__(self, where: str, own: str) -> None:
+        theirs, ours = where.split(), own.split()
+        near = len(theirs) == 4 and theirs[:2] == ours[:2] and theirs[2].isdigit()
+        self._process = PROC / theirs[2] if near else None
+        self._start = theirs[3] if near else ""
+        self._before: frozenset[tuple[str, str]] = frozenset()
+        self._looked = 0.0
+
+    def waited(self, now: float) -> float:
+        """Seconds since the last look, if a thread waited for a core all that time; else 0."""
+        waiting = self._waiting()
+        seconds = now - self._looked if waiting & self._before else 0.0
+        self._before, self._looked = waiting, now
+        return seconds
+
+    def _waiting(self) -> frozenset[tuple[str, str]]:
+        """Threads that want to run, with what they ran so far: proc_pid_schedstat, first field."""
+        if self._process is None:
+            return frozenset()
+        try:
+            if _stat(self._process)[1] != self._start:
+                return frozenset()
+            return frozenset(
+                (thread.name, (thread / "schedstat").read_text().split()[0])
+                for thread in (self._process / "task").iterdir()
+                if _stat(thread)[0] in _BUSY
+            )
+        except (OSError, IndexError):
+            return frozenset()
 
 
 def _stat(process: Path) -> tuple[str, str]:

@@ -10,7 +10,7 @@ state changes or a second has passed, so an end is known to all at once and a
 beat is due each second. Four seconds without a beat are a lost node; so are
 two after its connection broke. One slow answer is neither, and time in which
 the leader itself did not run does not count; nor does time, half a minute at
-most, in which a program on the same machine waited for a core.
+most, in which a silent program on the same machine waited for a core.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ BEAT = 1.0
 LOST_AFTER = 4.0
 GONE_AFTER = 2.0
 #: Seconds of silence that waiting for a core can excuse.
-STARVED_AFTER = 30.0
-#: Looks at the process table before a leader is called lost: it may be between two turns.
-LOOKS = 5
+STARVED_MOST = 26.0
 TICK = 0.2
 #: Seconds a connection may take to its first request with the right token.
 SILENT = 10.0
@@ -56,7 +54,9 @@ class Member:
     last: float
     process: str = ""
     where: str = ""
-    excused: float = 0.0
+    watch: presence.Watch | None = None
+    waited: float = 0.0
+    starved: bool = False
     phase: str = ""
     roll: int = 0
     seen: int = -1
@@ -333,18 +333,21 @@ class Leader:
             self._loop.call_later(TICK, self._tick, now)
 
     def _judge(self, member: Member, now: float) -> None:
-        """Whether a member is lost; waiting for a core, it is as good as heard for a while."""
+        """Whether a member is lost; time in which it waited for a core does not count."""
         silent = now - member.last
-        if 2 * BEAT < silent < STARVED_AFTER and presence.waits_for_a_core(
-            member.where, self.state["where"]
-        ):
-            if not member.excused:
-                self._on_starved(member.node)
-            member.excused = now
-        quiet = now - max(member.last, member.excused)
-        gone = member.broken and now - max(member.broken, member.excused) > GONE_AFTER
-        if quiet > LOST_AFTER or gone:
+        if silent < 2 * BEAT and not member.broken:
+            member.waited = 0.0
+            return
+        if member.watch is None:
+            member.watch = presence.Watch(member.where, self.state["where"])
+        member.waited += member.watch.waited(now)
+        excused = min(member.waited, STARVED_MOST)
+        gone = member.broken and now - member.broken - excused > GONE_AFTER
+        if silent - excused > LOST_AFTER or gone:
             self._lose(member, silent)
+        elif silent > LOST_AFTER and not member.starved:
+            member.starved = True
+            self._on_starved(member.node)
 
     def _lose(self, member: Member, silent: float) -> None:
         member.lost = True
@@ -488,8 +491,11 @@ class Refused(Exception):
 class Clock:
     """How long this program did not run when it should have: stopped, or on a busy machine."""
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(
+        self, stop: threading.Event, on_tick: Callable[[float], None] = lambda seconds: None
+    ) -> None:
         self._stop = stop
+        self._on_tick = on_tick
         self._late = 0.0
         self._due = time.monotonic() + TICK
 
@@ -499,6 +505,7 @@ class Clock:
             # First the sum: who reads in between counts a tick twice rather than not at all.
             self._late = self.late()
             self._due = time.monotonic() + TICK
+            self._on_tick(TICK)
 
     def late(self) -> float:
         """Seconds it was late since it was made, the present tick too."""
@@ -547,11 +554,13 @@ class Link:
         self._on_refused = on_refused
         self._on_starved = on_starved
         self._where = presence.here()
-        self._excused = False
+        self._leader: presence.Watch | None = None
+        self._heard = time.monotonic()
+        self._waited = 0.0
         self.state: dict[str, Any] = {"seq": -1, "roll": 0}
         self.joined = threading.Event()
         self._stop = threading.Event()
-        self._clock = Clock(self._stop)
+        self._clock = Clock(self._stop, self._look_at_leader)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -643,9 +652,9 @@ class Link:
 
     def _run(self) -> None:
         connection: http.client.HTTPConnection | None = None
-        heard = time.monotonic()
         late = self._clock.late()
         refused_since = 0.0
+        starved = False
         while not self._stop.is_set():
             try:
                 if connection is None:
@@ -656,7 +665,7 @@ class Link:
                 state = self._post(
                     connection, "/v1/beat", self._body(main=True, seq=self.state["seq"])
                 )
-                heard, late, refused_since = time.monotonic(), self._clock.late(), 0.0
+                self._heard, late, refused_since = time.monotonic(), self._clock.late(), 0.0
                 self.joined.set()
                 if state["seq"] != self.state["seq"]:
                     self.state = state
@@ -676,23 +685,26 @@ class Link:
                     refused_since = 0.0
                 dead = refused_since and now - refused_since > GONE_AFTER
                 # While this program itself got no time, the leader's answer may have come.
-                silent = now - heard - (self._clock.late() - late)
-                lost = self.joined.is_set() and (silent > LOST_AFTER or dead)
-                if lost and not (silent < STARVED_AFTER and self._leader_waits()):
+                silent = now - self._heard - (self._clock.late() - late)
+                excused = min(self._waited, STARVED_MOST)
+                if self.joined.is_set() and (silent - excused > LOST_AFTER or dead):
                     if not self._stop.is_set():
                         self._on_lost(f"{type(error).__name__}: {error}")
                     return
+                if excused and silent > LOST_AFTER and not starved:
+                    starved = True
+                    self._on_starved()
                 self._stop.wait(TICK if self.joined.is_set() else TICK / 4)
         if connection is not None:
             connection.close()
 
-    def _leader_waits(self) -> bool:
-        """Whether the leader, on this machine, wants to run and gets no core."""
-        for _ in range(LOOKS):
-            if presence.waits_for_a_core(str(self.state.get("where", "")), self._where):
-                if not self._excused:
-                    self._excused = True
-                    self._on_starved()
-                return True
-            self._stop.wait(TICK / 4)
-        return False
+    def _look_at_leader(self, seconds: float) -> None:
+        """At each tick of our own clock: does the leader, silent on this machine, get a core?"""
+        now = time.monotonic()
+        if now - self._heard < 2 * BEAT:
+            self._waited = 0.0
+            return
+        if self._leader is None:
+            self._leader = presence.Watch(str(self.state.get("where", "")), self._where)
+        # Ticks that came late are counted by the clock already.
+        self._waited += min(self._leader.waited(now), seconds)

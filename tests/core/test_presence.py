@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from steps.core import presence
@@ -30,8 +33,22 @@ def program(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[s
         started.kill()
 
 
-def waits(where: str) -> bool:
-    return presence.waits_for_a_core(where, presence.here())
+def waits(where: str, seconds: float = 0.05) -> bool:
+    watch = presence.Watch(where, presence.here())
+    assert watch.waited(1.0) == 0.0  # one look shows nothing
+    threading.Event().wait(seconds)
+    return watch.waited(3.5) == 2.5
+
+
+@pytest.fixture
+def crowd() -> Iterator[int]:
+    """The number of a core that several programs want."""
+    core = min(os.sched_getaffinity(0))
+    words = ["taskset", "-c", str(core), sys.executable, "-c", SPIN]
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.callback(stack.enter_context(subprocess.Popen(words)).kill)
+        yield core
 
 
 SPIN = "exec('while True: pass')"
@@ -41,22 +58,35 @@ THREAD = f"import threading; threading.Thread(target=lambda: {SPIN}).start(); {S
 
 
 @pytest.mark.parametrize("program", [SPIN, THREAD], indirect=True)
-def test_a_program_that_wants_to_run(program: tuple[subprocess.Popen[str], str]) -> None:
-    eventually(lambda: waits(program[1]))
-    assert all(waits(program[1]) for _ in range(20))
+def test_a_program_that_gets_no_core(
+    program: tuple[subprocess.Popen[str], str], crowd: int
+) -> None:
+    for thread in Path(f"/proc/{program[0].pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {crowd})
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+    eventually(lambda: waits(program[1], 0.001))
+
+
+@pytest.mark.parametrize("program", [SPIN], indirect=True)
+def test_a_program_that_runs_waits_for_nothing(
+    program: tuple[subprocess.Popen[str], str],
+) -> None:
+    eventually(lambda: not waits(program[1], 0.3))
 
 
 @pytest.mark.parametrize("program", [SPIN], indirect=True)
 def test_a_stopped_program_does_not_want_to(program: tuple[subprocess.Popen[str], str]) -> None:
     program[0].send_signal(signal.SIGSTOP)
-    eventually(lambda: not waits(program[1]))
+    eventually(lambda: psutil.Process(program[0].pid).status() == psutil.STATUS_STOPPED)
+    assert not waits(program[1])
 
 
 @pytest.mark.parametrize("program", [SLEEP], indirect=True)
 def test_a_program_that_waits_for_something_else(
     program: tuple[subprocess.Popen[str], str],
 ) -> None:
-    eventually(lambda: not any(waits(program[1]) for _ in range(5)))
+    eventually(lambda: psutil.Process(program[0].pid).status() == psutil.STATUS_SLEEPING)
+    assert not waits(program[1])
 
 
 @pytest.mark.parametrize("program", [SPIN], indirect=True)
@@ -68,10 +98,11 @@ def test_a_dead_program(program: tuple[subprocess.Popen[str], str]) -> None:
 
 @pytest.mark.parametrize("program", [SPIN], indirect=True)
 def test_another_program_of_the_same_number_or_elsewhere(
-    program: tuple[subprocess.Popen[str], str],
+    program: tuple[subprocess.Popen[str], str], crowd: int
 ) -> None:
+    os.sched_setaffinity(program[0].pid, {crowd})
+    os.setpriority(os.PRIO_PROCESS, program[0].pid, 19)
     boot, space, number, start = program[1].rsplit(" ", 3)
-    eventually(lambda: waits(program[1]))
     for other in (
         f"{boot} {space} {number} {int(start) + 1}",
         f"elsewhere {space} {number} {start}",
@@ -80,7 +111,8 @@ def test_another_program_of_the_same_number_or_elsewhere(
         "",
         "nonsense",
     ):
-        assert not waits(other)
+        assert not any(waits(other, 0.001) for _ in range(20))
+    eventually(lambda: waits(program[1], 0.001))
 
 
 def test_nothing_is_known_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
