@@ -13,6 +13,7 @@ who waits for a core is neither dead, nor stopped, nor hanging.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -25,7 +26,7 @@ def here() -> str:
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
         space = (PROC / "self/ns/pid").readlink()
-        return f"{boot} {space} {os.getpid()} {_stat(PROC / str(os.getpid()))[1]}"
+        return f"{boot} {space} {os.getpid()} {stat_of(PROC / str(os.getpid())).start}"
     except (OSError, IndexError):
         return ""
 
@@ -58,18 +59,31 @@ class Watch:
         if self._process is None:
             return frozenset()
         try:
-            if _stat(self._process)[1] != self._start:
+            if stat_of(self._process).start != self._start:
                 return frozenset()
             return frozenset(
                 (thread.name, (thread / "schedstat").read_text().split()[0])
                 for thread in (self._process / "task").iterdir()
-                if _stat(thread)[0] in _BUSY
+                if stat_of(thread).state in _BUSY
             )
         except (OSError, IndexError):
             return frozenset()
 
 
-def _stat(process: Path) -> tuple[str, str]:
-    """State and start, in clock ticks since boot; the name before them may hold anything."""
-    fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    return fields[0], fields[19]
+@dataclass(frozen=True)
+class Stat:
+    """What the kernel says of a process or thread; ``start`` in clock ticks since boot."""
+
+    state: str
+    group: int
+    start: str
+
+
+def stat_of(place: Path) -> Stat:
+    """``stat`` of a process or thread in /proc; the name in it may hold anything.
+
+    Raises:
+        OSError: it is gone.
+    """
+    fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    return Stat(fields[0], int(fields[2]), fields[19])

@@ -24,6 +24,7 @@ from typing import Any
 from steps.core import oom, priority
 from steps.core.guard import MARKER, Guard, marked
 from steps.core.plan import TOOL, Process
+from steps.core.presence import stat_of
 from steps.core.records import ProcessRecord
 from steps.core.redaction import Redactor
 from steps.core.rundir import NodeDir, write_json
@@ -324,12 +325,10 @@ def group_members(pgid: int) -> list[int]:
             if not entry.name.isdigit():
                 continue
             try:
-                state, _, group = (
-                    (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
-                )
-            except (OSError, ValueError):
+                stat = stat_of(entry)
+            except (OSError, ValueError, IndexError):
                 continue
-            if int(group) == pgid and state not in "ZX":
+            if stat.group == pgid and stat.state not in "ZX":
                 found.append(int(entry.name))
     return found
 

@@ -101,8 +101,7 @@ def start_of(arguments: argparse.Namespace) -> Start:
     run_id = options.run
     token = _token(arguments)
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
-    if run_dir.plan.exists():
-        raise UsageError(f"{run_dir.path} holds another run", "Name a new one with --run-dir.")
+    run_dir.check_unused()
     write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
     return Start(
         index,

@@ -107,6 +107,18 @@ def look_away(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
+@contextlib.contextmanager
+def standing_still(leader: Leader) -> Iterator[None]:
+    """As SIGSTOP would have it: connected, but silent."""
+    assert leader._loop is not None
+    over = threading.Event()
+    leader._loop.call_soon_threadsafe(over.wait, 20)
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def raw(fleet: Fleet, request: bytes, seconds: float = 5.0) -> bytes:
     """What the leader answers to bytes; empty when it only hangs up."""
     with socket.create_connection((fleet.address, PORT), seconds) as connection:
@@ -467,16 +479,10 @@ def test_a_leader_that_stands_still_is_lost(fleet: Callable[..., Fleet]) -> None
     run = fleet(2)
     run.worker(1)
     eventually(lambda: run.states[1])
-    loop = run.leader._loop
-    assert loop is not None
-    over = threading.Event()
-    loop.call_soon_threadsafe(over.wait, 20)  # as SIGSTOP would: connected, but silent
-    try:
+    with standing_still(run.leader):
         began = time.monotonic()
         eventually(lambda: run.lost)
         assert time.monotonic() - began < LOST_AFTER + BEAT + 1.5
-    finally:
-        over.set()
 
 
 @pytest.fixture
@@ -503,19 +509,13 @@ def test_a_leader_that_waits_for_a_core_is_not_lost_yet(
     run.worker(1)
     eventually(lambda: run.states[1])
     starving.set()
-    loop = run.leader._loop
-    assert loop is not None
-    over = threading.Event()
-    loop.call_soon_threadsafe(over.wait, 20)
-    try:
+    with standing_still(run.leader):
         began = time.monotonic()
         look_away(1.5 * LOST_AFTER)
         assert not run.lost
         assert run.starved == [0]
         eventually(lambda: run.lost)
         assert time.monotonic() - began + BEAT >= LOST_AFTER + STARVED_MOST
-    finally:
-        over.set()
 
 
 def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
