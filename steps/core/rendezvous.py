@@ -701,7 +701,8 @@ class Link:
     def _look_at_leader(self, seconds: float) -> None:
         """At each tick of our own clock: does the leader, silent on this machine, get a core?"""
         now = time.monotonic()
-        if now - self._heard < 2 * BEAT:
+        # Before the first answer nobody knows where the leader is.
+        if not self.joined.is_set() or now - self._heard < 2 * BEAT:
             self._waited = 0.0
             return
         if self._leader is None:

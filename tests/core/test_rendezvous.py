@@ -492,11 +492,12 @@ def starving(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     class Watch:
         def __init__(self, where: str, own: str) -> None:
+            self.near = where == own
             self.looked = time.monotonic()
 
         def waited(self, now: float) -> float:
             passed, self.looked = now - self.looked, now
-            return passed if starves.is_set() else 0.0
+            return passed if starves.is_set() and self.near else 0.0
 
     monkeypatch.setattr(rendezvous.presence, "Watch", Watch)
     return starves
@@ -516,6 +517,23 @@ def test_a_leader_that_waits_for_a_core_is_not_lost_yet(
         assert run.starved == [0]
         eventually(lambda: run.lost)
         assert time.monotonic() - began + BEAT >= LOST_AFTER + STARVED_MOST
+
+
+def test_a_leader_that_came_late_is_watched_too(
+    fleet: Callable[..., Fleet], starving: threading.Event
+) -> None:
+    run = fleet(2)
+    run.leader.close()
+    run.worker(1)
+    look_away(4 * BEAT)
+    run.leader = Leader(run.address, PORT, TOKEN, 2)
+    run.leader.start()
+    eventually(lambda: run.states[1])
+    starving.set()
+    with standing_still(run.leader):
+        look_away(1.5 * LOST_AFTER)
+        assert not run.lost
+        assert run.starved == [0]
 
 
 def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
