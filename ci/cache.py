@@ -232,7 +232,9 @@ def command(
     )
     names = parser.parse_args(arguments).names
     if arguments is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A shell's background job inherits SIGINT ignored; Python then raises nothing.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     try:
         for name in names:
             ensure(name, lambda line: print(line, flush=True))

@@ -31,13 +31,11 @@ from steps.core.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.redaction import Redactor
 from steps.core.rendezvous import Leader, Link
 from steps.core.rundir import NodeDir, RunDir
-from steps.core.verdict import first_cause
+from steps.core.verdict import BLAME_SECONDS, first_cause
 
 POLL = 0.05
 SAY_EVERY = 10.0
 DUMP_SECONDS = 15.0
-#: Who only blames somebody else may have died before the other's end was seen: so long is waited.
-BLAME_SECONDS = 1.0
 #: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
 _DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
@@ -360,7 +358,7 @@ class NodeRun:
         reported = self.leader.roll_call() if self.plan_size > 1 else []
         found = self._dated(reported)
         if found and all(cause.consequence for cause in found):
-            self.leader.wait(lambda: len(self._reported()) > len(reported), BLAME_SECONDS)
+            self.leader.wait(self._culprit_known, BLAME_SECONDS)
             found = self._dated(self._reported())
         first = first_cause(found)
         self.all_causes = tuple(sorted(found, key=lambda c: c.at))
@@ -373,6 +371,10 @@ class NodeRun:
             ended={"cause": asdict(first) if first else None},
         )
         return first
+
+    def _culprit_known(self) -> bool:
+        """Whether any node tells of more than what somebody else's death did to it."""
+        return any(not cause.consequence for cause in self._dated(self._reported()))
 
     def _reported(self) -> list[dict[str, Any]]:
         """Every cause the workers told so far."""

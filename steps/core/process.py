@@ -30,6 +30,8 @@ from steps.core.redaction import Redactor
 from steps.core.rundir import NodeDir, write_json
 
 KILL_WAIT = 5.0
+#: Seconds a killed process may take to be gone.
+DYING_WAIT = 0.1
 #: Seconds that reading a dead process's log may take on a busy machine.
 TELL_WAIT = 3.0
 
@@ -276,7 +278,7 @@ class Supervisor:
         if name == "SIGKILL" and not running.stopping:
             evidence = oom.evidence(running.pid, self._oom_before)
         tool = running.process.kind == TOOL
-        survivors = () if running.stopping or tool else tuple(group_members(running.pid))
+        survivors = () if running.stopping or tool else self._survivors(running)
         expected = running.stopping or (tool and code == 0)
         running.exit = ExitStatus(
             None if code < 0 else code, name, expected, now, mono, evidence, survivors
@@ -288,6 +290,12 @@ class Supervisor:
             self._on_exit(running)
         finally:
             running.told.set()
+
+    def _survivors(self, running: Running) -> tuple[int, ...]:
+        """Members of its group that live on; not those that it killed as its last act."""
+        if group_members(running.pid):
+            running.told.wait(DYING_WAIT)
+        return tuple(group_members(running.pid))
 
     def _write_table(self) -> None:
         with contextlib.suppress(OSError):

@@ -35,8 +35,9 @@ PRODUCT_FAULTS = ("startup", "crash", "functional", "accuracy", "performance", "
 
 #: Two ends so close in time may be seen in either order.
 TIE_SECONDS = 0.25
-#: So much later the death that others' logs blame may be noticed.
-BLAME_SECONDS = 1.5
+#: So long may the end of who is blamed come after the end of who blames: vLLM's server outlives
+#: its engine by seconds, its peers need not.
+BLAME_SECONDS = 4.0
 _HARD = ("exit", "lost", "runner", "interrupt", "config", "internal", "preflight", "install")
 
 

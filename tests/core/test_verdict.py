@@ -159,6 +159,7 @@ ORDERS = {
     "a death before a stall": [death(12), soft(10, "stall")],
     "in a tie the signal": [death(10.2, 1, signal="SIGKILL", exit_code=None), death(10.0)],
     "in a tie not who blames another": [death(10.2, 1), death(10.0, consequence=True)],
+    "within seconds not who blames another": [death(13.5, 1), death(10.0, consequence=True)],
     "in a tie an error before a clean exit": [death(10.2, 1), death(10.0, exit_code=0)],
     "in a tie an interrupt": [
         Cause("interrupt", "interrupted", "Ctrl-C", at=10.2),
