@@ -15,7 +15,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_PROCESS = ["crash", "exit0", "kill9", "oom", "hang", "stop", "fork-away", "ignore-term"]
+_DEADLY = ("crash", "exit0", "kill9", "oom", "hang", "stop", "fork-away")
+_PROCESS = [*_DEADLY, "ignore-term"]
 _ANSWERS = ["http503", "slow", "silent", "garbage", "empty", "midstream", "truncate"]
 STAND_IN = (*_PROCESS, *_ANSWERS, "refuse-handoff", "busy")
 #: Faults of processes that are no stand-ins: signals.
@@ -78,6 +79,16 @@ def sort(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Signal, ...]]:
         else:
             own.append(text)
     return tuple(own), tuple(signals)
+
+
+def deadly(texts: Sequence[str]) -> tuple[str, ...]:
+    """The faults after which a run should not pass, if they came true while it mattered."""
+    parts = [part.strip() for entry in texts for part in entry.split(";")]
+    return tuple(
+        text
+        for text, shape in ((part, _SHAPE.fullmatch(part)) for part in parts)
+        if shape and shape["what"] in _DEADLY and shape["when"] != "term"
+    )
 
 
 def _signal(text: str, shape: re.Match[str]) -> Signal:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steps.core.faults import deadly
 from steps.core.finished import Finished
 from steps.core.gates import METRICS, GateResult
 from steps.core.npu import OTHER, Spent
@@ -40,6 +41,7 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     parts.append(f"Run `{verdict.run}` of `{plan.case_file}`.")
     if verdict.rehearsed:
         parts.append("Stand-ins played the engines: baselines were not judged.")
+        parts += _survived(plan, verdict)
     parts += _benchmarks(verdict)
     parts += _checks(verdict)
     parts += _phases(plan, verdict, over.spent)
@@ -48,6 +50,18 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     if plan.notes:
         parts.append("\n".join(f"- {note}" for note in plan.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _survived(plan: Plan, verdict: Verdict) -> list[str]:
+    """Faults that were asked for and harmed nobody: a pass shows nothing about them."""
+    rehearsal = plan.cluster.rehearsal
+    if rehearsal is None or verdict.verdict != "pass":
+        return []
+    return [
+        f"**Fault `{_cell(fault)}` changed nothing:** its moment never came, or nothing depended "
+        "on what it befell. This pass does not show that it would be noticed."
+        for fault in deadly(rehearsal.faults)
+    ]
 
 
 def _cause(verdict: Verdict) -> list[str]:

@@ -19,6 +19,7 @@ from steps import report
 from steps.bench import judge, to_confirm
 from steps.bench_drivers import Measurement
 from steps.core import finished, gates, npu
+from steps.core.cluster import Rehearsal
 from steps.core.events import Event
 from steps.core.plan import BenchmarkPlan
 from steps.core.records import Cause
@@ -45,6 +46,17 @@ def passed(tmp_path: Path) -> RunDir:
 def failed(tmp_path: Path) -> RunDir:
     cause = death(1020.0, 1, log="node-1/server.log", evidence=("E <boom> lost",))
     return runs.make(tmp_path / "run", outcome="crash", cause=cause, benchmarks=())
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [("kill9@1:+400", True), ("slow=3@0", False), ("crash@0:term", False)]
+)
+def test_a_pass_says_which_faults_changed_nothing(tmp_path: Path, fault: str, told: bool) -> None:
+    plan = runs.plan_of()
+    cluster = replace(plan.cluster, rehearsal=Rehearsal(faults=(fault,)))
+    settle(runs.make(tmp_path / "other", replace(plan, cluster=cluster)))
+    said = (tmp_path / "other" / "summary.md").read_text()
+    assert (f"Fault `{fault}` changed nothing" in said) == told
 
 
 def test_a_passed_run_leaves_every_file(passed: RunDir, monkeypatch, tmp_path: Path) -> None:
