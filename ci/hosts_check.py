@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look at all hosts at once, and print what was found."""
+    hosts_check.ports_of(arguments)
     inventory = _inventory(arguments)
     with ThreadPoolExecutor(len(inventory.hosts)) as pool:
         looks = list(pool.map(lambda host: look(host, arguments), inventory.hosts))

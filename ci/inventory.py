@@ -138,7 +138,17 @@ def of_argument(given: str) -> Inventory:
     """
     if given.endswith((".yaml", ".yml")) or "/" in given or Path(given).is_file():
         return of_file(Path(given))
-    return Inventory(tuple(_shorthand(word.strip()) for word in given.split(",") if word.strip()))
+    hosts = tuple(_shorthand(word.strip()) for word in given.split(",") if word.strip())
+    if not hosts:
+        raise UsageError(
+            f"--hosts: found {given!r}, no host in it", "Expected HOST,HOST, or a hosts file."
+        )
+    twice = sorted({str(host) for host in hosts if hosts.count(host) > 1})
+    if twice:
+        raise UsageError(
+            f"--hosts: {', '.join(twice)} is named more than once", "Each node has its own host."
+        )
+    return Inventory(hosts)
 
 
 def _shorthand(word: str) -> Host:

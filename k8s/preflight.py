@@ -31,7 +31,6 @@ RIGHTS = (
     ("list", "apps", "statefulsets"),
 )
 #: Nice to have: without them a check is left out.
-OPTIONAL = (("list", "", "resourcequotas"), ("get", "", "persistentvolumeclaims"))
 _UNITS = {
     "n": 1e-9,
     "u": 1e-6,

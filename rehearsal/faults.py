@@ -193,11 +193,11 @@ class Injector:
         getattr(self, "_" + fault.what.replace("-", "_"))(fault)
 
     def _crash(self, fault: Fault) -> None:
-        self.abandon()
         try:
             raise RuntimeError(f"injected fault {fault}")
         except RuntimeError:
             sys.excepthook(*sys.exc_info())
+        self.abandon()
         _leave(int(fault.arg or 1))
 
     def _exit0(self, fault: Fault) -> None:

@@ -309,9 +309,11 @@ class Front:
             self.ended.set_result(code)
 
     def _kill_children(self) -> None:
-        for child in self.children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
+        # All are held first: none may live to log how the others' death looked to it.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for child in self.children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
     def _told_to_end(self) -> None:
         self.injector.fire("term")

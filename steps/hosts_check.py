@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from steps.core import cli, machine, settings
-from steps.core.errors import Exit
+from steps.core.errors import Exit, UsageError
 from steps.core.machine import Facts
 
 _SHOWN = ("host", "interpreter", *machine.ALIKE, "engine", "memory", "free", "addresses", "taken")
@@ -73,8 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ports_of(arguments: argparse.Namespace) -> list[int]:
     """The ports to look at; the control port always."""
-    given = [int(word) for word in arguments.ports.split(",") if word.strip().isdigit()]
-    return [settings.read().control_port, *given]
+    words = [word.strip() for word in arguments.ports.split(",") if word.strip()]
+    wrong = [word for word in words if settings.port(word) is None]
+    if wrong:
+        raise UsageError(
+            f"--ports: found {', '.join(map(repr, wrong))}, expected numbers from 1 to 65535",
+            "Separate them by commas: --ports 8080,13389.",
+        )
+    return [settings.read().control_port, *map(int, words)]
 
 
 if __name__ == "__main__":

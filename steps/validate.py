@@ -11,6 +11,7 @@ cluster, then the linter's rules. Touches: reads the files, prints.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -107,13 +108,22 @@ def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
 
 
 def default_paths(root: Path = CONFIGS) -> list[Path]:
-    """Every case under ``configs``."""
-    return [
-        path
-        for path in sorted(root.rglob("*.y*ml"))
-        if path.suffix in (".yaml", ".yml")
-        and not set(path.relative_to(root).parts[:-1]) & set(NOT_CASES)
-    ]
+    """Every case under ``root``.
+
+    Raises:
+        OSError: a directory below cannot be read, and what it holds would be left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return sorted(
+        Path(place) / name
+        for place, _, names in os.walk(root, onerror=refuse)
+        for name in names
+        if Path(name).suffix in (".yaml", ".yml")
+        and not set(Path(place).relative_to(root).parts) & set(NOT_CASES)
+    )
 
 
 def run(
@@ -142,7 +152,15 @@ def run(
             print(f"unknown rule {explain!r}; docs/rules.md lists all of them", file=sys.stderr)
             return Exit.USAGE
         return Exit.PASS
-    named = [(name, _expand(Path(name))) for name in files]
+    try:
+        named = [(name, _expand(Path(name))) for name in files]
+    except OSError as error:
+        print(
+            f"error: {error.filename}: cannot be read: {error.strerror}. "
+            "Check its permissions, or leave it out.",
+            file=sys.stderr,
+        )
+        return Exit.USAGE
     paths = [path for _, found in named for path in found]
     if not files:
         paths = [*default_paths(), *sorted((CONFIGS / PROFILES).glob("*.yaml"))]

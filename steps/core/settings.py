@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from steps.core.errors import UsageError
+
 #: Where a machine keeps what cases share: weights, data sets, files that all nodes see.
 STORES = {"MODELS": "models", "DATASETS": "datasets", "SHARED_STORAGE": "shared"}
 #: Names a case may use in commands though the image, not the case, sets them.
@@ -28,12 +30,15 @@ PASSED_THROUGH = (
 )
 
 
+CONTROL_PORT = 28999
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the environment says about how to run, with its defaults."""
 
     cache: Path
-    control_port: int
+    control_port_given: str
     lws_leader_address: str
     lws_worker_index: str
     lws_group_size: str
@@ -60,6 +65,24 @@ class Settings:
     history: str
     ssh_agent: str
 
+    @property
+    def control_port(self) -> int:
+        """Where the leader listens for the other nodes.
+
+        Raises:
+            UsageError: ``MULTINODE_CONTROL_PORT`` is no port.
+        """
+        if not self.control_port_given:
+            return CONTROL_PORT
+        number = port(self.control_port_given)
+        if number is None:
+            raise UsageError(
+                f"MULTINODE_CONTROL_PORT: found {self.control_port_given!r}, expected a port "
+                "from 1 to 65535",
+                f"Correct it, or unset it: the default is {CONTROL_PORT}.",
+            )
+        return number
+
 
 def read() -> Settings:
     """The settings of this process, read now."""
@@ -68,7 +91,7 @@ def read() -> Settings:
     cache_home = Path(env.get("XDG_CACHE_HOME") or home / ".cache")
     return Settings(
         cache=Path(env.get("MULTINODE_CACHE") or cache_home / "multinode"),
-        control_port=_number(env.get("MULTINODE_CONTROL_PORT"), 28999),
+        control_port_given=env.get("MULTINODE_CONTROL_PORT", ""),
         lws_leader_address=env.get("LWS_LEADER_ADDRESS", ""),
         lws_worker_index=env.get("LWS_WORKER_INDEX", ""),
         lws_group_size=env.get("LWS_GROUP_SIZE", ""),
@@ -111,6 +134,12 @@ def inherited() -> dict[str, str]:
 def passed_through() -> dict[str, str]:
     """Image variables that a case's commands may refer to."""
     return {name: os.environ[name] for name in PASSED_THROUGH if os.environ.get(name)}
+
+
+def port(text: str) -> int | None:
+    """The port that ``text`` says; None when it says none."""
+    number = _number(text, 0)
+    return number if 0 < number < 65536 else None
 
 
 def _number(text: str | None, default: int) -> int:

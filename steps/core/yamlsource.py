@@ -125,6 +125,11 @@ def parse_yaml(text: str, file: str) -> Source:
     return Source(file, data, digest, tuple(text.splitlines()), builder.marks, builder.spans)
 
 
+def _is_passed(path: Path) -> bool:
+    """Whether a shell passed it: ``<(...)``, or standard input."""
+    return str(path).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
+
+
 def _read(path: Path) -> str:
     def refuse(rule: str, message: str, hint: str) -> CaseError:
         return CaseError([Problem(rule, message, Place(str(path)), hint)])
@@ -132,6 +137,9 @@ def _read(path: Path) -> str:
     try:
         if path.is_dir():
             raise refuse("MN002", "is a directory, expected a YAML file", "Name the file in it.")
+        if path.exists() and not path.is_file() and not _is_passed(path):
+            # A pipe without a writer, or a device, may be read for ever.
+            raise refuse("MN002", "is no regular file", "Name a YAML file.")
         with path.open("rb") as source:
             raw = source.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
+from ci import hosts_check
 from ci.live import Live
 from steps import report, validate
-from steps.core import cli, fleet
+from steps.core import cli, fleet, settings
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.events import Event
 from steps.core.rundir import RunDir, point_latest, write_text
@@ -179,3 +181,56 @@ def test_a_link_latest_is_made_in_runs_only(tmp_path: Path, place: str, linked: 
     assert done.returncode == 2
     assert (tmp_path / place).is_dir()
     assert (tmp_path / place).with_name("latest").is_symlink() == linked
+
+
+def test_a_directory_that_cannot_be_read_leaves_no_case_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "closed").mkdir()
+    shutil.copy(ROOT / "configs" / "quickstart.yaml", tmp_path)
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert validate.main([str(tmp_path)]) == Exit.USAGE
+    assert f"{tmp_path / 'closed'}: cannot be read: Permission denied" in capsys.readouterr().err
+
+
+def test_what_is_no_regular_file_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert validate.main([str(tmp_path / "pipe.yaml"), "/dev/zero"]) == Exit.USAGE
+    assert capsys.readouterr().out.count("is no regular file") == 2
+    with pytest.raises(UsageError, match="is no regular file, expected a case file"):
+        cli.find_case(str(tmp_path / "pipe.yaml"))
+    with pytest.raises(UsageError, match="is a directory, expected a case file"):
+        cli.find_case(str(tmp_path))
+
+
+@pytest.mark.parametrize("given", ["abc", "0", "99999", "-1"])
+def test_a_control_port_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("MULTINODE_CONTROL_PORT", given)
+    with pytest.raises(UsageError, match=f"MULTINODE_CONTROL_PORT: found '{given}'"):
+        fleet.free_network(settings.read().control_port)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--hosts", ","], "--hosts: found ',', no host in it"),
+        (["--hosts", "a.example,b.example,a.example"], "a.example is named more than once"),
+        (["--hosts", "a.example", "--ports", "80,99999,banana"], "found '99999', 'banana', exp"),
+    ],
+)
+def test_hosts_check_refuses_nonsense(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hosts_check.main(arguments) == Exit.USAGE
+    assert told in capsys.readouterr().err
