@@ -30,7 +30,6 @@ RIGHTS = (
     *((verb, "", "events") for verb in ("list", "watch")),
     ("list", "apps", "statefulsets"),
 )
-#: Nice to have: without them a check is left out.
 _UNITS = {
     "n": 1e-9,
     "u": 1e-6,

@@ -22,8 +22,10 @@ Lines = Callable[[str], Sequence[str]]
 
 @cache
 def lines_of(file: str) -> tuple[str, ...]:
-    """The lines of a file; none when it cannot be read."""
+    """The lines of a file; none when it cannot be read, or is a pipe or a device."""
     try:
+        if not Path(file).is_file():
+            return ()
         return tuple(Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
     except (OSError, ValueError):
         return ()
