@@ -71,9 +71,9 @@ class Server:
         """A connection of one's own."""
         return http.client.HTTPConnection(self.host, self.port, timeout=seconds)
 
-    def send(self, path: str, **fields: Any) -> http.client.HTTPResponse:
+    def send(self, path: str, seconds: float = SECONDS, **fields: Any) -> http.client.HTTPResponse:
         """The head of an answer; the caller reads on, and closes."""
-        connection = self.connect()
+        connection = self.connect(seconds)
         connection.request("POST", path, json.dumps({"model": self.model, **fields}), _JSON)
         return connection.getresponse()
 
