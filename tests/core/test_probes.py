@@ -39,6 +39,11 @@ def serve() -> Iterator[Serve]:
                     over.wait(pause)
                     try:
                         connection.sendall(answer)
+                        # A close with a request half read would reset what was answered.
+                        connection.shutdown(socket.SHUT_WR)
+                        connection.settimeout(1)
+                        while connection.recv(65536):
+                            pass
                     except OSError:
                         continue
 
