@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look at all hosts at once, and print what was found."""
-    hosts_check.ports_of(arguments)
+    ports = hosts_check.ports_of(arguments)
     inventory = _inventory(arguments)
     with ThreadPoolExecutor(len(inventory.hosts)) as pool:
-        looks = list(pool.map(lambda host: look(host, arguments), inventory.hosts))
+        looks = list(pool.map(lambda host: look(host, arguments, ports), inventory.hosts))
     found = {
         str(host): told for host, (told, _) in zip(inventory.hosts, looks, strict=True) if told
     }
@@ -73,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     return int(Exit.INFRA) if problems else int(Exit.PASS)
 
 
-def look(host: Host, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def look(
+    host: Host, arguments: argparse.Namespace, ports: Sequence[int]
+) -> tuple[dict[str, Any], list[str]]:
     """The facts of one host, and what is wrong with it."""
     from ci.hosts_ssh import Remote
 
@@ -81,10 +83,10 @@ def look(host: Host, arguments: argparse.Namespace) -> tuple[dict[str, Any], lis
     try:
         remote.connect()
         source = Path(str(machine.__file__)).read_text(encoding="utf-8")
-        ports = ",".join(map(str, hosts_check.ports_of(arguments)))
         directory = arguments.directory or host.directory
+        wanted = (directory, ",".join(map(str, ports)), arguments.model, host.address)
         asked = time.time()
-        out = remote.call("-c", _RUN, directory, ports, arguments.model, host.address, given=source)
+        out = remote.call("-c", _RUN, *wanted, given=source)
         answered = time.time()
         told: dict[str, Any] = json.loads(out)
         skew = told["time"] - min(max(told["time"], asked), answered)

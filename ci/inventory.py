@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from steps.core import settings
 from steps.core.case import Case
 from steps.core.errors import CaseError, Problem, UsageError
 from steps.core.yamlsource import Source, load_yaml
@@ -154,7 +155,7 @@ def of_argument(given: str) -> Inventory:
 def _shorthand(word: str) -> Host:
     match = _SHORTHAND.fullmatch(word)
     address = match["host"].strip("[]") if match else ""
-    if match is None or not _is_host(address) or not _is_port(match["port"] or "22"):
+    if match is None or not _is_host(address) or settings.port(match["port"] or "22") is None:
         raise UsageError(
             f"--hosts: {word!r} is no host",
             "Expected [USER@]HOST[:PORT], an IPv6 address in brackets, or a hosts file.",
@@ -233,7 +234,7 @@ class _Reader:
             return None
         good = {
             "address": lambda: _is_host(str(value)),
-            "port": lambda: _is_port(str(value)),
+            "port": lambda: settings.port(str(value)) is not None,
             "directory": lambda: str(value).startswith("/"),
             "lease": lambda: isinstance(value, float) and value >= 2,
             "container": lambda: not str(value).startswith("-"),
@@ -272,7 +273,3 @@ def _is_host(text: str) -> bool:
         return True
     except ValueError:
         return bool(_NAME.match(text)) and not re.fullmatch(r"[\d.]+", text)
-
-
-def _is_port(text: str) -> bool:
-    return text.isdigit() and 0 < int(text) < 65536

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core.case import build_case
-from steps.core.errors import CaseError, Exit, Place
+from steps.core.errors import CaseError, Exit, Place, UsageError
 from steps.core.resolver import examine
 from steps.core.yamlsource import parse_yaml
 from steps.lint import flagtable
@@ -284,7 +284,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
     options.add_argument("--dry-run", action="store_true", help="only show the diff")
     args = options.parse_args(argv)
-    return run(args.files, dry_run=args.dry_run)
+    try:
+        return run(args.files, dry_run=args.dry_run)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USAGE
 
 
 if __name__ == "__main__":

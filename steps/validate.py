@@ -24,6 +24,7 @@ from steps.core.errors import (
     Exit,
     Problem,
     Severity,
+    UsageError,
     errors_of,
     sort_problems,
 )
@@ -111,11 +112,14 @@ def default_paths(root: Path = CONFIGS) -> list[Path]:
     """Every case under ``root``.
 
     Raises:
-        OSError: a directory below cannot be read, and what it holds would be left out.
+        UsageError: a directory below cannot be read, and what it holds would be left out.
     """
 
     def refuse(error: OSError) -> None:
-        raise error
+        raise UsageError(
+            f"{error.filename}: cannot be read: {error.strerror}",
+            "Check its permissions, or leave it out.",
+        )
 
     return sorted(
         Path(place) / name
@@ -152,15 +156,7 @@ def run(
             print(f"unknown rule {explain!r}; docs/rules.md lists all of them", file=sys.stderr)
             return Exit.USAGE
         return Exit.PASS
-    try:
-        named = [(name, _expand(Path(name))) for name in files]
-    except OSError as error:
-        print(
-            f"error: {error.filename}: cannot be read: {error.strerror}. "
-            "Check its permissions, or leave it out.",
-            file=sys.stderr,
-        )
-        return Exit.USAGE
+    named = [(name, _expand(Path(name))) for name in files]
     paths = [path for _, found in named for path in found]
     if not files:
         paths = [*default_paths(), *sorted((CONFIGS / PROFILES).glob("*.yaml"))]
@@ -194,7 +190,10 @@ def _weighs(problems: Sequence[Problem]) -> bool:
 
 
 def _expand(path: Path) -> list[Path]:
-    return default_paths(path) if path.is_dir() else [path]
+    try:
+        return default_paths(path) if path.is_dir() else [path]
+    except PermissionError:  # in a closed directory: who reads the case says it
+        return [path]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -222,13 +221,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     args = parser().parse_args(argv)
-    return run(
-        args.files,
-        style=args.style,
-        explain=args.explain,
-        matrix=args.matrix,
-        strict=args.strict,
-    )
+    try:
+        return run(
+            args.files,
+            style=args.style,
+            explain=args.explain,
+            matrix=args.matrix,
+            strict=args.strict,
+        )
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.USAGE
 
 
 if __name__ == "__main__":

@@ -88,13 +88,16 @@ def find_case(name: str) -> Path:
     import difflib
 
     base = settings.read().config_base_path
+    there = []
     for path in (Path(name), *([Path(base) / name] if base else []), CONFIGS / name):
         with contextlib.suppress(OSError):  # a name may be too long for a file
             if path.is_file():
                 return path
             if path.exists():
-                kind = "a directory" if path.is_dir() else "no regular file"
-                raise UsageError(f"{path} is {kind}, expected a case file", "Name a YAML file.")
+                there.append(path)
+    if there:
+        kind = "a directory" if there[0].is_dir() else "no regular file"
+        raise UsageError(f"{there[0]} is {kind}, expected a case file", "Name a YAML file.")
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
     known = [path for path in known if not path.startswith("clusters/")]
     close = difflib.get_close_matches(name, known, 3, 0.4)

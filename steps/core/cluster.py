@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core.settings import CONTROL_PORT
+
 
 @dataclass(frozen=True)
 class ClusterNode:
@@ -54,7 +56,7 @@ class Cluster:
     name: str
     backend: str
     nodes: tuple[ClusterNode, ...]
-    control_port: int = 28999
+    control_port: int = CONTROL_PORT
     env: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -57,7 +57,7 @@ def sort(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Signal, ...]]:
     """
     own: list[str] = []
     signals: list[Signal] = []
-    for text in (part.strip() for entry in texts for part in entry.split(";")):
+    for text in _split(texts):
         shape = _SHAPE.fullmatch(text)
         if not shape:
             raise ValueError(
@@ -83,12 +83,17 @@ def sort(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Signal, ...]]:
 
 def deadly(texts: Sequence[str]) -> tuple[str, ...]:
     """The faults after which a run should not pass, if they came true while it mattered."""
-    parts = [part.strip() for entry in texts for part in entry.split(";")]
     return tuple(
         text
-        for text, shape in ((part, _SHAPE.fullmatch(part)) for part in parts)
-        if shape and shape["what"] in _DEADLY and shape["when"] != "term"
+        for text in _split(texts)
+        if (shape := _SHAPE.fullmatch(text))
+        and shape["what"] in _DEADLY
+        and shape["when"] != "term"
     )
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    return [part.strip() for entry in texts for part in entry.split(";")]
 
 
 def _signal(text: str, shape: re.Match[str]) -> Signal:

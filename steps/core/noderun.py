@@ -373,8 +373,13 @@ class NodeRun:
         return first
 
     def _culprit_known(self) -> bool:
-        """Whether any node tells of more than what somebody else's death did to it."""
-        return any(not cause.consequence for cause in self._dated(self._reported()))
+        """Whether any node tells of more than what somebody else's death did to it.
+
+        Asked under the rendezvous' lock, so it must not wait for anything.
+        """
+        with self._lock:
+            told = [cause.consequence for cause, _ in self._causes]
+        return not all([*told, *(entry.get("consequence") for entry in self._reported())])
 
     def _reported(self) -> list[dict[str, Any]]:
         """Every cause the workers told so far."""

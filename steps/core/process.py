@@ -293,9 +293,11 @@ class Supervisor:
 
     def _survivors(self, running: Running) -> tuple[int, ...]:
         """Members of its group that live on; not those that it killed as its last act."""
-        if group_members(running.pid):
+        found = group_members(running.pid)
+        if found:
             running.told.wait(DYING_WAIT)
-        return tuple(group_members(running.pid))
+            found = group_members(running.pid)
+        return tuple(found)
 
     def _write_table(self) -> None:
         with contextlib.suppress(OSError):

@@ -28,8 +28,7 @@ PASSED_THROUGH = (
     "PYTHONPATH",
     "USER",
 )
-
-
+#: Where the leader of a run listens, unless MULTINODE_CONTROL_PORT or a profile says otherwise.
 CONTROL_PORT = 28999
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,9 +136,10 @@ def _read(path: Path) -> str:
         return CaseError([Problem(rule, message, Place(str(path)), hint)])
 
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise refuse("MN002", "is a directory, expected a YAML file", "Name the file in it.")
-        if path.exists() and not path.is_file() and not _is_passed(path):
+        if not stat.S_ISREG(mode) and not _is_passed(path):
             # A pipe without a writer, or a device, may be read for ever.
             raise refuse("MN002", "is no regular file", "Name a YAML file.")
         with path.open("rb") as source:

@@ -22,6 +22,9 @@ from tests.conformance.client import CHAT, COMPLETIONS, QUESTION, Server, same, 
 
 LIVES: list[Callable[[Program], None]] = []
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+#: Seconds without a byte after which a client leaves. vLLM 0.32 may kill its engine before that has
+#: ended the streams; it then waits for the clients to go, which the harness's are told to.
+LEAVES_AFTER = 10.0
 
 
 def life(function: Callable[[Program], None]) -> Callable[[Program], None]:
@@ -124,11 +127,6 @@ def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
-
-
-#: Seconds without a byte after which a client leaves. vLLM 0.32 may kill its engine before that has
-#: ended the streams; it then waits for the clients to go, which the harness's are told to.
-LEAVES_AFTER = 10.0
 
 
 @life
