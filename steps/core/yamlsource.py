@@ -4,8 +4,9 @@ Enters: a file. Leaves: a :class:`Source`, or a :class:`CaseError` with every
 problem the text has as YAML. Touches: reads that one file.
 
 The values are those of PyYAML's ``safe_load`` (YAML 1.1: ``yes`` is true), as
-the upstream harness loads them; anchors and merge keys work; a key given twice
-in one mapping is an error, which PyYAML itself lets pass.
+the upstream harness loads them; anchors and merge keys work, these as YAML
+says (of a list the first wins), whichever PyYAML is installed: 6.0.4 differs
+there; a key given twice in one mapping is an error, which PyYAML lets pass.
 """
 
 from __future__ import annotations
@@ -173,6 +174,12 @@ def _read(path: Path) -> str:
         ) from None
 
 
+def _too_deep(file: str, mark: Any) -> Problem:
+    place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+    hint = "A case needs five levels; is this the right file?"
+    return Problem("MN001", f"nested more than {MAX_DEPTH} levels deep", place, hint)
+
+
 def _check_depth(text: str, file: str) -> None:
     """Refuse absurd nesting before a recursive parser meets it."""
     flow = max(text.count("["), text.count("{")) > MAX_DEPTH
@@ -184,11 +191,7 @@ def _check_depth(text: str, file: str) -> None:
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             depth += 1
             if depth > MAX_DEPTH:
-                mark = event.start_mark
-                place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
-                hint = "A case needs five levels; is this the right file?"
-                message = f"nested more than {MAX_DEPTH} levels deep"
-                raise CaseError([Problem("MN001", message, place, hint)])
+                raise CaseError([_too_deep(file, event.start_mark)])
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             depth -= 1
 
@@ -213,6 +216,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str, has_tab: bool) 
         for part in (getattr(error, "context", None), getattr(error, "problem", None))
         if part
     )
+    if "maximum nesting depth" in reason:  # libyaml reads ahead of what it hands out
+        return _too_deep(file, mark)
     if not reason:
         reason = str(error).splitlines()[0] if str(error) else "not parseable"
     if reason == "found undefined alias" and mark:  # libyaml does not say which

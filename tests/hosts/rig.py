@@ -40,6 +40,15 @@ def why_not() -> str:
     return "" if done.returncode == 0 else "mount namespaces are not allowed here"
 
 
+@dataclass(frozen=True)
+class Program:
+    """A process of a host."""
+
+    pid: int
+    cmdline: bytes
+    environ: bytes
+
+
 @dataclass
 class Host:
     """One sshd."""
@@ -217,15 +226,21 @@ class Rig:
         argv += ["--hosts", str(hosts or self.hosts_file()), "--run-dir", str(run_dir), *more]
         return Run(argv, run_dir, {**self.environment(), **(env or {})})
 
-    def processes(self) -> list[int]:
-        """What runs on the hosts besides sshd."""
+    def programs(self) -> list[Program]:
+        """What runs on the hosts besides sshd, as it was when it was looked at."""
         needle = f"MULTINODE_PLACE={self.space}/".encode()
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
-                if needle in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+                environ = (entry / "environ").read_bytes()
+                if needle in environ:
+                    cmdline = (entry / "cmdline").read_bytes()
+                    found.append(Program(int(entry.name), cmdline, environ))
         return found
+
+    def processes(self) -> list[int]:
+        """The numbers of what runs on the hosts besides sshd."""
+        return [program.pid for program in self.programs()]
 
     def left(self) -> list[str]:
         """What is left of runs on the hosts: processes and files."""

@@ -44,10 +44,8 @@ def test_events_are_those_of_the_nodes_each_once(rig: Rig, case: Path) -> None:
 def test_nobody_sees_the_token(rig: Rig, case: Path) -> None:
     run = rig.run(case, "--load-seconds", "2", env={"MULTINODE_TOKEN": TOKEN})
     run.until("load ...")
-    for pid in rig.processes():
-        proc = Path(f"/proc/{pid}")
-        assert TOKEN.encode() not in (proc / "cmdline").read_bytes()
-        assert TOKEN.encode() not in (proc / "environ").read_bytes()
+    for program in rig.programs():
+        assert TOKEN.encode() not in program.cmdline + program.environ
     for host in rig.hosts:
         files = [path for path in host.disk.rglob("*") if path.is_file()]
         assert files
@@ -66,10 +64,10 @@ def test_a_killed_node_program_is_the_cause(rig: Rig, case: Path, node: int) -> 
     run = rig.run(case, "--load-seconds", "20")
     run.until("load ...")
     began = time.monotonic()
-    for pid in rig.processes():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    for program in rig.programs():
+        words = program.cmdline.split(b"\0")
         if b"steps.node" in words and words[words.index(b"--node-index") + 1] == b"%d" % node:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(program.pid, signal.SIGKILL)
             break
     assert run.end() == 3, run.text
     assert time.monotonic() - began < 15
@@ -81,10 +79,9 @@ def test_a_killed_node_program_is_the_cause(rig: Rig, case: Path, node: int) -> 
 def test_a_killed_keeper_ends_the_run(rig: Rig, case: Path) -> None:
     run = rig.run(case, "--load-seconds", "20")
     run.until("load ...")
-    for pid in rig.processes():
-        place = Path(f"/proc/{pid}/environ").read_bytes()
-        if b"steps.keep" in Path(f"/proc/{pid}/cmdline").read_bytes() and b"/host-1" in place:
-            os.kill(pid, signal.SIGKILL)
+    for program in rig.programs():
+        if b"steps.keep" in program.cmdline and b"/host-1" in program.environ:
+            os.kill(program.pid, signal.SIGKILL)
     assert run.end() == 3, run.text
     assert "keeper" in run.text
     assert run.verdict["cause"]["node"] == 1
@@ -166,7 +163,7 @@ def test_an_environment_script(rig: Rig, case: Path, tmp_path: Path) -> None:
     good.write_text("export FROM_SCRIPT=yes\n")
     run = rig.run(case, "--load-seconds", "2", hosts=rig.hosts_file({"environment": str(good)}))
     run.until("load ...")
-    found = [Path(f"/proc/{pid}/environ").read_bytes() for pid in rig.processes()]
+    found = [program.environ for program in rig.programs()]
     assert all(b"FROM_SCRIPT=yes" in text for text in found)
     assert run.end() == 0, run.text
     bad = rig.hosts_file(h1={"environment": "/no/such/set_env.sh"})
@@ -188,7 +185,7 @@ def test_a_container_on_the_host(rig: Rig, case: Path, tmp_path: Path) -> None:
     hosts = rig.hosts_file({"container": "vllm", "enter": enter})
     run = rig.run(case, "--load-seconds", "2", hosts=hosts)
     run.until("load ...")
-    found = [Path(f"/proc/{pid}/environ").read_bytes() for pid in rig.processes()]
+    found = [program.environ for program in rig.programs()]
     assert found
     assert all(b"IN_CONTAINER=vllm" in text for text in found)
     rig.hosts[1].drop_connections()
