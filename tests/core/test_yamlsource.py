@@ -66,7 +66,7 @@ def test_merge_keys_are_those_of_yaml(
     own: dict[str, int],
     chained: bool,
 ) -> None:
-    """The oracle is the specification: PyYAML 6.0.4 lets the last of a list win, 6.0.3 the first."""
+    """Held against the specification: PyYAML 6.0.4 and 6.0.3 differ in which of a list wins."""
 
     def flow(pairs: dict[str, int]) -> list[str]:
         return [f"{key}: {value}" for key, value in pairs.items()]
