@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 MASK = "<redacted>"
 _NAMES = re.compile(
@@ -30,7 +30,9 @@ _PATTERNS = (
     re.compile(
         r"(?P<keep>)\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
     ),
-    re.compile(r"(?P<keep>)\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\b"),
+    re.compile(
+        r"(?P<keep>)(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\b"
+    ),
 )
 _CHUNK = 1 << 20
 
@@ -103,9 +105,7 @@ class Redactor:
                 os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out,
                 path.open(encoding="utf-8", errors="surrogateescape", newline="") as source,
             ):
-                # Whole lines, many at a time: a line at a time takes seconds for a long log.
-                while lines := source.readlines(_CHUNK):
-                    block = "".join(lines)
+                for block in _blocks(source):
                     clean = self.text(block)
                     changed = changed or clean != block
                     out.write(clean)
@@ -128,3 +128,18 @@ class Redactor:
                     return True
                 tail = window[-longest:]
         return False
+
+
+def _blocks(source: TextIO) -> Iterator[str]:
+    """A text in pieces of about a megabyte, whole lines; a longer line is cut between two words."""
+    rest = ""
+    while chunk := source.read(_CHUNK):
+        block = rest + chunk
+        cut = max(block.rfind("\n"), block.rfind(" ") if len(block) > 2 * _CHUNK else -1) + 1
+        if cut == 0 and len(block) > 4 * _CHUNK:
+            cut = len(block)
+        if cut:
+            yield block[:cut]
+        rest = block[cut:]
+    if rest:
+        yield rest

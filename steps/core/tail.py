@@ -6,16 +6,23 @@ reads those files.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 EVERY = 0.2
 _CHUNK = 1 << 18
+#: Bytes of a line that are shown; a longer one is cut.
+_LINE = 1 << 14
+_ENDS = re.compile(rb"[\r\n]+")
 
 
 class Tail:
     """Calls ``show(name, line)`` for each new line of each ``*.log`` below a directory.
+
+    A carriage return ends a line too, so a progress bar is seen while it moves; empty lines and
+    the rest of a very long line are left out.
 
     Args:
         root: the run directory; a log's name is ``node-0/server``.
@@ -54,13 +61,13 @@ class Tail:
                     source.seek(self._offsets.get(path, 0))
                     while chunk := source.read(_CHUNK):
                         self._offsets[path] = source.tell()
-                        *lines, rest = (self._rests.get(path, b"") + chunk).split(b"\n")
-                        self._rests[path] = rest
-                        for line in lines:
+                        *lines, rest = _ENDS.split(self._rests.get(path, b"") + chunk)
+                        self._rests[path] = rest[:_LINE]
+                        for line in filter(None, lines):
                             self._line(path, line)
             except OSError:
                 continue
 
     def _line(self, path: Path, raw: bytes) -> None:
         name = path.relative_to(self._root).with_suffix("")
-        self._show(str(name), raw.decode("utf-8", "replace").rstrip("\r"))
+        self._show(str(name), raw[:_LINE].decode("utf-8", "replace"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from steps.core import evidence
+from steps.core import evidence, redaction
 from steps.core.verdict import CLASSES
 
 TABLE = evidence.signatures()
@@ -151,7 +153,7 @@ def test_logs_on_disk(tmp_path: Path) -> None:
 def test_the_first_and_the_last_part_of_a_huge_log_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "TAIL_BYTES", 1000)
+    monkeypatch.setattr(evidence, "PART_BYTES", 1000)
     log = tmp_path / "server.log"
     noise = "INFO nothing to see here\n" * 400
     log.write_text("ValueError: at the start\n" + noise)
@@ -164,3 +166,67 @@ def test_lines_are_cut_and_counted() -> None:
     found = evidence.of_lines(["ERROR " + "x" * 10_000, *["ERROR more"] * 50])
     assert len(found.lines[0]) == 400
     assert len(found.lines) <= 8
+
+
+# Hostile logs: however long a line is, and whatever stands in it.
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """CPU seconds of this thread, which other programs do not lengthen."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+PATTERNS = {
+    **{signature.id: (signature.pattern, signature.example) for signature in TABLE},
+    **{
+        f"evidence{name}": (getattr(evidence, name), example)
+        for name, example in {
+            "_ERROR": "a.b.C ERROR error: HCCL aclrtX",
+            "_HARMLESS": "--raise_no_log",
+            "_EXCEPTION": "(x) ERROR a.b.C",
+            "_ANSI": "\x1b[0;1",
+        }.items()
+    },
+    **{
+        f"redaction{at}": (
+            pattern,
+            "https://u:p authorization: bearer --token hf_a sk-a eyJaaaaaaaaaaa-",
+        )
+        for at, pattern in enumerate(redaction._PATTERNS)
+    },
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_pattern_is_linear_in_its_own_prefix(name: str) -> None:
+    pattern, example = PATTERNS[name]
+    for end in range(1, len(example) + 1, max(1, len(example) // 12)):
+        seed = example[:end]
+        small, large = (seed * (size // len(seed)) for size in (50_000, 1_000_000))
+        few = seconds_of(lambda: list(pattern.finditer(small)))  # noqa: B023
+        many = seconds_of(lambda: list(pattern.finditer(large)))  # noqa: B023
+        assert many < max(80 * few, 1.0), f"{seed!r}: {few:.3f} s of 50 kB, {many:.3f} s of 1 MB"
+
+
+def test_a_line_of_dashes_is_read_at_once() -> None:
+    assert seconds_of(lambda: evidence.of_lines(["-" * 150_000 + " ERROR"])) < 1
+
+
+@pytest.mark.parametrize("filling", ["\r 12%|##   | 3/9 [it/s]", "0.1234, ", "-"])
+def test_the_error_behind_a_long_line_is_shown(tmp_path: Path, filling: str) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("INFO start\n" + filling * (60_000_000 // len(filling)) + VLLM[6])
+    found: list[evidence.Evidence] = []
+    assert seconds_of(lambda: found.append(evidence.of_log(log))) < 4
+    assert found[0].signature
+    assert found[0].signature.id == "npu-out-of-memory"
+    assert any("NPU out of memory" in line for line in found[0].lines)
+    assert all(len(line) <= 500 for line in found[0].lines)
+
+
+def test_a_log_of_errors_costs_no_minutes(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("ERROR something is odd here: Traceback\n" * 1_000_000)
+    assert seconds_of(lambda: evidence.of_log(log)) < 4
