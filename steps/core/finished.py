@@ -15,7 +15,7 @@ from steps.core.errors import InfraError
 from steps.core.events import RUNNER, read_events
 from steps.core.plan import Plan, from_json
 from steps.core.records import Cause, Record
-from steps.core.rundir import RunDir, read_json
+from steps.core.rundir import RunDir, read_bounded, read_json
 from steps.core.verdict import Verdict, compute
 
 #: Phases of a backend in which pods hold their devices though nothing runs yet.
@@ -60,7 +60,7 @@ def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
 
 def _plan(run_dir: RunDir) -> Plan:
     try:
-        return from_json(run_dir.plan.read_text(encoding="utf-8"))
+        return from_json(read_bounded(run_dir.plan).decode())
     except OSError as error:
         raise InfraError(
             f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."

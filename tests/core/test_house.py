@@ -24,6 +24,7 @@ HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox
 MAY_SLEEP = {
     "ci/history.py",  # between two tries to push
     "ci/hosts_ssh.py",  # between two tries to connect
+    "ci/junit.py",  # until another run has added to the same file
     "ci/local.py",  # until a guard has done its work
     "k8s/backend.py",  # between two tries of a broken connection
     "k8s/cleanup.py",  # until the cluster has deleted
