@@ -47,7 +47,7 @@ MOST = 1e15
 #: The last second that has a date of four digits.
 LAST_SECOND = 253402300799
 #: Entries that are none, of which the name is said.
-SHOWN = 5
+SHOWN = 10
 Say = Callable[[str], None]
 
 

@@ -6,6 +6,7 @@ Leaves: a :class:`Finished` with its verdict. Touches: reads those files.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,13 +83,18 @@ def _records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
 def _observed(run_dir: RunDir) -> tuple[Cause, ...]:
     data = read_json(run_dir.observed)
     entries = data if isinstance(data, list) else []
-    found = (records.cause_from(entry) for entry in entries if isinstance(entry, dict))
-    return tuple(cause for cause in found if cause)
+    found: list[Cause] = []
+    for entry in entries:
+        with contextlib.suppress(TypeError, AttributeError):  # what is no cause explains nothing
+            cause = records.cause_from(entry)
+            found += [cause] if cause else []
+    return tuple(found)
 
 
 def _held(run_dir: RunDir) -> dict[str, float]:
     return {
-        event.phase: float(event.fields.get("seconds") or 0)
+        event.phase: seconds
         for event in read_events(run_dir.events)
         if event.node == RUNNER and event.what == "phase-end" and event.phase in HOLDING
+        if isinstance(seconds := event.fields.get("seconds"), (int, float))
     }

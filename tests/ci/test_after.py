@@ -13,10 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import annotate, history, junit, outcome, run
+from ci import annotate, faults, history, html, junit, outcome, replay, run
 from ci.history import DirectoryStore, encode
-from steps.core import settings
+from steps.core import finished, settings
 from steps.core.errors import InfraError, UsageError
+from steps.core.events import EventLog, read_events
+from steps.core.faults import Signal
 from steps.core.rundir import RunDir, read_bounded, read_json
 from tests.ci import runs
 from tests.ci.test_history import result
@@ -246,7 +248,7 @@ def test_many_odd_entries_are_one_sentence(tmp_path: Path) -> None:
         place(tmp_path, "{", f"x{number}")
     said: list[str] = []
     assert DirectoryStore(tmp_path).results("quickstart", 60, said.append) == []
-    assert len(said) == 1 and "50 entries" in said[0] and len(said[0]) < 1000
+    assert len(said) == 1 and "50 entries" in said[0] and len(said[0]) < 2000
 
 
 def settled(run_dir: RunDir, said: list[str]) -> int:
@@ -402,6 +404,38 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     assert read_bounded(path, 10) == b"x" * 10
     with pytest.raises(OSError, match="longer than 9 bytes"):
         read_bounded(path, 9)
+
+
+@pytest.mark.parametrize(
+    "odd", ["[1]", '[{"evidence": 3}]', '[{"reason": null, "evidence": [7]}]', "[" * 99_999, "7"]
+)
+@pytest.mark.parametrize("name", ["observed.json", "node-0/record.json", "node-0/processes.json"])
+def test_an_odd_file_in_a_run_directory_costs_no_verdict(
+    tmp_path: Path, odd: str, name: str
+) -> None:
+    run_dir = runs.make(tmp_path / "run")
+    (run_dir.path / name).write_text(odd)
+    aim = faults.Aim([], run_dir, EventLog(None, "", -1), {})
+    assert aim._pid(Signal(9, 0, "server", "", 0.0, "")) == 0
+    event = (
+        '{"time": 1, "run": "", "node": -1, "phase": "pull", "what": "phase-end", "seconds": %s}'
+    )
+    run_dir.events.write_text("".join(event % f"{x}\n" for x in ('"x"', "[]", "true", "null")))
+    assert finished.read(run_dir).verdict.exit_code in (0, 3)
+    assert html.known_of(run_dir) == []
+
+
+def test_events_that_are_a_pipe_are_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    assert read_events(tmp_path / "events.jsonl") == []
+
+
+@pytest.mark.parametrize("remarks", ["null", "7", '{"a": 1}'])
+def test_odd_remarks_are_none(tmp_path: Path, remarks: str) -> None:
+    run_dir = runs.make(tmp_path / "run")
+    run_dir.verdict.write_text(f'{{"remarks": {remarks}, "cause": "odd"}}')
+    assert html.known_of(run_dir) == []
+    assert replay._told(run_dir) == "None"
 
 
 def test_the_store_names_no_directory_of_its_own(tmp_path: Path) -> None:
