@@ -36,9 +36,9 @@ from steps.core.plan import LEADER, Plan
 from steps.core.records import BenchResult, Cause, Record
 from steps.core.rundir import read_bounded, write_text
 from steps.core.verdict import PRODUCT_FAULTS, Verdict
+from steps.lint.formats import xml_text
 
 _PHASES = ("join", "preflight", "install", "pool", "load", "probe", "proof")
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def xml(
@@ -53,7 +53,7 @@ def xml(
     The form is what GitHub's, dorny/test-reporter's and Jenkins' readers have
     in common: Jenkins' jenkins-junit.xsd, of which the tests hold a condensation.
     """
-    name = _clean(verdict.case)
+    name = xml_text(verdict.case)
     cases: list[TestCase] = []
     leader = [phase for phase in verdict.phases if phase["node"] == 0]
     for phase in _PHASES:
@@ -62,11 +62,11 @@ def xml(
             cases.append(TestCase(f"phase {phase}", name, sum(seconds)))
     cases += [_benchmark(name, result, verdict) for result in verdict.benchmarks]
     for check in verdict.checks:
-        case = TestCase(f"check {_clean(check.name)}", name, stdout=_clean(check.detail))
+        case = TestCase(f"check {xml_text(check.name)}", name, stdout=xml_text(check.detail))
         if check.status == "fail":
-            case.add_failure_info(_clean(check.detail), failure_type="functional")
+            case.add_failure_info(xml_text(check.detail), failure_type="functional")
         elif check.status == "skipped":
-            case.add_skipped_info(_clean(check.detail))
+            case.add_skipped_info(xml_text(check.detail))
         cases.append(case)
     cases.append(_run(name, verdict))
     properties = {"case": name, "run": verdict.run, "verdict": verdict.verdict}
@@ -82,9 +82,9 @@ def xml(
         properties["known_issue"] = known_issue
     began = datetime.datetime.fromtimestamp(verdict.started, datetime.timezone.utc)
     suite = TestSuite(
-        _clean(name),
+        xml_text(name),
         cases,
-        properties={key: _clean(value) for key, value in properties.items()},
+        properties={key: xml_text(value) for key, value in properties.items()},
         id=verdict.run,
         timestamp=began.strftime("%Y-%m-%dT%H:%M:%S"),
     )
@@ -98,8 +98,8 @@ def _run(name: str, verdict: Verdict) -> TestCase:
     cause = verdict.cause
     if verdict.verdict == "pass":
         return case
-    message = _clean(str(cause) if cause else verdict.verdict)
-    detail = _clean(_detail(cause, verdict))
+    message = xml_text(str(cause) if cause else verdict.verdict)
+    detail = xml_text(_detail(cause, verdict))
     if verdict.verdict in PRODUCT_FAULTS:
         case.add_failure_info(message, detail, verdict.verdict)
     else:
@@ -123,23 +123,22 @@ def _benchmark(name: str, result: BenchResult, verdict: Verdict) -> TestCase:
     lines = [f"{metric} {value:g}" for metric, value in result.metrics.items()]
     lines += [f"gate {g.gate}: {_judged(g.passed, g.reason)}" for g in result.gates]
     case = TestCase(
-        f"benchmark {_clean(result.name)}", name, result.seconds, stdout=_clean("\n".join(lines))
+        f"benchmark {xml_text(result.name)}",
+        name,
+        result.seconds,
+        stdout=xml_text("\n".join(lines)),
     )
     if result.status == "skipped":
-        case.add_skipped_info(_clean(result.reason))
+        case.add_skipped_info(xml_text(result.reason))
     elif result.status in ("fail", "error") and result.fault in PRODUCT_FAULTS:
-        case.add_failure_info(_clean(result.reason), failure_type=result.fault)
+        case.add_failure_info(xml_text(result.reason), failure_type=result.fault)
     elif result.status in ("fail", "error"):
-        case.add_error_info(_clean(result.reason), error_type=result.fault or "infra")
+        case.add_error_info(xml_text(result.reason), error_type=result.fault or "infra")
     return case
 
 
 def _judged(passed: bool | None, reason: str) -> str:
     return f"skipped ({reason})" if passed is None else "pass" if passed else "miss"
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("?", text)
 
 
 # Several runs in one file

@@ -101,7 +101,8 @@ def test_the_rehearsal_imports_nothing_of_ours() -> None:
 def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
     for path in modules("steps", "rehearsal"):
         found = {module.split(".")[0] for module in imports(path)}
-        assert not found & set(HEAVY), path
+        used = {"junit_xml"} if path.name == "formats.py" else set()  # when it is asked for
+        assert not found & set(HEAVY) - used, path
 
 
 def test_the_environment_is_read_in_one_place() -> None:
