@@ -373,12 +373,13 @@ def _git(clone: Path, *arguments: str) -> str:
             ["git", "-C", str(clone), *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
             env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
             timeout=300,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise InfraError(f"history: git {arguments[0]}: {error}") from None
     if done.returncode:
         raise InfraError(

@@ -371,6 +371,14 @@ def test_junit_that_cannot_be_merged_at_the_end_is_a_warning(
     assert spoiled != "file" or target.read_text() == "<torn"
 
 
+def test_a_pipe_for_junit_is_refused_before_anything_starts(
+    tmp_path: Path, quick: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "all.xml")
+    assert quick("--on=local", "--junit", str(tmp_path / "all.xml")) == 2
+    assert "not a regular file" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_real_run_merges_foreign_junit_and_reads_odd_history(
     tmp_path: Path,
     quick: Callable[..., int],
