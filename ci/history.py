@@ -265,7 +265,8 @@ class DirectoryStore:
                 found.setdefault(result.run, result)
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or error
-                odd.append(f"{path.relative_to(self.path.parent)}: {why}")
+                name = repr(str(path.relative_to(self.path.parent)))[1:-1]  # any bytes name a file
+                odd.append(f"{name}: {why}")
         if odd:
             more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
             count = "1 entry is" if len(odd) == 1 else f"{len(odd)} entries are"
@@ -279,11 +280,10 @@ class DirectoryStore:
         return []
 
     def _newest_first(self, case: str) -> Iterator[Path]:
-        for month in sorted(_names(self.path / _plain(case)), reverse=True):
-            folder = self.path / _plain(case) / month
-            for name in sorted(_names(folder), reverse=True):
-                if name.endswith(".json") and not name.startswith("."):
-                    yield folder / name
+        for month in _newest(self.path / _plain(case)):
+            for path in _newest(month):
+                if path == month or (path.suffix == ".json" and not path.name.startswith(".")):
+                    yield path
 
 
 class GitStore:
@@ -353,11 +353,14 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "none"
 
 
-def _names(folder: Path) -> list[str]:
+def _newest(folder: Path) -> Iterator[Path]:
+    """What is in a folder, newest first; itself when nobody may list it, to be named as odd."""
     try:
-        return [entry.name for entry in os.scandir(folder)]
+        yield from sorted(folder.iterdir(), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError:
-        return []
+        yield folder
 
 
 def commit_here() -> str:

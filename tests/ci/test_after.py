@@ -6,7 +6,7 @@ import fcntl
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -243,12 +243,33 @@ def test_an_odd_entry_is_named_and_left_out(tmp_path: Path, kind: str) -> None:
     assert len(said) == 1 and "quickstart/2023-11/x.json: " in said[0], said
 
 
+@pytest.mark.parametrize("locked", ["quickstart", "2023-10"])
+def test_a_folder_that_nobody_may_list_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    store, iterdir = DirectoryStore(tmp_path), Path.iterdir
+    store.append(result(0))
+    (store.path / "quickstart" / "2023-10").mkdir()
+
+    def refuse(folder: Path) -> Iterator[Path]:
+        if folder.name == locked:
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    said: list[str] = []
+    assert len(store.results("quickstart", 60, said.append)) == (locked == "2023-10")
+    assert len(said) == 1 and f"{locked}: " in said[0]
+
+
 def test_many_odd_entries_are_one_sentence(tmp_path: Path) -> None:
     for number in range(50):
         place(tmp_path, "{", f"x{number}")
+    place(tmp_path, "{", os.fsdecode(b"y\xff\n::error::"))
     said: list[str] = []
     assert DirectoryStore(tmp_path).results("quickstart", 60, said.append) == []
-    assert len(said) == 1 and "50 entries" in said[0] and len(said[0]) < 2000
+    assert said[0].isprintable() and "/y\\udcff\\n::error::.json: no result" in said[0]
+    assert len(said) == 1 and "51 entries" in said[0] and len(said[0]) < 2000
 
 
 def settled(run_dir: RunDir, said: list[str]) -> int:
