@@ -30,7 +30,6 @@ from typing import Any, Protocol
 
 from steps.core import settings
 from steps.core.errors import Exit, InfraError
-from steps.core.rundir import read_json
 
 Say = Callable[[str], None]
 """Takes one line of progress. It may be called from another thread."""
@@ -89,7 +88,10 @@ class Slot:
 
     def facts(self) -> dict[str, Any] | None:
         """What the builder noted at its end (`megabytes`, `seconds`, ...); None if not done."""
-        noted = read_json(self.path / ".complete")
+        try:
+            noted = json.loads((self.path / ".complete").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
         return noted if isinstance(noted, dict) else None
 
 

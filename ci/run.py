@@ -221,13 +221,11 @@ def conclude(
         )
         code = verdict.exit_code
         outcome.planless(run_dir, verdict)
+    problems = [*annotate.of_verdict(case, verdict), *warnings]
     for what, work in (
         ("the list of warnings", partial(_add_warnings, run_dir, warnings)),
         ("GitHub's summary", partial(outcome.publish, run_dir)),
-        (
-            "GitHub's annotations",
-            lambda: annotate.show([*annotate.of_verdict(case, verdict), *warnings]),
-        ),
+        ("GitHub's annotations", partial(annotate.show, problems)),
     ):
         outcome.attempt(what, work, request.say)
     return code
