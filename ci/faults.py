@@ -73,7 +73,9 @@ class Aim:
     def _pid(self, entry: Signal) -> int:
         if entry.process == "node":
             return self._programs.get(entry.node, 0)
-        for row in read_json(self._run_dir.node(entry.node).processes) or ():
-            if row["name"] == entry.process and row["exit"] is None:
-                return int(row["pid"])
+        rows = read_json(self._run_dir.node(entry.node).processes)
+        for row in rows if isinstance(rows, list) else ():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                if row["name"] == entry.process and row["exit"] is None:
+                    return int(row["pid"])
         return 0

@@ -8,7 +8,8 @@ in the order of their times. Touches: the store.
 
 A result is written under another name and renamed, so it is there whole or not
 at all; its name is that of its run, so a second writer of the same result
-changes nothing; its content carries a checksum, so a torn file is passed over.
+changes nothing; its content carries a checksum. What is there besides, torn,
+foreign, no file or no result, is named once and left out.
 """
 
 from __future__ import annotations
@@ -22,18 +23,32 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ci import annotate
 from steps.core import fleet, settings
 from steps.core.errors import InfraError
 from steps.core.plan import LEADER, Plan
 from steps.core.records import Record
+from steps.core.rundir import read_bounded
 from steps.core.verdict import Verdict
 
 SCHEMA = 1
 TRIES = 8
+#: Bytes of an entry; one of a hundred benchmarks has a tenth of it.
+ENTRY_BYTES = 1 << 20
+#: After so many entries that are none, a store is not searched further.
+MOST_ODD = 500
+#: No metric, duration or count is greater; sums and squares of such numbers are finite.
+MOST = 1e15
+#: The last second that has a date of four digits.
+LAST_SECOND = 253402300799
+#: Entries that are none, of which the name is said.
+SHOWN = 10
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -119,25 +134,82 @@ def result_of(
 
 def encode(result: Result) -> str:
     """One JSON document with its checksum."""
-    body = json.dumps(asdict(result), sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
-    return json.dumps({"sha256": digest, "result": body}, ensure_ascii=False) + "\n"
+    body = json.dumps(asdict(result), sort_keys=True, allow_nan=False)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({"sha256": digest, "result": body}) + "\n"
 
 
-def decode(text: str) -> Result | None:
-    """The result of a file; None when it is torn, foreign or of a newer schema."""
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"found {type(value).__name__}, expected text")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"found {type(value).__name__}, expected a number")
+    if not -MOST <= value <= MOST:
+        raise ValueError(f"found a number that is none of -{MOST:g} to {MOST:g}")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"found {type(value).__name__}, expected true or false")
+    return value
+
+
+def _map(inner: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    def read(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError(f"found {type(value).__name__}, expected a mapping")
+        return {key: inner(entry) for key, entry in value.items()}
+
+    return read
+
+
+#: How a field is read, by its annotation.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "str": _text,
+    "float": _number,
+    "bool": _flag,
+    "Mapping[str, str]": _map(_text),
+    "Mapping[str, Mapping[str, float]]": _map(_map(_number)),
+}
+
+
+def decode(text: str) -> Result:
+    """The result of a file.
+
+    Raises:
+        ValueError: it is torn, foreign or of another schema; says what is wrong.
+    """
     try:
         data = json.loads(text)
         body = data["result"]
         if hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest() != data["sha256"]:
-            return None
+            raise ValueError("its checksum is wrong")
         fields = json.loads(body)
-        if fields["schema"] > SCHEMA:
-            return None
-        known = {key: value for key, value in fields.items() if key in Result.__dataclass_fields__}
-        return Result(**known)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        schema = fields.pop("schema")
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise ValueError("no result of a run, or a torn one") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise ValueError(f"found another schema, expected {SCHEMA}")
+    known: dict[str, Any] = {}
+    for name, entry in Result.__dataclass_fields__.items():
+        if name in fields:
+            try:
+                known[name] = _READERS[str(entry.type)](fields[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    absent = {"run", "case", "time", "verdict"} - known.keys()
+    if absent:
+        raise ValueError(f"no {', '.join(sorted(absent))}")
+    if not 0 <= known["time"] <= LAST_SECOND:
+        raise ValueError("time: no second of this era")
+    return Result(**known)
 
 
 class DirectoryStore:
@@ -158,29 +230,47 @@ class DirectoryStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out:
-                out.write(encode(result))
-                out.flush()
-                os.fsync(out.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(folder / name)
-        except OSError as error:
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as out:
+                    out.write(encode(result))
+                    out.flush()
+                    os.fsync(out.fileno())
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(folder / name)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
             raise InfraError(
-                f"history {self.path}: {error.strerror or error}",
+                f"history {self.path}: {getattr(error, 'strerror', None) or error}",
                 "The run's own files are complete; keep the result later with "
                 "`python -m ci.history RUN_DIR`.",
             ) from None
 
-    def results(self, case: str, last: int | None = None) -> list[Result]:
-        """The newest ``last`` results of a case, or all, oldest first, each run once."""
+    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+        """The newest ``last`` results of a case, or all, oldest first, each run once.
+
+        Args:
+            say: hears once which entries are left out, and why.
+        """
         found: dict[str, Result] = {}
+        odd: list[str] = []
         for path in self._newest_first(case):
-            if last is not None and len(found) >= last:
+            if (last is not None and len(found) >= last) or len(odd) >= MOST_ODD:
                 break
-            with contextlib.suppress(OSError):
-                result = decode(path.read_text(encoding="utf-8", errors="surrogateescape"))
-                if result is not None and result.case == case:
-                    found.setdefault(result.run, result)
+            try:
+                text = read_bounded(path, ENTRY_BYTES).decode("utf-8", "surrogateescape")
+                result = decode(text)
+                if result.case != case:
+                    raise ValueError("a result of another case")
+                found.setdefault(result.run, result)
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                name = repr(str(path.relative_to(self.path.parent)))[1:-1]  # any bytes name a file
+                odd.append(f"{name}: {why}")
+        if odd:
+            more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+            count = "1 entry is" if len(odd) == 1 else f"{len(odd)} entries are"
+            say(f"history: {count} left out: {'; '.join(odd[:SHOWN])}{more}")
         return sorted(found.values(), key=lambda result: result.time)
 
     def cases(self) -> list[str]:
@@ -190,11 +280,10 @@ class DirectoryStore:
         return []
 
     def _newest_first(self, case: str) -> Iterator[Path]:
-        for month in sorted(_names(self.path / _plain(case)), reverse=True):
-            folder = self.path / _plain(case) / month
-            for name in sorted(_names(folder), reverse=True):
-                if name.endswith(".json") and not name.startswith("."):
-                    yield folder / name
+        for month in _newest(self.path / _plain(case)):
+            for path in _newest(month):
+                if path == month or (path.suffix == ".json" and not path.name.startswith(".")):
+                    yield path
 
 
 class GitStore:
@@ -228,11 +317,11 @@ class GitStore:
                         raise
             time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
 
-    def results(self, case: str, last: int | None = None) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
         """As for :class:`DirectoryStore`."""
         with tempfile.TemporaryDirectory(prefix="multinode-history-") as scratch:
             self._checkout(Path(scratch))
-            return DirectoryStore(Path(scratch)).results(case, last)
+            return DirectoryStore(Path(scratch)).results(case, last, say)
 
     def cases(self) -> list[str]:
         """As for :class:`DirectoryStore`."""
@@ -264,11 +353,14 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "none"
 
 
-def _names(folder: Path) -> list[str]:
+def _newest(folder: Path) -> Iterator[Path]:
+    """What is in a folder, newest first; itself when nobody may list it, to be named as odd."""
     try:
-        return [entry.name for entry in os.scandir(folder)]
+        yield from sorted(folder.iterdir(), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError:
-        return []
+        yield folder
 
 
 def commit_here() -> str:
@@ -284,12 +376,13 @@ def _git(clone: Path, *arguments: str) -> str:
             ["git", "-C", str(clone), *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
             env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
             timeout=300,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise InfraError(f"history: git {arguments[0]}: {error}") from None
     if done.returncode:
         raise InfraError(

@@ -391,7 +391,8 @@ def event_lines(events: Iterable[Event], started: float) -> Iterator[str]:
 def known_of(run_dir: RunDir) -> list[str]:
     """Remarks that the run's own end wrote down."""
     data: Any = read_json(run_dir.verdict)
-    return [str(text) for text in data.get("remarks", [])] if isinstance(data, dict) else []
+    remarks = data.get("remarks") if isinstance(data, dict) else None
+    return [str(text) for text in remarks] if isinstance(remarks, list) else []
 
 
 def arguments_parser() -> argparse.ArgumentParser:

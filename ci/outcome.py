@@ -5,20 +5,21 @@ Leaves: verdict, summary, JUnit, HTML report, the result in the history,
 GitHub's summary, and the exit code. Touches: the run
 directory, the history, the terminal.
 
-What is made besides the verdict never changes it: a report or a history that
-cannot be written is said, and the exit code stays.
+What is made besides the verdict never changes it: JUnit, a report or a history
+that cannot be written is said, and the exit code stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
-from ci import history, junit, known, trend
+from ci import annotate, history, junit, known, trend
 from ci.known import Known
 from steps import report
 from steps.core import npu, settings
@@ -76,18 +77,23 @@ def settle(
     plan, verdict, records = over.plan, over.verdict, over.records
     entry = known.explaining(issues, verdict)
     remarks = [known.remark(entry)] if entry else []
-    remarks += trend.noise_warnings(plan, past)
+    code = int(Exit.PASS) if entry and entry.green else verdict.exit_code
+    attempt("the noise of gates", lambda: remarks.extend(trend.noise_warnings(plan, past)), say)
     report.write(over, remarks)
-    spent = over.spent
-    _note(run_dir, remarks, entry, spent)
-    redactor = Redactor()
-    text = junit.xml(plan, verdict, records, spent.total, entry.link if entry else "")
-    write_text(run_dir.junit, redactor.text(text))
-    result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
-    if store is not None:
-        _attempt("the history", lambda: store.append(result), say)
-    _attempt("report.html", lambda: _html(over, [*past, result], remarks), say)
-    return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
+    spent, link = over.spent, entry.link if entry else ""
+    attempt("the note in verdict.json", lambda: _note(run_dir, remarks, entry, spent), say)
+    text = partial(junit.xml, plan, verdict, records, spent.total, link)
+    attempt("junit.xml", lambda: write_text(run_dir.junit, Redactor().text(text())), say)
+
+    def keep() -> None:
+        result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
+        past.append(result)
+        if store is not None:
+            store.append(result)
+
+    attempt("the history", keep, say)
+    attempt("report.html", lambda: _html(over, past, remarks), say)
+    return verdict, code
 
 
 def planless(run_dir: RunDir, verdict: Verdict) -> None:
@@ -95,7 +101,6 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
     redactor = Redactor()
     write_text(run_dir.junit, redactor.text(junit.xml(None, verdict)))
     write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
-    _refused_html(run_dir, verdict)
     lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
     if verdict.cause:
         lines.append(f"**Cause:** {verdict.cause.reason}")
@@ -104,6 +109,7 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
         if verdict.cause.hint:
             lines.append(f"**Next:** {verdict.cause.hint}")
     write_text(run_dir.summary, redactor.text("\n\n".join(lines) + "\n"))
+    attempt("report.html", lambda: _refused_html(run_dir, verdict), annotate.warn)
 
 
 def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
@@ -111,16 +117,22 @@ def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
     from ci import html
 
     text = run_dir.case.read_text(encoding="utf-8") if run_dir.case.is_file() else ""
-    with contextlib.suppress(ImportError, OSError):
-        html.refuse(run_dir, verdict, text)
+    html.refuse(run_dir, verdict, text)
 
 
 def publish(run_dir: RunDir) -> None:
     """The summary, where GitHub wants it."""
     target = settings.read().github_step_summary
-    if target:
-        with contextlib.suppress(OSError), Path(target).open("a", encoding="utf-8") as out:
+
+    def append() -> None:
+        at_once = os.O_NONBLOCK  # a pipe that nobody reads is no place to wait
+        with open(
+            target, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f | at_once)
+        ) as out:
             out.write(run_dir.summary.read_text(encoding="utf-8"))
+
+    if target:
+        attempt("GitHub's summary", append, annotate.warn)
 
 
 def show(run_dir: RunDir) -> None:
@@ -138,15 +150,25 @@ def show(run_dir: RunDir) -> None:
 
 
 def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.Result]]:
-    """The store and the case's results before this run."""
-    where = settings.read().history
-    if not where:
-        return None, []
-    store = history.open_store(where)
+    """The store to write to and the case's results before this run.
+
+    Baselines are made of what is in the store, so a change that is not merged writes nothing there.
+    """
+    found = settings.read()
     past: list[history.Result] = []
-    key = history.case_key(case.file)
-    _attempt("the history", lambda: past.extend(store.results(key, LOOK_BACK)), say)
-    return store, past
+    stores: list[history.Store] = []
+
+    def look() -> None:
+        stores.append(history.open_store(found.history))
+        past.extend(stores[0].results(history.case_key(case.file), LOOK_BACK, say))
+
+    if found.history:
+        attempt("the history", look, say)
+    if found.history and found.pull_request:
+        said = f"a run of a pull request ({found.pull_request}): it is compared with the history"
+        say(f"{said}, and its result is not kept there")
+        return None, past
+    return stores[0] if stores else None, past
 
 
 def _html(over: Finished, results: Sequence[history.Result], remarks: Sequence[str]) -> None:
@@ -155,7 +177,8 @@ def _html(over: Finished, results: Sequence[history.Result], remarks: Sequence[s
     html.write(over, results, remarks)
 
 
-def _attempt(what: str, work: Callable[[], object], say: Say) -> None:
+def attempt(what: str, work: Callable[[], object], say: Say) -> None:
+    """Do what is no part of the verdict; its failure is said, and changes nothing."""
     try:
         work()
     except ImportError as error:

@@ -28,7 +28,7 @@ from steps.core import VERSION, budgets, cli
 from steps.core.case import Case, load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import Plan, from_json, to_dict
-from steps.core.rundir import RunDir, new_run_id, read_json
+from steps.core.rundir import RunDir, new_run_id, read_bounded, read_json
 
 #: Differences of two plans that are shown.
 SHOWN = 8
@@ -80,7 +80,7 @@ def load(run_dir: RunDir) -> Plan:
             hint = "Fetch the whole run directory; case.yaml and plan.json are in it."
         raise UsageError(f"{run_dir.path} has no {' and no '.join(absent)}", hint)
     try:
-        return from_json(run_dir.plan.read_text(encoding="utf-8"))
+        return from_json(read_bounded(run_dir.plan).decode())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{run_dir.plan}: {error}", "Replay it with the version of the harness that made it."
@@ -193,7 +193,8 @@ def _told(run_dir: RunDir) -> str:
     data = read_json(run_dir.verdict)
     if not isinstance(data, dict):
         return ""
-    cause = data.get("cause") or {}
+    cause = data.get("cause")
+    cause = cause if isinstance(cause, dict) else {}
     words = [str(data.get("verdict")), str(cause.get("kind") or "")]
     words += [f"node {cause['node']}"] if cause.get("node") is not None else []
     words += [str(cause.get(key) or "") for key in ("process", "phase", "signal")]

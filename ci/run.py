@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ci import annotate, junit, known, outcome
@@ -124,9 +125,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
-    """Add the run's JUnit to the file that was asked for."""
+    """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if arguments.junit:
-        junit.collect(arguments.junit, [run_dir.junit])
+        add = partial(junit.collect, arguments.junit, [run_dir.junit])
+        outcome.attempt(f"the JUnit in {arguments.junit}", add, annotate.warn)
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:
@@ -219,9 +221,13 @@ def conclude(
         )
         code = verdict.exit_code
         outcome.planless(run_dir, verdict)
-    _add_warnings(run_dir, warnings)
-    outcome.publish(run_dir)
-    annotate.show([*annotate.of_verdict(case, verdict), *warnings])
+    problems = [*annotate.of_verdict(case, verdict), *warnings]
+    for what, work in (
+        ("the list of warnings", partial(_add_warnings, run_dir, warnings)),
+        ("GitHub's summary", partial(outcome.publish, run_dir)),
+        ("GitHub's annotations", partial(annotate.show, problems)),
+    ):
+        outcome.attempt(what, work, request.say)
     return code
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from steps.core.redaction import Redactor
+from steps.core.rundir import READ_LIMIT, read_bounded
 
 RUNNER = -1
 
@@ -117,7 +118,7 @@ class EventLog:
 def read_events(path: Path) -> list[Event]:
     """Every event of a file; what is no event is passed over."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_bounded(path, 4 * READ_LIMIT).decode("utf-8", "replace")
     except OSError:
         return []
     # Not splitlines: a JSON string may hold other line breaks than \n.

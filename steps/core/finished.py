@@ -6,6 +6,7 @@ Leaves: a :class:`Finished` with its verdict. Touches: reads those files.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from steps.core.errors import InfraError
 from steps.core.events import RUNNER, read_events
 from steps.core.plan import Plan, from_json
 from steps.core.records import Cause, Record
-from steps.core.rundir import RunDir, read_json
+from steps.core.rundir import RunDir, read_bounded, read_json
 from steps.core.verdict import Verdict, compute
 
 #: Phases of a backend in which pods hold their devices though nothing runs yet.
@@ -60,7 +61,7 @@ def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
 
 def _plan(run_dir: RunDir) -> Plan:
     try:
-        return from_json(run_dir.plan.read_text(encoding="utf-8"))
+        return from_json(read_bounded(run_dir.plan).decode())
     except OSError as error:
         raise InfraError(
             f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."
@@ -82,13 +83,18 @@ def _records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
 def _observed(run_dir: RunDir) -> tuple[Cause, ...]:
     data = read_json(run_dir.observed)
     entries = data if isinstance(data, list) else []
-    found = (records.cause_from(entry) for entry in entries if isinstance(entry, dict))
-    return tuple(cause for cause in found if cause)
+    found: list[Cause] = []
+    for entry in entries:
+        with contextlib.suppress(TypeError, AttributeError):  # what is no cause explains nothing
+            cause = records.cause_from(entry)
+            found += [cause] if cause else []
+    return tuple(found)
 
 
 def _held(run_dir: RunDir) -> dict[str, float]:
     return {
-        event.phase: float(event.fields.get("seconds") or 0)
+        event.phase: seconds
         for event in read_events(run_dir.events)
         if event.node == RUNNER and event.what == "phase-end" and event.phase in HOLDING
+        if isinstance(seconds := event.fields.get("seconds"), (int, float))
     }

@@ -280,5 +280,5 @@ def read_cluster(path: Path) -> Cluster:
         return Cluster.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"--cluster {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"--cluster {path}: no cluster: {type(error).__name__}: {error}") from None

@@ -11,11 +11,13 @@ only. Touches: the run directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from typing import Any
 from steps.core.errors import UsageError
 
 _CHUNK = 1 << 20
+#: No file that is read at once is longer.
+READ_LIMIT = 64 << 20
 
 
 def new_run_id(now: float | None = None) -> str:
@@ -191,11 +195,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None when it is absent or torn."""
+def read_bounded(path: Path, limit: int = READ_LIMIT) -> bytes:
+    """The content of a file that others may have written; no pipe or device is waited for.
+
+    Raises:
+        OSError: it is absent, no regular file (a link is none), or longer than ``limit``.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise OSError(error.errno, "not a regular file", str(path)) from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as source:
+            content = source.read(limit + 1)
+    finally:
+        os.close(handle)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"longer than {limit} bytes", str(path))
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None when it is absent, torn or no file to read at once."""
+    try:
+        return json.loads(read_bounded(path).decode("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -62,6 +62,7 @@ class Settings:
     kubeconfig_b64: str
     proxy_script: str
     history: str
+    pull_request: str
     ssh_agent: str
 
     @property
@@ -121,6 +122,11 @@ def read() -> Settings:
         kubeconfig_b64=env.get("KUBECONFIG_B64", ""),
         proxy_script=env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", ""),
         history=env.get("MULTINODE_HISTORY", ""),
+        pull_request=_pull_request(
+            env.get("MULTINODE_PULL_REQUEST", ""),
+            env.get("GITHUB_EVENT_NAME", ""),
+            env.get("GITHUB_REF", ""),
+        ),
         ssh_agent=env.get("SSH_AUTH_SOCK", ""),
     )
 
@@ -139,6 +145,15 @@ def port(text: str) -> int | None:
     """The port that ``text`` says; None when it says none."""
     number = _number(text, 0)
     return number if 0 < number < 65536 else None
+
+
+def _pull_request(given: str, event: str, ref: str) -> str:
+    """What says that this run tests a change that is not merged; empty when nothing does."""
+    if given:
+        return f"MULTINODE_PULL_REQUEST={given}"
+    if event.startswith("pull_request") or event in ("issue_comment", "merge_group"):
+        return f"GITHUB_EVENT_NAME={event}"
+    return f"GITHUB_REF={ref}" if ref.startswith("refs/pull/") else ""
 
 
 def _number(text: str | None, default: int) -> int:

@@ -6,16 +6,17 @@ Enters: problems and the files that were looked at. Leaves: text. Touches nothin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
-from xml.etree import ElementTree
 
 from steps.core import VERSION
 from steps.core.errors import Place, Problem, Severity, errors_of
 from steps.core.excerpt import render
 from steps.lint.registry import RULES
 
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 Format = Callable[[Sequence[Problem], Sequence[str]], str]
 
 
@@ -103,42 +104,25 @@ def _location(place: Place) -> dict[str, Any]:
 
 def as_junit(problems: Sequence[Problem], files: Sequence[str]) -> str:
     """JUnit: one test case a file; errors fail it, the rest is its output."""
-    suite = ElementTree.Element("testsuite", name="multinode validate", tests=str(len(files)))
-    failures = 0
+    from junit_xml import TestCase, TestSuite, to_xml_report_string
+
+    cases = []
     for file in files:
-        case = ElementTree.SubElement(suite, "testcase", classname="validate", name=file, time="0")
         mine = [problem for problem in problems if problem.place.file == file]
+        rest = [problem for problem in mine if problem.severity is not Severity.ERROR]
+        case = TestCase(xml_text(file), "validate", stdout=xml_text("\n\n".join(map(render, rest))))
         errors = errors_of(mine)
         if errors:
-            failures += 1
-            failure = ElementTree.SubElement(
-                case, "failure", message=_xml(errors[0].message), type=errors[0].rule
-            )
-            failure.text = _xml("\n\n".join(render(problem) for problem in errors))
-        rest = [problem for problem in mine if problem.severity is not Severity.ERROR]
-        if rest:
-            output = ElementTree.SubElement(case, "system-out")
-            output.text = _xml("\n\n".join(render(problem) for problem in rest))
-    suite.set("failures", str(failures))
-    suite.set("errors", "0")
-    suite.set("skipped", "0")
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+            text = xml_text("\n\n".join(map(render, errors)))
+            case.add_failure_info(xml_text(errors[0].message), text, errors[0].rule)
+        cases.append(case)
+    text = to_xml_report_string([TestSuite("multinode validate", cases)])
+    return f"{text}\n"
 
 
-def _xml(text: str) -> str:
-    """Without the characters XML cannot hold."""
-    return "".join(
-        char
-        if char in "\t\n"
-        or 0x20 <= ord(char) < 0xD800
-        or 0xE000 <= ord(char) < 0xFFFE
-        or ord(char) > 0xFFFF
-        else "\ufffd"
-        for char in text
-    )
+def xml_text(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return _NOT_XML.sub("?", text)
 
 
 FORMATS: dict[str, Format] = {

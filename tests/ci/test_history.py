@@ -47,13 +47,15 @@ def test_a_result_survives_its_encoding() -> None:
 @pytest.mark.parametrize("cut", [2, 20, 200])
 def test_a_torn_or_changed_result_is_no_result(cut: int) -> None:
     text = encode(result(1))
-    assert decode(text[:-cut]) is None
-    assert decode(text.replace("1000.0", "2000.0")) is None
-    assert decode("[]") is None and decode('{"result": 1, "sha256": 2}') is None
+    odd = (text[:-cut], text.replace("1000.0", "2000.0"), "[]", '{"result": 1, "sha256": 2}')
+    for torn in odd:
+        with pytest.raises(ValueError, match=r"checksum|no result"):
+            decode(torn)
 
 
 def test_a_newer_schema_is_passed_over_and_an_unknown_field_is_not() -> None:
-    assert decode(encode(result(1, schema=2))) is None
+    with pytest.raises(ValueError, match="schema"):
+        decode(encode(result(1, schema=2)))
 
 
 def test_the_newest_results_come_in_order_each_once(tmp_path: Path) -> None:

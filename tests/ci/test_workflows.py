@@ -71,6 +71,15 @@ def test_workflows_pass_the_offline_checkers(tool: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_a_pull_request_asks_for_is_never_kept_in_the_history() -> None:
+    run = next(s for s in load("_multinode.yaml")["jobs"]["run"]["steps"] if s.get("name") == "Run")
+    assert run["env"]["MULTINODE_PULL_REQUEST"] == "${{ inputs.pull }}"
+    callers = [job for job in load("nightly.yaml")["jobs"].values() if "uses" in job]
+    assert callers and all("inputs.pull" in job["with"]["pull"] for job in callers)
+    asked = step("command.yaml", "nightly", "Check and start")
+    assert '-f pull="$NUMBER"' in asked
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_actions_are_pinned_and_permissions_said(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

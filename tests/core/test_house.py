@@ -24,6 +24,7 @@ HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox
 MAY_SLEEP = {
     "ci/history.py",  # between two tries to push
     "ci/hosts_ssh.py",  # between two tries to connect
+    "ci/junit.py",  # until another run has added to the same file
     "ci/local.py",  # until a guard has done its work
     "k8s/backend.py",  # between two tries of a broken connection
     "k8s/cleanup.py",  # until the cluster has deleted
@@ -100,7 +101,8 @@ def test_the_rehearsal_imports_nothing_of_ours() -> None:
 def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
     for path in modules("steps", "rehearsal"):
         found = {module.split(".")[0] for module in imports(path)}
-        assert not found & set(HEAVY), path
+        used = {"junit_xml"} if path.name == "formats.py" else set()  # when it is asked for
+        assert not found & set(HEAVY) - used, path
 
 
 def test_the_environment_is_read_in_one_place() -> None:
