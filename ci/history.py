@@ -28,6 +28,7 @@ from pathlib import Path
 
 from steps.core import fleet, settings
 from steps.core.errors import InfraError
+from steps.core.numbers import dumps
 from steps.core.plan import LEADER, Plan
 from steps.core.records import Record
 from steps.core.verdict import Verdict
@@ -119,9 +120,9 @@ def result_of(
 
 def encode(result: Result) -> str:
     """One JSON document with its checksum."""
-    body = json.dumps(asdict(result), sort_keys=True, ensure_ascii=False)
+    body = dumps(asdict(result), sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
-    return json.dumps({"sha256": digest, "result": body}, ensure_ascii=False) + "\n"
+    return dumps({"sha256": digest, "result": body}, ensure_ascii=False) + "\n"
 
 
 def decode(text: str) -> Result | None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steps.core.gates import GateResult
+from steps.core.numbers import Refused, is_finite
 
 SCHEMA = 1
 
@@ -177,8 +178,16 @@ def cause_from(data: Mapping[str, Any] | None) -> Cause | None:
 
 
 def bench_from(data: Mapping[str, Any]) -> BenchResult:
-    """A benchmark's result from JSON."""
+    """A benchmark's result from JSON.
+
+    Raises:
+        Refused: a metric, a count or a time in it is no number.
+    """
     fields = dict(data)
+    measured = [v for metrics in (data["metrics"], *data["runs"]) for v in metrics.values()]
+    counted = data["requests"].values()
+    if not all(map(is_finite, (*measured, *counted, data["seconds"], data["started"]))):
+        raise Refused("a metric, a count or a time is no number")
     fields["gates"] = tuple(GateResult(**gate) for gate in data["gates"])
     fields["checks"] = tuple(Check(**check) for check in data["checks"])
     fields["runs"] = tuple(data["runs"])
@@ -202,7 +211,6 @@ def record_from(data: Any) -> Record | None:
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
         record = Record(**fields)
-        timed = all(isinstance(at, (int, float)) for at in (record.started, record.ended))
-        return record if timed else None
+        return record if is_finite(record.started) and is_finite(record.ended) else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None

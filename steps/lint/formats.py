@@ -5,7 +5,6 @@ Enters: problems and the files that were looked at. Leaves: text. Touches nothin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 from steps.core import VERSION
 from steps.core.errors import Place, Problem, Severity, errors_of
 from steps.core.excerpt import render
+from steps.core.numbers import dumps
 from steps.lint.registry import RULES
 
 Format = Callable[[Sequence[Problem], Sequence[str]], str]
@@ -22,7 +22,7 @@ Format = Callable[[Sequence[Problem], Sequence[str]], str]
 def as_json(problems: Sequence[Problem], files: Sequence[str]) -> str:
     """A list of problems: file, line, column, rule, severity, message, hint and more."""
     body = [problem.to_dict() for problem in problems]
-    return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return dumps(body, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_github(problems: Sequence[Problem], files: Sequence[str]) -> str:
@@ -91,7 +91,7 @@ def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
             {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
         ],
     }
-    return json.dumps(log, indent=2, ensure_ascii=False) + "\n"
+    return dumps(log, indent=2, ensure_ascii=False) + "\n"
 
 
 def _location(place: Place) -> dict[str, Any]:
