@@ -115,7 +115,7 @@ def _performance(run: _Run, benchmark: Benchmark) -> Found:
     exact = bool(benchmark.sampling.get("ignore_eos", True))
     timed, odd = _lines(run.file("performances", "_details.jsonl"), _timed)
     lost, odd_failed = _lines(run.file("performances", "_failed.jsonl"), _failure)
-    rows, odd_times = _rows(timed, run.path / "performances" / run.model / "db_data")
+    rows, odd_times = _rows(timed, run.path / "performances" / run.model / "db_data", run.stream)
     metrics, counts, results = _results(run)
     good = [row for row in rows if not row.error]
     failed = [row for row in rows if row.error]
@@ -198,7 +198,9 @@ def _sample(line: Mapping[str, Any], success: Any) -> Sample:
     )
 
 
-def _rows(timed: Sequence[_Timed], databases: Path) -> tuple[tuple[Sample, ...], list[str]]:
+def _rows(
+    timed: Sequence[_Timed], databases: Path, stream: bool
+) -> tuple[tuple[Sample, ...], list[str]]:
     """Requests in the order of the questions, timed where the database has them; odd times."""
     times: dict[str, dict[int, list[float]]] = {}
     found, odd = [], []
@@ -217,7 +219,7 @@ def _rows(timed: Sequence[_Timed], databases: Path) -> tuple[tuple[Sample, ...],
         if len(points) > 1:
             row.begun = round(points[0] - start, 6)
             row.e2el = round(points[-1] - points[0], 6)
-            row.ttft = round(points[1] - points[0], 6)
+            row.ttft = round(points[1] - points[0], 6) if stream else 0.0
             if len(points) - 2 <= room:
                 row.itl = [round(b - a, 6) for a, b in pairwise(points[1:])]
                 room -= len(row.itl)
