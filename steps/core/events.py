@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from steps.core.numbers import dumps, loads
+from steps.core.numbers import dumps, is_time, loads
 from steps.core.redaction import Redactor
 
 RUNNER = -1
@@ -60,7 +60,9 @@ class Event:
             own = {key: data.pop(key) for key in ("time", "run", "node", "phase", "what")}
         except (ValueError, KeyError, AttributeError, TypeError):
             return None
-        if not isinstance(own["time"], (int, float)) or not isinstance(own["node"], int):
+        if not (is_time(own["time"]) and isinstance(own["node"], int)):
+            return None
+        if not is_time(data.get("seconds") or 0):
             return None
         if not all(isinstance(own[key], str) for key in ("run", "phase", "what")):
             return None

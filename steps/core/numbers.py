@@ -27,6 +27,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {
 #: Anything larger is no measurement; sums and squares of what is smaller stay finite.
 LIMIT = 1e24
 _LONGEST = 64
+_LAST = 1e11  # the year 5138
 _FORM = re.compile(
     r"([-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,3})?)"
     r"\s*([A-Za-zµ%/]*)"
@@ -89,11 +90,16 @@ def is_finite(value: Any) -> bool:
     )
 
 
+def is_time(value: Any) -> bool:
+    """Whether a value is a number of seconds that a calendar knows."""
+    return is_finite(value) and 0 <= value <= _LAST
+
+
 def loads(text: str | bytes) -> Any:
     """The value of a JSON document of another program.
 
     Raises:
-        ValueError: it is no JSON, has an infinite number or ``NaN``, or is nested too deeply.
+        ValueError: it is no JSON, has ``NaN`` or too large a number, or is nested too deeply.
     """
     try:
         return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
@@ -121,7 +127,13 @@ def _float(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float)
+def _int(text: str) -> int:
+    if len(text) > 25:
+        raise Refused(f"found {text[:40]}..., which is too large")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
 
 
 def _shown(value: Any) -> str:

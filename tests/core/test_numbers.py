@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.core import gates, numbers
-from steps.core.records import BenchResult, bench_from, record_from, to_dict
+from steps.core.events import Event
+from steps.core.records import BenchResult, bench_from, cause_from, record_from, to_dict
 from steps.core.rundir import read_json, write_json
 from tests.core.records import records_of
 from tests.core.test_house import ROOT, modules, name_of, nodes_of
@@ -104,18 +105,11 @@ def test_what_aisbench_writes_is_read(number: float, unit: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "NaN",
-        "[Infinity]",
-        '{"x": -Infinity}',
-        "1e999",
-        "[" * 200000,
-        "",
-        "{",
-        "9" * 5000,
-        "\ufeff1",
+        "NaN", "[Infinity]", '{"x": -Infinity}', "1e999", "[" * 200000, "", "{", "9" * 26,
+        "9" * 5000, "\ufeff1",
     ],
     ids=short,
-)
+)  # fmt: skip
 def test_what_no_json_is(text: str) -> None:
     with pytest.raises(ValueError):
         numbers.loads(text)
@@ -166,8 +160,33 @@ def test_a_record_with_a_metric_that_is_no_number_is_none(value: Any) -> None:
         odd = json.loads(json.dumps(data))
         change(odd["benchmarks"][0])
         assert record_from(odd) is None
-    odd = {**data, "started": value}
-    assert record_from(odd) is None
+    for change in (
+        lambda record: record.update(started=value),
+        lambda record: record["phases"][0].update(seconds=value),
+        lambda record: record["processes"][0].update(started=value),
+        lambda record: record["processes"][0].update(exit={"at": value, "how": "x"}),
+    ):
+        odd = json.loads(json.dumps(data))
+        change(odd)
+        assert record_from(odd) is None
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, "12", None, True, 10**400], ids=short)
+def test_a_cause_with_odd_times_is_still_a_cause(value: Any) -> None:
+    told = {"kind": "exit", "verdict": "crash", "reason": "died", "at": value, "seconds": value}
+    cause = cause_from(told)
+    assert cause is not None and (cause.at, cause.seconds, cause.reason) == (0.0, 0.0, "died")
+    numbers.loads(numbers.dumps(to_dict(cause)))
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", '"12"', "true", "1e20", "-5", "9" * 400])
+@pytest.mark.parametrize("name", ["time", "seconds"])
+def test_an_event_with_a_time_that_is_none_is_no_event(name: str, text: str) -> None:
+    event = Event(1000.0, "r", 0, "load", "phase-end", {"seconds": 5.0})
+    line = event.to_json()
+    assert Event.from_json(line) == event
+    odd = line.replace({"time": "1000.0", "seconds": "5.0"}[name], text)
+    assert odd != line and Event.from_json(odd) is None
 
 
 @pytest.mark.parametrize("op", ["<=", ">=", "<", ">", "=="])
