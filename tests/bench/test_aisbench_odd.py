@@ -137,6 +137,20 @@ def test_other_spellings_are_read(tmp_path, file, change, metric, value):
     assert found.measurement.metrics[metric] == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("bad \ud83d \x00\x1b[31m\n</script>", "bad [31m </script>"),
+        ("\x00", "failed"),
+        (0, "failed"),
+    ],
+)
+def test_an_error_is_told_plainly_and_is_one_whatever_it_says(tmp_path, said, told):
+    work = copied(tmp_path)
+    leave(work, DETAILS, row(success=False, error_info=said))
+    assert failed(read("perf-good", work)) == {"requests failed": f"1, the first: {told}"}
+
+
 @pytest.mark.parametrize("score", ["nan", "inf", "-1", "100.5", "0x10", "1e9", "", "75 ms"])
 def test_a_score_is_a_share_of_100(tmp_path, score):
     work = copied(tmp_path, "accuracy-good")

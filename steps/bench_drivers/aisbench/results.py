@@ -192,10 +192,10 @@ def _failure(line: Mapping[str, Any]) -> Sample:
 def _sample(line: Mapping[str, Any], success: Any) -> Sample:
     if not isinstance(success, bool):
         raise Refused(f"success: found {str(success)[:40]!r}, expected true or false")
-    error = "" if success else str(line.get("error_info") or "failed")
-    return Sample(
-        _field("id", whole, line.get("id")), text=_text(line.get("prediction")), error=error
-    )
+    said = "".join(c if c.isprintable() else " " for c in str(line.get("error_info") or ""))
+    error = "" if success else " ".join(said.split()) or "failed"
+    number = _field("id", whole, line.get("id"))
+    return Sample(number, text=_text(line.get("prediction")), error=error)
 
 
 def _rows(
