@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -30,6 +29,7 @@ from typing import Any, Protocol
 
 from steps.core import settings
 from steps.core.errors import Exit, InfraError
+from steps.core.numbers import dumps, loads
 
 Say = Callable[[str], None]
 """Takes one line of progress. It may be called from another thread."""
@@ -89,7 +89,7 @@ class Slot:
     def facts(self) -> dict[str, Any] | None:
         """What the builder noted at its end (`megabytes`, `seconds`, ...); None if not done."""
         try:
-            noted = json.loads((self.path / ".complete").read_text(encoding="utf-8"))
+            noted = loads((self.path / ".complete").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return noted if isinstance(noted, dict) else None
@@ -194,7 +194,7 @@ def keep(
             "megabytes": megabytes(slot.path),
         }
         draft = slot.path / ".complete.draft"
-        draft.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        draft.write_text(dumps(facts, indent=1), encoding="utf-8")
         draft.rename(slot.path / ".complete")
         say(
             f"{slot.name}: ready after {facts['seconds']:.0f} s, {facts['megabytes']} MB "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from steps.core import cli, fleet, settings
 from steps.core.errors import Exit, MultinodeError
 from steps.core.noderun import free_bytes
+from steps.core.numbers import dumps
 
 BACKENDS = ("rehearsal", "local", "hosts", "k8s")
 NEEDED_BYTES = 1 << 30
@@ -79,7 +79,7 @@ def run(backend: str, form: str) -> int:
     }
     if form == "json":
         usable = {name: not entries for name, entries in lacking.items()}
-        print(json.dumps({"usable": usable, "looks": [asdict(e) for e in found]}, indent=2))
+        print(dumps({"usable": usable, "looks": [asdict(e) for e in found]}, indent=2))
     else:
         print("\n".join(table(found)))
         for name, entries in lacking.items():

@@ -14,7 +14,6 @@ makes the plan from what they tell.
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import tarfile
 import threading
@@ -35,6 +34,7 @@ from steps.core import bundle, cli, settings
 from steps.core.cluster import Cluster, ClusterNode
 from steps.core.errors import InfraError, MultinodeError
 from steps.core.events import Event
+from steps.core.numbers import dumps, loads
 from steps.core.plan import LEADER, from_json
 from steps.core.records import Cause, record_from
 from steps.core.rundir import read_json, sha256_of, write_text
@@ -240,7 +240,7 @@ class Cargo:
     def __init__(self, request: Request, cluster: Cluster) -> None:
         case = Path(request.case.file)
         self.case_name = case.name
-        texts = {"cluster.json": json.dumps(cluster.to_dict())}
+        texts = {"cluster.json": dumps(cluster.to_dict())}
         texts[f"case/{case.name}"] = case.read_text(encoding="utf-8-sig")
         script = PurePosixPath(request.case.proxy.script or ".")
         beside = case.parent / script
@@ -645,7 +645,7 @@ class Session:
             self.remote.close()
             text = self._call_keeper()
         try:
-            found = json.loads(text)
+            found = loads(text)
         except ValueError:
             found = {"left": [], "removed": False}
         if found["left"]:

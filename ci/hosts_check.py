@@ -8,7 +8,6 @@ host; leaves nothing there.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from steps import hosts_check
 from steps.core import cli, machine
 from steps.core.case import load_case
 from steps.core.errors import Exit, MultinodeError, UsageError
+from steps.core.numbers import dumps, loads
 
 _RUN = (
     "import sys;v=sys.version_info;"
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if arguments.format == "json":
         unlike = machine.differences(found)
-        print(json.dumps({"hosts": found, "differences": unlike, "problems": problems}, indent=2))
+        print(dumps({"hosts": found, "differences": unlike, "problems": problems}, indent=2))
     else:
         lines = list(hosts_check.text(found)) if found else []
         lines += [f"warning: {text}" for text in machine.sentences(found)]
@@ -88,7 +88,7 @@ def look(
         asked = time.time()
         out = remote.call("-c", _RUN, *wanted, given=source)
         answered = time.time()
-        told: dict[str, Any] = json.loads(out)
+        told: dict[str, Any] = loads(out)
         skew = told["time"] - min(max(told["time"], asked), answered)
         return told, list(machine.problems(told, skew))
     except MultinodeError as error:

@@ -34,6 +34,7 @@ from paramiko.ssh_exception import (
 from ci import ssh_config
 from ci.inventory import Host
 from steps.core.errors import InfraError
+from steps.core.numbers import dumps
 
 CONNECT_SECONDS = 10.0
 TRIES = 4
@@ -457,7 +458,7 @@ class Wire:
         Raises:
             OSError: the connection is broken.
         """
-        data = memoryview(json.dumps(message).encode() + b"\n" + payload)
+        data = memoryview(dumps(message).encode() + b"\n" + payload)
         try:
             self.channel.sendall(data)
         except (SSHException, EOFError) as error:

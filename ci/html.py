@@ -296,27 +296,28 @@ def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
         gates,
         others,
         percentiles,
-        tuple(request_plots(result.name, found)),
+        tuple(request_plots(result.name, found, len(result.runs))),
         (("measurement", *names), *runs) if runs else (),
     )
 
 
-def request_plots(name: str, found: Sequence[Sample]) -> Iterator[str]:
-    """Percentiles and latencies of the requests; none for a handful."""
-    good = [sample for sample in found if sample.ok]
+def request_plots(name: str, found: Sequence[Sample], runs: int = 0) -> Iterator[str]:
+    """Percentiles and latencies of the requests of ``runs`` measurements; none for a handful."""
+    good = [sample for sample in found if sample.ok and sample.e2el is not None]
     if len(good) < FEW:
         return
+    words = f"{len(good)} requests" + (f" of {runs} measurements" if runs > 1 else "")
     firsts = [1000 * sample.ttft for sample in good if sample.ttft is not None]
     wholes = [1000 * sample.e2el for sample in good if sample.e2el is not None]
     steps = [1000 * sample.tpot for sample in good if sample.tpot is not None]
     curves = {"TTFT": firsts, "TPOT": steps, "whole request": wholes}
     yield plots.percentiles(
-        f"{name}: latencies of {len(good)} requests by percentile",
+        f"{name}: latencies of {words} by percentile",
         {label: values for label, values in curves.items() if values},
         "ms",
     )
     yield plots.latencies(
-        f"{name}: latency of each of {len(good)} requests",
+        f"{name}: latency of each of {words}",
         {
             "whole request": [(s.begun, 1000 * s.e2el) for s in good if s.e2el is not None],
             "TTFT": [(s.begun, 1000 * s.ttft) for s in good if s.ttft is not None],

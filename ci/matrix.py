@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from cerberus import Validator
 
 from steps.core import cli, fleet
 from steps.core.errors import CaseError, InfraError, Problem, UsageError, errors_of, sort_problems
+from steps.core.numbers import dumps
 from steps.core.yamlsource import Source, load_yaml, parse_yaml
 from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
@@ -268,7 +268,7 @@ def job(entry: Entry) -> dict[str, Any]:
 
 def as_json(entries: Sequence[Entry]) -> str:
     """``{"include": [...]}`` on one line, as ``fromJSON`` takes it."""
-    return json.dumps({"include": [job(entry) for entry in entries]}, separators=(",", ":"))
+    return dumps({"include": [job(entry) for entry in entries]}, separators=(",", ":"))
 
 
 def as_github(matrix: Matrix, entries: Sequence[Entry]) -> str:

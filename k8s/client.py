@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import ssl
 import threading
 import time
@@ -27,6 +26,7 @@ import yaml
 
 from steps.core import settings
 from steps.core.errors import InfraError
+from steps.core.numbers import dumps, loads
 
 Json = dict[str, Any]
 
@@ -165,7 +165,7 @@ class Api:
         payload = None
         if body is not None:
             headers["Content-Type"] = kind
-            payload = json.dumps(body).encode()
+            payload = dumps(body).encode()
         with _no_answer():
             answer = self._pool.request(
                 method,
@@ -179,7 +179,7 @@ class Api:
         if answer.status >= 400:
             raise _refused(answer.status, answer.headers, data)
         try:
-            found = json.loads(data)
+            found = loads(data)
         except ValueError:
             raise ApiError(0, "", f"{method} {target}: the answer is no JSON") from None
         return found if isinstance(found, dict) else {"items": found}
@@ -365,7 +365,7 @@ class Exec:
 
     def _end(self, data: bytes) -> None:
         self._over = True
-        status = json.loads(data)
+        status = loads(data)
         if status.get("status") == "Success":
             self.code = 0
             return
@@ -401,7 +401,7 @@ def _refused(code: int, headers: Any, data: bytes | str | None) -> ApiError:
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data or "")
     reason, message, after = "", text.strip()[:500], ""
     with contextlib.suppress(ValueError, AttributeError):
-        status = json.loads(text)
+        status = loads(text)
         reason = str(status.get("reason") or "")
         message = str(status.get("message") or message)
         after = str((status.get("details") or {}).get("retryAfterSeconds") or "")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tarfile
 import time
@@ -28,6 +27,7 @@ from k8s.pod import OFFSET
 from steps import report
 from steps.core import cli
 from steps.core.errors import InfraError, UsageError
+from steps.core.numbers import loads
 from steps.core.rundir import RunDir, read_json, sha256_of, write_json
 
 CHUNK = 1 << 18
@@ -135,7 +135,7 @@ class Fetch:
             raise ApiError(0, "", f"listing failed: {text.strip()[-200:]}")
         found = []
         for line in text.splitlines():
-            entry = json.loads(line)
+            entry = loads(line)
             target = self._target(entry["path"])
             if target is not None:
                 found.append(Wanted(entry["path"], entry["size"], entry["sha256"], target))

@@ -10,7 +10,6 @@ that the LeaderWorkerSet controller gives each pod.
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from steps.core import settings
 from steps.core.case import Case
 from steps.core.cluster import Cluster, ClusterNode, Rehearsal
 from steps.core.fleet import ROOT
+from steps.core.numbers import dumps
 from steps.core.profile import Profile
 
 RUN_LABEL = "multinode/run"
@@ -194,7 +194,7 @@ def _first_map(order: Order) -> Json:
         "metadata": _meta(order, order.names.base),
         "data": {
             "pod.py": (ROOT / "k8s" / "pod.py").read_text(encoding="utf-8"),
-            "start.json": json.dumps(start, indent=1),
+            "start.json": dumps(start, indent=1),
             "case.yaml": "\n".join(order.case.source.lines) + "\n",
         },
     }

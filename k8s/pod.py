@@ -134,7 +134,7 @@ class Main:
         known = {name: os.environ[name] for name in self.start["known"] if os.environ.get(name)}
         cluster["known"] = {**known, **cluster["known"]}
         path = WORK / "cluster.json"
-        path.write_text(json.dumps(cluster))
+        path.write_text(json.dumps(cluster, allow_nan=False))
         return [
             sys.executable,
             "-m",
@@ -181,7 +181,7 @@ class Main:
             "at": round(time.time(), 3),
         }
         temporary = DONE.with_suffix(".new")
-        temporary.write_text(json.dumps(content) + "\n")
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n")
         temporary.replace(DONE)
 
     def _farewell(self) -> None:
@@ -377,7 +377,7 @@ def main(argv: list[str]) -> int:
         return wait(float(rest[0]))
     if word == "list":
         for entry in listing():
-            print(json.dumps(entry))
+            print(json.dumps(entry, allow_nan=False))
         return 0
     if word == "send":
         return send(rest[0] if rest else "", int(rest[1]) if rest[1:] else 0)

@@ -8,13 +8,13 @@ from that list is reported as deleted.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from k8s.client import WATCH_SECONDS, Api, ApiError, Json
+from steps.core.numbers import loads
 
 
 class Watch:
@@ -117,7 +117,7 @@ class Watch:
         for line in self.api.lines(self.target, query, silence, over, self._opened):
             self._answered()
             try:
-                event = json.loads(line)
+                event = loads(line)
             except ValueError:  # torn off in the middle; asked for again from the last version
                 return
             item = event["object"]

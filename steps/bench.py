@@ -148,6 +148,7 @@ def judge(
     With repetitions each metric is the median over them; the evidence checks
     must hold in every one.
     """
+    found = [bench_drivers.believed(measurement) for measurement in found]
     last = found[-1]
     checks = tuple(check for measurement in found for check in measurement.checks)
     metrics = with_confidence(_median(found), last.requests.get("ok", 0))

@@ -8,12 +8,12 @@ once are looked at by ``invoke hosts-check --hosts ...`` (``ci.hosts_check``).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from steps.core import cli, machine, settings
 from steps.core.errors import Exit, UsageError
 from steps.core.machine import Facts
+from steps.core.numbers import dumps
 
 _SHOWN = ("host", "interpreter", *machine.ALIKE, "engine", "memory", "free", "addresses", "taken")
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = machine.facts(arguments.directory, ports_of(arguments), arguments.model)
         found = list(machine.problems(told))
         if arguments.format == "json":
-            print(json.dumps({"facts": told, "problems": found}, indent=2))
+            print(dumps({"facts": told, "problems": found}, indent=2))
         else:
             print("\n".join([*text({told["host"]: told}), *(f"error: {p}" for p in found)]))
         return int(Exit.INFRA) if found else int(Exit.PASS)

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.core import settings
+from steps.core.numbers import dumps
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, write_text
 
@@ -75,7 +76,7 @@ class Client:
 
     def tell(self, **message: Any) -> None:
         """Queue a message."""
-        self.unsent += json.dumps(message).encode() + b"\n"
+        self.unsent += dumps(message).encode() + b"\n"
 
 
 class Keeper:
@@ -361,7 +362,7 @@ def relay(place: Path) -> int:
         os.chdir(place)
         sock.connect(SOCKET)
     except OSError as error:
-        os.write(1, json.dumps({"gone": f"{error.strerror or error}"}).encode() + b"\n")
+        os.write(1, dumps({"gone": f"{error.strerror or error}"}).encode() + b"\n")
         return NO_KEEPER
     while True:
         ready, _, _ = select.select([0, sock.fileno()], [], [])
@@ -427,7 +428,7 @@ def clean(place: Path, results: bool = False) -> int:
         shutil.rmtree(place, ignore_errors=True)
         drop_bundle(place)
     gone = not place.exists()
-    print(json.dumps({"left": left, "removed": gone}), flush=True)
+    print(dumps({"left": left, "removed": gone}), flush=True)
     return 0
 
 

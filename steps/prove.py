@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from steps.core import cli, vllmargs
 from steps.core.noderun import NodeRun, StepFailed
+from steps.core.numbers import Refused, finite
 from steps.core.plan import NodePlan, Plan, Process
 from steps.core.records import Check
 
@@ -36,13 +37,19 @@ ENOUGH = 2
 
 @dataclass(frozen=True)
 class Served:
-    """What one API server's counters say: requests by engine, prompt tokens by source."""
+    """What one API server's counters say: requests by engine, prompt tokens by source.
+
+    Attributes:
+        known: it tells them at all.
+        odd: what it tells is no number, and proves nothing.
+    """
 
     node: NodePlan
     process: Process
     requests: Mapping[str, float]
     tokens: Mapping[str, float]
     known: bool
+    odd: str = ""
 
     @property
     def name(self) -> str:
@@ -93,18 +100,12 @@ def read(node: NodePlan, process: Process) -> Served:
 
 
 def served(node: NodePlan, process: Process, text: str) -> Served:
-    """What a server's /metrics say.
-
-    Raises:
-        ValueError: a counter has no number.
-    """
-    return Served(
-        node,
-        process,
-        _sum(text, REQUESTS, "engine"),
-        _sum(text, TOKENS, "source"),
-        REQUESTS in text,
-    )
+    """What a server's /metrics say."""
+    try:
+        requests, tokens = _sum(text, REQUESTS, "engine"), _sum(text, TOKENS, "source")
+    except Refused as error:
+        return Served(node, process, {}, {}, False, str(error))
+    return Served(node, process, requests, tokens, REQUESTS in text)
 
 
 def _sum(text: str, metric: str, label: str) -> dict[str, float]:
@@ -113,14 +114,19 @@ def _sum(text: str, metric: str, label: str) -> dict[str, float]:
         match = _LINE.match(line)
         if match and match["name"] == metric:
             labels = dict(_LABEL.findall(match["labels"] or ""))
-            found[labels.get(label, "")] += float(match["value"])
+            try:
+                found[labels.get(label, "")] += finite(match["value"], least=0)
+            except Refused as error:
+                raise Refused(f"its /metrics has for {metric}: {error}") from None
     return dict(found)
 
 
 def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
     """Checks from counters, a pure function of them and the plan."""
     for entry in served:
-        if not entry.known:
+        if entry.odd:
+            yield Check(f"traffic {entry.name}", "fail", entry.odd)
+        elif not entry.known:
             yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {REQUESTS}")
     told = [entry for entry in served if entry.known]
     yield from _engines(told)

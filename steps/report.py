@@ -8,8 +8,6 @@ all nodes. Touches: those files. JUnit and HTML are made on the runner (``ci``).
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from steps.core import cli, finished, records, summary
 from steps.core.errors import InfraError, UsageError
 from steps.core.events import read_events
 from steps.core.finished import Finished
+from steps.core.numbers import dumps
 from steps.core.plan import Plan
 from steps.core.records import Cause
 from steps.core.redaction import Redactor
@@ -96,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _repeat(run_dir, arguments.format)
         verdict = run(run_dir).verdict
         if arguments.format == "json":
-            json.dump(verdict.to_dict(), sys.stdout, indent=2)
-            print()
+            print(dumps(verdict.to_dict(), indent=2))
         else:
             print(run_dir.summary.read_text(encoding="utf-8"))
         return verdict.exit_code

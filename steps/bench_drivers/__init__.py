@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from steps.core.case import Benchmark
 from steps.core.noderun import NodeRun
+from steps.core.numbers import is_finite
 from steps.core.plan import BenchmarkPlan, Endpoint
 from steps.core.records import Check
 
@@ -55,6 +56,17 @@ class Measurement:
     error: str = ""
     fault: str = "functional"
     skipped: str = ""
+
+
+def believed(found: Measurement) -> Measurement:
+    """The measurement without metrics that are no numbers, which fail a check instead."""
+    odd = {name: value for name, value in found.metrics.items() if not is_finite(value)}
+    if not odd:
+        return found
+    detail = "; ".join(f"{name} is {str(value)[:40]}" for name, value in odd.items())
+    metrics = {name: value for name, value in found.metrics.items() if name not in odd}
+    check = Check("metrics are numbers", "fail", detail)
+    return replace(found, metrics=metrics, checks=(*found.checks, check))
 
 
 @dataclass

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from steps.core.numbers import dumps
 
 LARGEST = 20
 """Operands are 1 to this: what SmolLM2-135M sometimes gets right: the score can move."""
@@ -60,7 +61,7 @@ def write_arithmetic(directory: Path, *, seed: int = 0, test: int = 64, train: i
             f"a data set needs a question in both files, found test={test}, train={train}"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    every = [json.dumps(question) + "\n" for question in questions(seed, train + test)]
+    every = [dumps(question) + "\n" for question in questions(seed, train + test)]
     (directory / "train.jsonl").write_text("".join(every[:train]), encoding="utf-8")
     (directory / "test.jsonl").write_text("".join(every[train:]), encoding="utf-8")
     return directory
@@ -72,7 +73,7 @@ def _gsm8k(directory: Path, count: int) -> None:
 
 def _aime2025(directory: Path, count: int) -> None:
     lines = [
-        json.dumps({"question": item["question"], "answer": _result(item)}) + "\n"
+        dumps({"question": item["question"], "answer": _result(item)}) + "\n"
         for item in questions(0, count)
     ]
     (directory / "aime2025.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -98,12 +99,12 @@ def _textvqa(directory: Path, count: int) -> None:
     for number, item in enumerate(questions(0, count)):
         image = "data/textvqa/train_images/pixel.jpg"
         entry = {"question_id": number, "question": item["question"], "image": image}
-        lines.append(json.dumps(entry) + "\n")
+        lines.append(dumps(entry) + "\n")
         given = [{"answer": _result(item), "answer_id": vote} for vote in range(10)]
         answers.append({"question_id": number, "answers": given})
     (directory / "textvqa_val.jsonl").write_text("".join(lines), encoding="utf-8")
     (directory / "textvqa_val_annotations.json").write_text(
-        json.dumps({"annotations": answers}), encoding="utf-8"
+        dumps({"annotations": answers}), encoding="utf-8"
     )
 
 
@@ -162,6 +163,6 @@ def write_tokenizer(directory: Path) -> Path:
         "unk_token": "<unk>",
         "chat_template": "{% for message in messages %}{{ message['content'] }}\n{% endfor %}",
     }
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "tokenizer.json").write_text(dumps(tokenizer), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(dumps(settings), encoding="utf-8")
     return directory

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from steps.bench_drivers import Job, Measurement, Sample, generation
 from steps.core.noderun import NodeRun
+from steps.core.numbers import dumps
 from steps.core.records import Check
 
 REQUEST_SECONDS = 600.0
@@ -84,7 +85,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         return Measurement(error=f"the smoke client failed: {type(result).__name__}: {result}")
     with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
         for sample in result:
-            out.write(json.dumps(asdict(sample)) + "\n")
+            out.write(dumps(asdict(sample)) + "\n")
     return summarise(result, took, entry.max_out_len, load.exact)
 
 
@@ -229,7 +230,7 @@ class _Load:
             "max_tokens": self.entry.max_out_len,
             **self._generation,
         }
-        return json.dumps(body).encode()
+        return dumps(body).encode()
 
     async def _ask(self, sample: Sample, started: float) -> None:
         body = self._body(sample.index)
@@ -269,7 +270,7 @@ class _Load:
                 break
             data = json.loads(payload)
             if "error" in data:
-                raise _BadAnswer(f"an error in the middle of the stream: {json.dumps(data)[:200]}")
+                raise _BadAnswer(f"an error in the middle of the stream: {dumps(data)[:200]}")
             self._moved[0] += 1
             usage = data.get("usage")
             if usage:

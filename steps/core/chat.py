@@ -7,10 +7,11 @@ HTTP request.
 from __future__ import annotations
 
 import http.client
-import json
 import threading
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from steps.core.numbers import dumps, loads
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _post(url: str, path: str, body: dict[str, object], tokens: int, timeout: fl
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout)
-    payload = json.dumps({**body, "max_tokens": tokens, "temperature": 0, "stream": False})
+    payload = dumps({**body, "max_tokens": tokens, "temperature": 0, "stream": False})
     try:
         connection.request("POST", path, payload, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -74,7 +75,7 @@ def _post(url: str, path: str, body: dict[str, object], tokens: int, timeout: fl
     if response.status != 200:
         return Reply(response.status, "", f"HTTP {response.status}: {' '.join(raw.split())[:300]}")
     try:
-        choice = json.loads(raw)["choices"][0]
+        choice = loads(raw)["choices"][0]
         message = choice.get("message") or {}
         text = choice.get("text") or message.get("content") or message.get("reasoning_content")
         text = text or message.get("reasoning") or ""

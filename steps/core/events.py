@@ -8,7 +8,6 @@ The console, the summary, the timeline and JUnit's durations are views of these.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from steps.core.numbers import dumps, is_time, loads
 from steps.core.redaction import Redactor
 from steps.core.rundir import READ_LIMIT, read_bounded
 
@@ -41,7 +41,7 @@ class Event:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(
+        return dumps(
             {
                 "time": round(self.time, 4),
                 "run": self.run,
@@ -57,11 +57,13 @@ class Event:
     def from_json(line: str) -> Event | None:
         """The event of a line; None when it is no event (a torn or foreign line)."""
         try:
-            data = json.loads(line)
+            data = loads(line)
             own = {key: data.pop(key) for key in ("time", "run", "node", "phase", "what")}
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             return None
-        if not isinstance(own["time"], (int, float)) or not isinstance(own["node"], int):
+        if not (is_time(own["time"]) and isinstance(own["node"], int)):
+            return None
+        if not is_time(data.get("seconds") or 0):
             return None
         if not all(isinstance(own[key], str) for key in ("run", "phase", "what")):
             return None

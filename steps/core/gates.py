@@ -18,6 +18,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from steps.core.numbers import LIMIT, is_finite
+
 #: Metric -> (unit, whether more is better). The names of the harness's own metrics.
 METRICS: dict[str, tuple[str, bool]] = {
     "output_throughput": ("token/s", True),
@@ -83,19 +85,27 @@ def parse(text: str) -> Gate:
     if metric not in METRICS:
         raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
     scaled = "baseline" in text
-    return Gate(metric, match["op"], float(match["number"] or 1), scaled)
+    number = float(match["number"] or 1)
+    if not is_finite(number):
+        raise ValueError(f"expected a number below {LIMIT:g}, such as 'ttft_p99_ms <= 2000'")
+    return Gate(metric, match["op"], number, scaled)
 
 
 def hold(gate: Gate, metrics: Mapping[str, float], baseline: float | None) -> GateResult:
-    """Hold one gate against measured metrics; a metric that is not there fails it."""
+    """Hold one gate against measured metrics; one that is absent or not finite fails it."""
     limit = gate.number
     if gate.of_baseline:
         if baseline is None:
             return GateResult(str(gate), gate.metric, None, None, False, "there is no baseline")
         limit = gate.number * baseline
+    if not is_finite(limit):
+        reason = f"its limit {limit:g} is no number"
+        return GateResult(str(gate), gate.metric, None, None, False, reason)
     found = metrics.get(gate.metric)
     if found is None:
         return GateResult(str(gate), gate.metric, limit, None, False, "was not measured")
+    if not is_finite(found):
+        return GateResult(str(gate), gate.metric, limit, None, False, "what was found is no number")
     passed = {
         "<=": found <= limit,
         ">=": found >= limit,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from steps.core.numbers import dumps
 from steps.core.settings import Settings
 
 MODEL, DATASET = "model", "dataset"
@@ -94,12 +95,11 @@ class Hub:
 
 def download_command(python: str, kind: str, name: str) -> tuple[str, ...]:
     """The command that fetches a data set, or the tokenizer of a model, into ModelScope's cache."""
-    import json
 
     wanted: dict[str, object] = {"model_id": name, "repo_type": kind}
     if kind == MODEL:
         wanted["allow_patterns"] = list(TOKENIZER_FILES)
-    return (python, "-c", _DOWNLOAD, json.dumps(wanted))
+    return (python, "-c", _DOWNLOAD, dumps(wanted))
 
 
 def _snapshots(repository: Path) -> Iterator[Path]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from steps.core import VERSION, fleet, machine, settings
 from steps.core.case import Case
 from steps.core.cluster import Cluster, ClusterNode, own_addresses, own_interface
 from steps.core.errors import InfraError, UsageError
+from steps.core.numbers import dumps, loads
 from steps.core.resolver import Options
 
 #: What must be the same on every node; the rest of a hello is told, not compared.
@@ -267,7 +267,7 @@ def _comparable(cluster: Cluster) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -277,7 +277,7 @@ def read_cluster(path: Path) -> Cluster:
         UsageError: the file is not there or holds no cluster.
     """
     try:
-        return Cluster.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Cluster.from_dict(loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"--cluster {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

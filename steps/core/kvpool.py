@@ -8,13 +8,13 @@ multi_node) and the pools' own documentation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from steps.core.case import KvPool
 from steps.core.cluster import Cluster, url_host
+from steps.core.numbers import dumps
 from steps.core.plan import LEADER, Probe, Process
 
 
@@ -83,7 +83,7 @@ def told(pool: KvPool, config: Mapping[str, Any], leader: str, index: int) -> To
             "master_server_address": master,
         }
         return Told(
-            {"mooncake.json": json.dumps(content, indent=2, sort_keys=True) + "\n"},
+            {"mooncake.json": dumps(content, indent=2, sort_keys=True) + "\n"},
             {"MOONCAKE_MASTER": master},
             {"MOONCAKE_CONFIG_PATH": "mooncake.json"},
         )

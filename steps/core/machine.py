@@ -251,7 +251,7 @@ def main() -> int:
     """``DIRECTORY PORTS MODEL ADDRESS`` to facts, for a host that has nothing of ours."""
     directory, ports, model, address = sys.argv[1:5]
     numbers = [int(port) for port in ports.split(",") if port]
-    print(json.dumps(facts(directory, numbers, model, address)))
+    print(json.dumps(facts(directory, numbers, model, address), allow_nan=False))
     return 0
 
 

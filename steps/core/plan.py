@@ -15,6 +15,7 @@ from typing import Any
 from steps.core import gates
 from steps.core.case import Benchmark
 from steps.core.cluster import Cluster
+from steps.core.numbers import dumps, loads
 
 SCHEMA = 1
 LEADER = 0
@@ -174,7 +175,7 @@ class Plan:
 
     def fingerprint(self) -> str:
         """A digest of everything but the run id: equal plans have equal fingerprints."""
-        text = json.dumps(to_dict(replace(self, run="")), sort_keys=True)
+        text = dumps(to_dict(replace(self, run="")), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def servers(self) -> Iterator[tuple[NodePlan, Process]]:
@@ -205,7 +206,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 def to_json(plan: Plan) -> str:
     """The plan as text; the same plan is the same text, byte for byte."""
-    return json.dumps(to_dict(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return dumps(to_dict(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str) -> Plan:
@@ -215,7 +216,7 @@ def from_json(text: str) -> Plan:
         ValueError: not JSON, another schema, or a field missing; says what.
     """
     try:
-        data = json.loads(text)
+        data = loads(text)
         if data["schema"] != SCHEMA:
             raise ValueError(f"plan schema {data['schema']}, expected {SCHEMA}")
         return _plan(data)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steps.core.gates import GateResult
+from steps.core.numbers import Refused, is_finite, is_time
 
 SCHEMA = 1
 
@@ -167,18 +168,30 @@ def to_dict(value: Any) -> dict[str, Any]:
 def cause_from(data: Mapping[str, Any] | None) -> Cause | None:
     """A cause from JSON; None when there is none.
 
-    What has lost its kind, class or reason on the way is still a cause.
+    What has lost its kind, class, reason or times on the way is still a cause.
     """
     if data is None:
         return None
     fields = {key: value for key, value in data.items() if key in Cause.__dataclass_fields__}
+    for name in ("at", "seconds"):
+        if not is_time(fields.get(name, 0.0)):
+            del fields[name]
     fields["evidence"] = tuple(fields.get("evidence", ()))
     return Cause(**{**_UNKNOWN, **fields})
 
 
 def bench_from(data: Mapping[str, Any]) -> BenchResult:
-    """A benchmark's result from JSON."""
+    """A benchmark's result from JSON.
+
+    Raises:
+        Refused: a metric, a count or a time in it is no number.
+    """
     fields = dict(data)
+    measured = [v for metrics in (data["metrics"], *data["runs"]) for v in metrics.values()]
+    counted = data["requests"].values()
+    timed = is_time(data["seconds"]) and is_time(data["started"])
+    if not (timed and all(map(is_finite, (*measured, *counted)))):
+        raise Refused("a metric, a count or a time is no number")
     fields["gates"] = tuple(GateResult(**gate) for gate in data["gates"])
     fields["checks"] = tuple(Check(**check) for check in data["checks"])
     fields["runs"] = tuple(data["runs"])
@@ -202,7 +215,10 @@ def record_from(data: Any) -> Record | None:
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
         record = Record(**fields)
-        timed = all(isinstance(at, (int, float)) for at in (record.started, record.ended))
-        return record if timed else None
+        times = [record.started, record.ended]
+        times += [at for phase in record.phases for at in (phase.started, phase.seconds)]
+        times += [process.started for process in record.processes]
+        times += [process.exit["at"] for process in record.processes if process.exit]
+        return record if all(map(is_time, times)) else None
     except (KeyError, TypeError, AttributeError, ValueError):
         return None

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import hmac
 import http.client
-import json
 import re
 import secrets
 import socket
@@ -30,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.core import presence
+from steps.core.numbers import dumps, loads
 
 BEAT = 1.0
 LOST_AFTER = 4.0
@@ -296,12 +296,12 @@ class Leader:
     def stranger(self, address: str, body: bytes) -> dict[str, Any]:
         """The answer to a request without the token; what it says of itself is told once."""
         try:
-            data = json.loads(body)
+            data = loads(body)
             hello = data["hello"] if isinstance(data["hello"], dict) else {}
         except (ValueError, KeyError, TypeError):
             hello = {}
         said = {key: str(hello.get(key, ""))[:80] for key in self.fingerprints}
-        mark = (address, json.dumps(said))
+        mark = (address, dumps(said))
         if any(said.values()) and mark not in self._strangers and len(self._strangers) < 64:
             self._strangers.add(mark)
             self._on_stranger(address, said)
@@ -440,7 +440,7 @@ class _Connection(asyncio.Protocol):
             self._reply(404, {"error": "no such path"})
             return
         try:
-            data = json.loads(body) if body else {}
+            data = loads(body) if body else {}
             if not isinstance(data, dict):
                 raise ValueError
         except (ValueError, RecursionError):
@@ -470,7 +470,7 @@ class _Connection(asyncio.Protocol):
     def _reply(self, status: int, answer: dict[str, Any], close: bool = False) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        body = json.dumps(answer).encode()
+        body = dumps(answer).encode()
         reason = http.client.responses.get(status, "")
         ending = "Connection: close\r\n" if close else ""
         head = (
@@ -632,9 +632,9 @@ class Link:
     def _post(
         self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
     ) -> dict[str, Any]:
-        connection.request("POST", path, json.dumps(body), self._headers)
+        connection.request("POST", path, dumps(body), self._headers)
         response = connection.getresponse()
-        answer = json.loads(response.read() or b"{}")
+        answer = loads(response.read() or b"{}")
         if response.status in (401, 403, 409):
             raise Refused(self._why(answer, response.status))
         if response.status != 200:

@@ -10,7 +10,6 @@ where benchmarks go follow the upstream harness (vllm-ascend, multi_node).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,7 @@ from steps.core import VERSION, budgets, faults, gates, kvpool, proxies, vllmarg
 from steps.core.case import Benchmark, Case, CaseNode, KvPool, Ranks
 from steps.core.cluster import Cluster, url_host
 from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
+from steps.core.numbers import loads
 from steps.core.plan import (
     LEADER,
     BenchmarkPlan,
@@ -387,7 +387,7 @@ class _Resolver:
     def _kv_ports(self, process: Process, index: int) -> None:
         text = vllmargs.value(process.argv, "--kv-transfer-config")
         try:
-            config = json.loads(text) if text else {}
+            config = loads(text) if text else {}
             port = int(config.get("kv_port") or 0)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import stat
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.errors import UsageError
+from steps.core.numbers import dumps, loads
 
 _CHUNK = 1 << 20
 #: No file that is read at once is longer.
@@ -192,7 +192,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file at once or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_bounded(path: Path, limit: int = READ_LIMIT) -> bytes:
@@ -223,8 +223,8 @@ def read_bounded(path: Path, limit: int = READ_LIMIT) -> bytes:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None when it is absent, torn or no file to read at once."""
     try:
-        return json.loads(read_bounded(path).decode("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError):
+        return loads(read_bounded(path).decode("utf-8", "replace"))
+    except (OSError, ValueError):
         return None
 
 

@@ -5,7 +5,6 @@ Enters: problems and the files that were looked at. Leaves: text. Touches nothin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import quote
 from steps.core import VERSION
 from steps.core.errors import Place, Problem, Severity, errors_of
 from steps.core.excerpt import render
+from steps.core.numbers import dumps
 from steps.lint.registry import RULES
 
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -23,7 +23,7 @@ Format = Callable[[Sequence[Problem], Sequence[str]], str]
 def as_json(problems: Sequence[Problem], files: Sequence[str]) -> str:
     """A list of problems: file, line, column, rule, severity, message, hint and more."""
     body = [problem.to_dict() for problem in problems]
-    return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return dumps(body, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_github(problems: Sequence[Problem], files: Sequence[str]) -> str:
@@ -92,7 +92,7 @@ def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
             {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
         ],
     }
-    return json.dumps(log, indent=2, ensure_ascii=False) + "\n"
+    return dumps(log, indent=2, ensure_ascii=False) + "\n"
 
 
 def _location(place: Place) -> dict[str, Any]:

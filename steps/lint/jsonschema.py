@@ -10,11 +10,11 @@ Touches nothing, but for :func:`main`, which writes ``configs/case.schema.json``
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from steps.core.numbers import dumps
 from steps.core.schema import FIELDS
 
 FILE = Path("configs/case.schema.json")
@@ -110,7 +110,7 @@ def _object(rules: dict[str, Any]) -> dict[str, Any]:
 
 def text() -> str:
     """The file's content."""
-    return json.dumps(schema(), indent=1) + "\n"
+    return dumps(schema(), indent=1) + "\n"
 
 
 def main() -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import sqlite3
+import struct
 import subprocess
 import threading
 import time
@@ -18,13 +21,16 @@ from ci.requests import samples
 from steps import report
 from steps.bench import judge, to_confirm
 from steps.bench_drivers import Measurement
+from steps.bench_drivers.aisbench import results
 from steps.core import finished, gates, npu
+from steps.core.case import Benchmark
 from steps.core.cluster import Rehearsal
 from steps.core.events import Event
 from steps.core.plan import BenchmarkPlan
 from steps.core.records import Cause
 from steps.core.rundir import RunDir, read_json
 from steps.core.verdict import Verdict, compute
+from tests.bench.conftest import SAMPLES
 from tests.ci import runs
 from tests.core.records import death, records_of
 
@@ -319,27 +325,79 @@ def test_a_score_has_an_interval_that_can_be_gated() -> None:
     assert "95 % interval 86.2" in result.reason and "may be chance" in result.reason
 
 
-def test_requests_of_aisbench_are_read_with_their_times(tmp_path: Path) -> None:
-    numpy = pytest.importorskip("numpy")
-    import io
-    import json
-    import sqlite3
+def left_by_aisbench(place: Path) -> int:
+    """What a measurement with AISBench leaves; how many requests it sent."""
+    work = place / "out"
+    shutil.copytree(SAMPLES / "perf-good", work)
+    [details] = work.rglob("gsm8k_details.jsonl")
+    rows = [json.loads(line) for line in details.read_text().splitlines()]
+    databases = details.parent / "db_data"
+    databases.mkdir()
+    store = sqlite3.connect(databases / rows[0]["db_name"])
+    store.execute("CREATE TABLE numpy_store (id INTEGER PRIMARY KEY, arr_blob BLOB)")
+    head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }\n"
+    for row in rows:  # seconds since the machine's start, as AISBench takes them
+        sent = 98_780.0 + 0.1 * row["id"]
+        blob = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head
+        blob += struct.pack("<3d", sent, sent + 0.5, sent + 2.0)
+        number = row["time_points"]["__db_ref__"]
+        store.execute("INSERT INTO numpy_store VALUES (?, ?)", (number, blob))
+    store.commit()
+    store.close()
+    asked = Benchmark("x", "performance", max_out_len=16)
+    found = results.read(
+        work, "vllm-api-stream-chat", "gsm8k", asked, len(rows), stream=True, size=len(rows)
+    )
+    results.write_requests(place / "requests.jsonl", found.rows, keep_text=True)
+    return len(rows)
 
-    (tmp_path / "db_data").mkdir()
-    with sqlite3.connect(tmp_path / "db_data" / "a.db") as database:
-        database.execute("CREATE TABLE numpy_store (id INTEGER PRIMARY KEY, arr_blob BLOB)")
-        buffer = io.BytesIO()
-        numpy.save(buffer, numpy.array([10.0, 10.5, 11.0, 12.5]))
-        database.execute("INSERT INTO numpy_store VALUES (1, ?)", (buffer.getvalue(),))
-        database.execute("INSERT INTO numpy_store VALUES (2, ?)", (b"torn",))
-    database.close()
-    rows = [
-        {"success": True, "output_tokens": 5, "time_points": {"__db_ref__": n}, "db_name": "a.db"}
-        for n in (1, 2, 3)
-    ]
-    (tmp_path / "x_details.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "{to")
-    (one,) = samples(tmp_path)
-    assert (one.begun, one.ttft, one.e2el, one.tpot, one.ok) == (0.0, 0.5, 2.5, 0.5, True)
+
+def test_each_request_of_aisbench_is_plotted_once_on_one_clock(passed: RunDir) -> None:
+    place = passed.node(0).bench / "00-chat"
+    sent = left_by_aisbench(place)
+    found = samples(place)
+    assert len(found) == sent == 16 and all(sample.ok for sample in found)
+    assert [round(s.begun, 3) for s in found] == [round(0.1 * i, 3) for i in range(16)]
+    assert {(s.ttft, s.e2el, s.tpot) for s in found} == {(0.5, 2.0, 0.1)}
+    pytest.importorskip("matplotlib")
+    page = html.write(finished.read(passed)).read_text()
+    assert "latencies of 16 requests by percentile" in page
+
+
+def test_requests_of_several_measurements_are_said_to_be(passed: RunDir) -> None:
+    pytest.importorskip("matplotlib")
+    place = passed.node(0).bench / "00-chat"
+    (place / "requests.jsonl").unlink()
+    for number in (1, 2):
+        (place / f"run-{number}").mkdir()
+        left_by_aisbench(place / f"run-{number}")
+    found = samples(place)
+    assert len(found) == 32 and max(s.begun for s in found) < 2
+    plots = list(html.request_plots("chat", found, 2))
+    assert "latencies of 32 requests of 2 measurements" in plots[0]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["{to", "null", "[1]", "[" * 9000, '{"begun": NaN}', '{"begun": "soon"}', '{"e2el": 1e999}',
+     '{"output_tokens": "x"}', '{"ttft": [1]}', '{"begun": true}', '{"begun": -1}'],
+)  # fmt: skip
+def test_a_request_that_cannot_be_read_is_not_plotted(tmp_path: Path, odd: str) -> None:
+    runs.requests(tmp_path / "requests.jsonl", 3)
+    with (tmp_path / "requests.jsonl").open("a") as out:
+        out.write(odd + "\n")
+    assert len(samples(tmp_path)) == 3
+
+
+def test_times_that_were_not_seen_are_not_plotted_as_none(tmp_path: Path) -> None:
+    asked = Benchmark("x", "performance", max_out_len=16)
+    found = results.read(
+        SAMPLES / "perf-good", "vllm-api-stream-chat", "gsm8k", asked, 16, stream=True, size=16
+    )
+    results.write_requests(tmp_path / "requests.jsonl", found.rows, keep_text=True)
+    untimed = samples(tmp_path)
+    assert {(s.ttft, s.e2el, s.tpot) for s in untimed} == {(None, None, None)}
+    assert list(html.request_plots("chat", untimed)) == []
 
 
 def test_a_mistake_in_the_report_changes_no_exit_code(

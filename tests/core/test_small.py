@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_skipped_gates_are_shown_and_success_is_judged_all_the_same() -> None:
 # What the engines' counters prove
 
 
-def counters(requests: dict[str, float], tokens: dict[str, float]) -> str:
+def counters(requests: Mapping[str, object], tokens: Mapping[str, object]) -> str:
     lines = ["# HELP vllm:request_success_total Count", 'other{x="1"} 5']
     lines += [f'vllm:request_success_total{{engine="{e}",m="a"}} {n}' for e, n in requests.items()]
     lines += [f'vllm:prompt_tokens_by_source_total{{source="{s}"}} {n}' for s, n in tokens.items()]
@@ -261,6 +262,21 @@ def proof(prefill: str, decode: str) -> dict[str, str]:
 
 
 KV = {"external_kv_transfer": 90.0, "local_compute": 10.0}
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-1", "0x5", "True", "9" * 400, "many"])
+def test_a_counter_that_is_no_number_proves_nothing(value: Any) -> None:
+    assert proof(counters({"0": 8}, {}), counters({"0": "1.2e+01"}, KV))["handoff"] == "pass"
+    for text in (counters({"0": value}, KV), counters({"0": 8}, {"external_kv_transfer": value})):
+        told = [prove.served(node, process, text) for node, process in PLAN.servers()]
+        failed = [check for check in prove.judge(PLAN, told) if check.status == "fail"]
+        assert len(failed) == len(told)
+        assert all("expected a number" in check.detail for check in failed)
+
+
+def test_a_server_without_counters_is_skipped() -> None:
+    told = [prove.served(node, process, "other 5") for node, process in PLAN.servers()]
+    assert {check.status for check in prove.judge(PLAN, told)} == {"skipped"}
 
 
 @pytest.mark.parametrize(

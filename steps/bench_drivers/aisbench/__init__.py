@@ -11,7 +11,6 @@ what it reads in ``material``.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
 from steps.core import chat, evidence, hub, settings
 from steps.core.noderun import NodeRun, StepFailed
+from steps.core.numbers import dumps
 from steps.core.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.process import ExitStatus
 from steps.core.records import Cause
@@ -81,7 +81,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         return Measurement(error=str(error), fault="infra")
     plan = config.make(benchmark, job.endpoint, request, data, read.data, read.tokenizer)
     file, work = place / "case.json", place / "out"
-    file.write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = min(benchmark.num_prompts or read.size, read.size)
     program = run.plan.cluster.ais_bench or "ais_bench"
     log = place / f"{PROCESS}.log"

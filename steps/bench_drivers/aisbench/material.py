@@ -8,7 +8,6 @@ data set whose picture paths have been made absolute.
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from steps.bench_drivers.aisbench.catalogue import DataSet
 from steps.core import vllmargs
 from steps.core.case import Benchmark
 from steps.core.hub import DATASET, MODEL, Hub, NotHere
+from steps.core.numbers import dumps, loads
 from steps.core.plan import LEADER, Plan
 
 #: Questions of a made-up data set, when the benchmark asks for all of it.
@@ -131,16 +131,22 @@ def absolute_images(material: Material, directory: Path) -> Material:
     """The data set with the pictures' paths made absolute; AISBench opens them as they stand.
 
     Raises:
-        NotHere: a picture is nowhere.
+        NotHere: a picture is nowhere, or a line names none.
     """
     source = material.data
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / source.name
-    with source.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as out:
-        for line in lines:
-            entry = json.loads(line)
-            entry["image"] = str(_image(Path(entry["image"]), source.parent))
-            out.write(json.dumps(entry) + "\n")
+    with source.open(encoding="utf-8-sig") as lines, target.open("w", encoding="utf-8") as out:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = loads(line)
+                entry["image"] = str(_image(Path(entry["image"]), source.parent))
+            except NotHere:
+                raise
+            except (ValueError, KeyError, TypeError) as error:
+                said = f"{source.name}:{number}: {type(error).__name__}: {error}"
+                raise NotHere(f"the data set cannot be read: {said}") from None
+            out.write(dumps(entry) + "\n")
     answers = f"{source.stem}_annotations.json"
     shutil.copyfile(source.parent / answers, directory / answers)
     return Material(target.resolve(), material.size, material.tokenizer)

@@ -6,7 +6,8 @@ reads those files; writes ``requests.jsonl``.
 
 AISBench 3.1 ends with code 0 when requests failed, when answers were cut by an
 error in mid-stream (a success to it, without a token count) and when there is
-no score at all.
+no score at all. A number or a row that cannot be read fails a check, which
+names it; the others count.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
-import json
 import sqlite3
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from steps.bench_drivers import Measurement, Sample
 from steps.core.case import Benchmark
+from steps.core.numbers import Refused, dumps, finite, is_finite, loads, whole
 from steps.core.records import Check
 
 _ROWS = {"E2EL": "e2el", "TTFT": "ttft", "TPOT": "tpot", "ITL": "itl"}
@@ -39,10 +41,11 @@ _COLUMNS = {
     "P99": "p99",
 }
 _TOTALS = {
-    "Output Token Throughput": "output_throughput",
-    "Total Token Throughput": "total_throughput",
-    "Request Throughput": "request_throughput",
+    "Output Token Throughput": ("output_throughput", "token/s"),
+    "Total Token Throughput": ("total_throughput", "token/s"),
+    "Request Throughput": ("request_throughput", "req/s"),
 }
+_T = TypeVar("_T")
 #: Gaps between chunks kept in ``requests.jsonl``; all of them stay in AISBench's own database.
 GAPS_KEPT = 200_000
 TEXT_KEPT = 2000
@@ -110,38 +113,35 @@ def _newest(work: Path) -> Path:
 
 def _performance(run: _Run, benchmark: Benchmark) -> Found:
     exact = bool(benchmark.sampling.get("ignore_eos", True))
-    lines = _jsonl(run.file("performances", "_details.jsonl"))
-    failed_lines = _jsonl(run.file("performances", "_failed.jsonl"))
-    totals = _json(run.file("performances", ".json"))
-    table = _table(run.file("performances", ".csv"))
-    rows = _rows(lines, run.path / "performances" / run.model / "db_data")
+    timed, odd = _lines(run.file("performances", "_details.jsonl"), _timed)
+    lost, odd_failed = _lines(run.file("performances", "_failed.jsonl"), _failure)
+    rows, odd_times = _rows(timed, run.path / "performances" / run.model / "db_data", run.stream)
+    metrics, counts, results = _results(run)
     good = [row for row in rows if not row.error]
     failed = [row for row in rows if row.error]
-    missing = _lost(failed_lines, rows)
+    known = {row.index for row in failed}
+    missing = [row.error for row in lost if row.index not in known]
     empty = [row for row in good if not _answered(row, benchmark.max_out_len)]
     cut = [row for row in good if row not in empty and _cut(row, benchmark.max_out_len, exact)]
-    count = _whole(totals, "Total Requests")
-    told = _whole(totals, "Failed Requests")
     errors = [*[row.error for row in failed], *missing]
-    if told and told > len(errors):
-        errors += ["AISBench does not say why"] * (told - len(errors))
+    failures = max(len(errors), counts.get("Failed Requests", 0))
+    sent = len(rows) + len(odd)
     checks = (
-        _present("AISBench's results", {"csv": bool(table), "json": bool(totals)}),
-        _present("AISBench's details", {"details.jsonl": bool(lines)}),
-        _asked(run, max(len(rows), count or 0) if count is not None else len(rows)),
-        _count("requests failed", errors),
+        results,
+        _readable(bool(timed or odd), [*odd, *odd_failed, *odd_times]),
+        _asked(run, max(sent, counts.get("Total Requests", 0))),
+        _count("requests failed", errors, failures),
         _count("answers empty", [_told(row, "no text") for row in empty]),
         _count("answers cut", [_told(row, _short(row, benchmark, exact)) for row in cut]),
     )
     requests = {
         "asked": run.asked,
-        "sent": len(rows),
+        "sent": sent,
         "ok": len(good) - len(empty) - len(cut),
-        "failed": len(errors),
+        "failed": failures,
         "empty": len(empty),
         "truncated": len(cut),
     }
-    metrics = {**_totals(totals), **_latencies(table)}
     if metrics:
         metrics["success_ratio"] = _share(requests)
     return Found(Measurement(metrics, requests, checks), rows)
@@ -163,36 +163,67 @@ def _short(row: Sample, benchmark: Benchmark, exact: bool) -> str:
     return f"{row.output_tokens} tokens" + (f" of {benchmark.max_out_len}" if exact else "")
 
 
-def _rows(lines: Sequence[Mapping[str, Any]], databases: Path) -> tuple[Sample, ...]:
-    """A row a request, in the order of the questions, with times where the database has them."""
+@dataclass(frozen=True)
+class _Timed:
+    """A request, and where the times of its chunks lie: database and row."""
+
+    row: Sample
+    database: str
+    reference: int
+
+
+def _timed(line: Mapping[str, Any]) -> _Timed:
+    """A line of the details."""
+    row = _sample(line, line.get("success"))
+    for name in ("input_tokens", "output_tokens"):
+        value = line.get(name)
+        setattr(row, name, _field(name, whole, 0 if value is None else value))
+    points = line.get("time_points")
+    reference = points.get("__db_ref__") if isinstance(points, dict) else None
+    row_of = _field("time_points", whole, reference or 0)
+    return _Timed(row, str(line.get("db_name") or ""), row_of)
+
+
+def _failure(line: Mapping[str, Any]) -> Sample:
+    """A line of the list of failures."""
+    return _sample(line, False)
+
+
+def _sample(line: Mapping[str, Any], success: Any) -> Sample:
+    if not isinstance(success, bool):
+        raise Refused(f"success: found {str(success)[:40]!r}, expected true or false")
+    said = "".join(c if c.isprintable() else " " for c in str(line.get("error_info") or ""))
+    error = "" if success else " ".join(said.split()) or "failed"
+    number = _field("id", whole, line.get("id"))
+    return Sample(number, text=_text(line.get("prediction")), error=error)
+
+
+def _rows(
+    timed: Sequence[_Timed], databases: Path, stream: bool
+) -> tuple[tuple[Sample, ...], list[str]]:
+    """Requests in the order of the questions, timed where the database has them; odd times."""
     times: dict[str, dict[int, list[float]]] = {}
-    paired: list[tuple[Sample, list[float]]] = []
-    for line in lines:
-        name = str(line.get("db_name") or "")
+    found, odd = [], []
+    for entry in sorted(timed, key=lambda entry: entry.row.index):
+        name = entry.database
         if name and name not in times:
-            times[name] = _time_points(databases / name)
-        points = line.get("time_points")
-        ref = points.get("__db_ref__") if isinstance(points, dict) else None
-        error = "" if line.get("success") else str(line.get("error_info") or "failed")
-        row = Sample(
-            index=int(line.get("id", len(paired))),
-            input_tokens=int(line.get("input_tokens") or 0),
-            output_tokens=int(line.get("output_tokens") or 0),
-            text=_text(line.get("prediction")),
-            error=error,
-        )
-        paired.append((row, times.get(name, {}).get(ref or 0, [])))
-    start = min((points[0] for _, points in paired if points), default=0.0)
+            times[name] = _time_points(databases / Path(name).name)
+        points = times.get(name, {}).get(entry.reference, [])
+        if not all(map(is_finite, points)) or any(b < a for a, b in pairwise(points)):
+            odd.append(_told(entry.row, f"its times in {name} are no rising numbers"))
+            points = []
+        found.append((entry.row, points))
+    start = min((points[0] for _, points in found if points), default=0.0)
     room = GAPS_KEPT
-    for row, points in sorted(paired, key=lambda pair: pair[0].index):
+    for row, points in found:
         if len(points) > 1:
             row.begun = round(points[0] - start, 6)
             row.e2el = round(points[-1] - points[0], 6)
-            row.ttft = round(points[1] - points[0], 6)
+            row.ttft = round(points[1] - points[0], 6) if stream else 0.0
             if len(points) - 2 <= room:
                 row.itl = [round(b - a, 6) for a, b in pairwise(points[1:])]
                 room -= len(row.itl)
-    return tuple(row for row, _ in sorted(paired, key=lambda pair: pair[0].index))
+    return tuple(row for row, _ in found), odd
 
 
 def _time_points(path: Path) -> dict[int, list[float]]:
@@ -202,7 +233,8 @@ def _time_points(path: Path) -> dict[int, list[float]]:
         return found
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as store:
         for number, blob in store.execute("SELECT id, arr_blob FROM numpy_store"):
-            found[int(number)] = _array(blob)
+            if isinstance(number, int) and isinstance(blob, bytes):
+                found[number] = _array(blob)
     return found
 
 
@@ -218,63 +250,79 @@ def _array(blob: bytes) -> list[float]:
         if head["descr"] != "<f8":
             return []
         return list(struct.unpack_from(f"<{head['shape'][0]}d", blob, start))
-    except (ValueError, SyntaxError, KeyError, IndexError, TypeError, struct.error):
+    except (ValueError, LookupError, SyntaxError, TypeError, struct.error):
+        return []
+    except (RecursionError, MemoryError):  # a head that is nested too deeply
         return []
 
 
-def _lost(failed: Iterable[Mapping[str, Any]], rows: Iterable[Sample]) -> list[str]:
-    """Failures that only the list of failures knows."""
-    known = {row.index for row in rows if row.error}
-    return [
-        str(line.get("error_info") or "failed")
-        for line in failed
-        if int(line.get("id", -1)) not in known
-    ]
+def _results(run: _Run) -> tuple[dict[str, float], dict[str, int], Check]:
+    """Metrics and counts of the csv and the json; what is not in them, or is none."""
+    totals, why = _json(run.file("performances", ".json"))
+    table = _table(run.file("performances", ".csv"))
+    odd: list[str] = []
+    metrics: dict[str, float] = {}
+    for key, (metric, unit) in _TOTALS.items() if totals else ():
+        _take(odd, key, metrics, metric, partial(finite, unit=unit, least=0), _total(totals, key))
+    counts: dict[str, int] = {}
+    for key in ("Total Requests", "Failed Requests") if totals else ():
+        _take(odd, key, counts, key, whole, _total(totals, key))
+    for label, name, value in _cells(table):
+        _take(odd, label, metrics, name, partial(finite, unit="ms", least=0), value)
+    absent = [file for file, there in (("csv", table), ("json", totals)) if not there]
+    if absent:
+        odd.insert(0, f"no readable {' and no '.join(absent)}" + (f": {why}" if why else ""))
+    said = ("fail", "; ".join(odd)[:1000]) if odd else ("pass", "csv, json")
+    return metrics, counts, Check("AISBench's results", *said)
 
 
-def _totals(data: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for key, metric in _TOTALS.items():
-        value = _number(_total(data, key))
-        if value is not None:
-            found[metric] = value
-    return found
+def _take(
+    odd: list[str],
+    label: str,
+    into: dict[str, _T],
+    key: str,
+    read: Callable[[Any], _T],
+    value: Any,
+) -> None:
+    """Read one value, or say why it is none."""
+    try:
+        into[key] = _field(label, read, value)
+    except Refused as error:
+        odd.append(str(error))
 
 
-def _latencies(table: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Milliseconds by our names; rows that are absent (one chunk, no stream) stay absent."""
-    found = {}
-    for row in table:
-        name = _ROWS.get(row.get("Performance Parameters", ""))
-        if name is None or row.get("Stage") != "total":
-            continue
+def _cells(table: Sequence[Mapping[str, str]]) -> Iterable[tuple[str, str, str | None]]:
+    """(label, our name, text) of each latency; rows that are absent (one chunk, no stream) stay so.
+
+    Each request has an end-to-end latency, so its average is always among them.
+    """
+    rows = {
+        row.get("Performance Parameters", ""): row for row in table if row.get("Stage") == "total"
+    }
+    for parameter, name in _ROWS.items():
+        row = rows.get(parameter, {})
         for column, stat in _COLUMNS.items():
-            value = _number(row.get(column))
-            if value is not None:
-                found[f"{name}_{stat}_ms"] = value
-    return found
+            value = row.get(column)
+            if value is not None or (table and (parameter, column) == ("E2EL", "Average")):
+                yield f"{parameter} {column}", f"{name}_{stat}_ms", value
 
 
 # Accuracy
 
 
 def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
-    lines = _jsonl(run.file("predictions", ".jsonl"))
-    failed_lines = _jsonl(run.file("predictions", "_failed.jsonl"))
-    rows = tuple(
-        sorted(
-            (
-                *(_answer(line, "") for line in lines if line.get("success", True)),
-                *(_answer(line, str(line.get("error_info") or "failed")) for line in failed_lines),
-            ),
-            key=lambda row: row.index,
-        )
-    )
+    answers, odd = _lines(run.file("predictions", ".jsonl"), _answer)
+    lost, odd_failed = _lines(run.file("predictions", "_failed.jsonl"), _failure)
+    good = [row for row in answers if not row.error]
+    rows = tuple(sorted((*good, *lost), key=lambda row: row.index))
     failed = [row for row in rows if row.error]
     empty = [row for row in rows if not row.error and not row.text.strip()]
     score, said = _score(run)
+    sent = len(rows) + len(odd)
+    unread = [*odd, *odd_failed]
     checks = (
-        _asked(run, len(rows)),
+        *((_readable(True, unread),) if unread else ()),
+        _asked(run, sent),
         _count("requests failed", [row.error for row in failed]),
         _count("answers empty", [_told(row, "no text") for row in empty]),
         Check(
@@ -286,7 +334,7 @@ def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
     )
     requests = {
         "asked": run.asked,
-        "sent": len(rows),
+        "sent": sent,
         "ok": len(rows) - len(failed) - len(empty),
         "failed": len(failed),
         "empty": len(empty),
@@ -296,8 +344,8 @@ def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
     return Found(Measurement(metrics, requests, checks), rows)
 
 
-def _answer(line: Mapping[str, Any], error: str) -> Sample:
-    return Sample(int(line.get("id", 0)), text=_text(line.get("prediction")), error=error)
+def _answer(line: Mapping[str, Any]) -> Sample:
+    return _sample(line, line.get("success", True))
 
 
 def _score(run: _Run) -> tuple[float | None, str]:
@@ -308,10 +356,9 @@ def _score(run: _Run) -> tuple[float | None, str]:
     for row in _table(files[-1]):
         if row.get("dataset") == run.data:
             text = list(row.values())[-1]
-            value = _number(text)
-            if value is None:
-                return None, f"the summary has '{text}' for {run.data}"
-            return value, f"{row.get('metric', 'score')} {text}"
+            with contextlib.suppress(Refused):
+                return finite(text, "%", 0, 100), f"{row.get('metric', 'score')} {text}"
+            return None, f"the summary has '{text}' for {run.data}"
     return None, f"the summary has no line for {run.data}"
 
 
@@ -323,7 +370,7 @@ def write_requests(path: Path, rows: Iterable[Sample], *, keep_text: bool) -> No
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
             text = row.text[:TEXT_KEPT] if keep_text else ""
-            out.write(json.dumps({**vars(row), "text": text}) + "\n")
+            out.write(dumps({**vars(row), "text": text}) + "\n")
 
 
 def _asked(run: _Run, found: int) -> Check:
@@ -335,17 +382,24 @@ def _asked(run: _Run, found: int) -> Check:
     return Check("requests sent", "fail", f"found {found}, expected {run.asked}{note}")
 
 
-def _present(name: str, files: Mapping[str, bool]) -> Check:
-    absent = [file for file, there in files.items() if not there]
-    if absent:
-        return Check(name, "fail", f"no readable {' and no '.join(absent)}")
-    return Check(name, "pass", ", ".join(files))
+def _readable(there: bool, odd: Sequence[str]) -> Check:
+    """Whether every row of the details could be read."""
+    name = "AISBench's details"
+    if not there:
+        return Check(name, "fail", "no readable details.jsonl")
+    if not odd:
+        return Check(name, "pass", "details.jsonl")
+    rows = "1 row" if len(odd) == 1 else f"{len(odd)} rows"
+    return Check(name, "fail", f"{rows} cannot be read, the first: {odd[0][:300]}")
 
 
-def _count(name: str, said: Sequence[str]) -> Check:
-    if not said:
+def _count(name: str, said: Sequence[str], told: int = 0) -> Check:
+    """Whether there is none; ``told`` is how many AISBench counts, though it may not say which."""
+    count = max(len(said), told)
+    if not count:
         return Check(name, "pass", "0")
-    return Check(name, "fail", f"{len(said)}, the first: {said[0][:300]}")
+    first = said[0][:300] if said else "AISBench does not say why"
+    return Check(name, "fail", f"{count}, the first: {first}")
 
 
 def _told(row: Sample, what: str) -> str:
@@ -361,49 +415,58 @@ def _total(data: Mapping[str, Any], key: str) -> Any:
     return entry.get("total") if isinstance(entry, dict) else None
 
 
-def _whole(data: Mapping[str, Any], key: str) -> int | None:
-    value = _number(_total(data, key))
-    return None if value is None else int(value)
-
-
-def _number(value: Any) -> float | None:
-    """``12``, ``"12.5"`` or ``"12.5 token/s"``; None for anything else."""
-    try:
-        return float(str(value).split()[0])
-    except (ValueError, IndexError):
-        return None
-
-
 def _text(prediction: Any) -> str:
     if isinstance(prediction, list):
         return "\n".join(map(str, prediction))
     return "" if prediction is None else str(prediction)
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file; torn lines, such as a killed writer leaves, are left out."""
-    found = []
-    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as source:
-        for line in source:
-            with contextlib.suppress(ValueError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    found.append(value)
-    return found
+def _field(name: str, read: Callable[[Any], _T], value: Any) -> _T:
+    """One value.
+
+    Raises:
+        Refused: it is not what it should be; its name is said.
+    """
+    try:
+        return read(value)
+    except Refused as error:
+        raise Refused(f"{name}: {error}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        if isinstance(value, dict):
-            return value
-    return {}
+def _lines(path: Path, read: Callable[[Mapping[str, Any]], _T]) -> tuple[list[_T], list[str]]:
+    """The rows of a file, and those that cannot be read, each by file and line with the reason."""
+    found: list[_T] = []
+    odd: list[str] = []
+    with (
+        contextlib.suppress(OSError),
+        path.open(encoding="utf-8-sig", errors="replace") as source,
+    ):
+        for number, line in enumerate(source, 1):
+            try:
+                value = loads(line)
+                if not isinstance(value, dict):
+                    raise Refused(f"found {line.strip()[:40]!r}, expected an object")
+                found.append(read(value))
+            except (ValueError, RecursionError) as error:
+                odd.append(f"{path.name}:{number}: {error}")
+    return found, odd
+
+
+def _json(path: Path) -> tuple[dict[str, Any], str]:
+    """The object in a file, or why there is none; an absent file needs no reason."""
+    try:
+        value = loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+    except OSError:
+        return {}, ""
+    except ValueError as error:
+        return {}, str(error)
+    return (value, "") if isinstance(value, dict) else ({}, "it is no object")
 
 
 def _table(path: Path) -> list[dict[str, str]]:
     with (
         contextlib.suppress(OSError, csv.Error),
-        path.open(encoding="utf-8", errors="replace", newline="") as source,
+        path.open(encoding="utf-8-sig", errors="replace", newline="") as source,
     ):
         return [dict(row) for row in csv.DictReader(source)]
     return []
