@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from steps.core import cli, fleet, settings
+from steps.core import door, fleet, settings
 from steps.core.errors import Exit, MultinodeError
 from steps.core.noderun import free_bytes
 
@@ -59,15 +59,12 @@ class Look:
         return "ok" if self.ok else "LACKS" if self.must else "lacks"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments_parser() -> argparse.ArgumentParser:
     """``python -m ci.doctor [--for BACKEND] [--format json]``."""
-    parser = argparse.ArgumentParser(
-        prog="doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = door.parser("doctor", __doc__)
     parser.add_argument("--for", dest="backend", choices=BACKENDS, help="look for this one only")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments.backend or "", arguments.format))
+    return parser
 
 
 def run(backend: str, form: str) -> int:
@@ -323,6 +320,8 @@ def _built(name: str) -> str:
     found = environments.installed(name)
     return str(found.path) if found else ""
 
+
+main = door.verb(arguments_parser, lambda given: run(given.backend or "", given.format))
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -11,6 +11,7 @@ with its class as type, what was not judged is skipped with the reason.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import re
 import sys
@@ -20,7 +21,7 @@ from xml.etree import ElementTree
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-from steps.core import cli
+from steps.core import door
 from steps.core.errors import UsageError
 from steps.core.plan import LEADER, Plan
 from steps.core.records import BenchResult, Cause, Record
@@ -184,17 +185,21 @@ def collect(target: Path, files: Sequence[Path]) -> None:
     write_text(target, merge(suites))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments_parser() -> argparse.ArgumentParser:
     """``python -m ci.junit TARGET FILE...``."""
-    names = list(sys.argv[1:] if argv is None else argv)
+    parser = door.parser("python -m ci.junit", __doc__)
+    parser.add_argument("target", type=Path, help="the file to add to")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what to add")
+    return parser
 
-    def work() -> int:
-        if len(names) < 2:
-            raise UsageError("expected: python -m ci.junit TARGET FILE...", "Name what to merge.")
-        collect(Path(names[0]), [Path(name) for name in names[1:]])
-        return 0
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Merge the files."""
+    collect(arguments.target, arguments.files)
+    return 0
+
+
+main = door.verb(arguments_parser, work)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def settle(
     write_text(run_dir.junit, redactor.text(text))
     result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
     if store is not None:
-        _attempt("the history", lambda: store.append(result), say)
-    _attempt("report.html", lambda: _html(over, [*past, result], remarks), say)
+        attempt("the history", lambda: store.append(result), say)
+    attempt("report.html", lambda: _html(over, [*past, result], remarks), say)
     return verdict, int(Exit.PASS) if entry and entry.green else verdict.exit_code
 
 
@@ -145,7 +145,7 @@ def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.R
     store = history.open_store(where)
     past: list[history.Result] = []
     key = history.case_key(case.file)
-    _attempt("the history", lambda: past.extend(store.results(key, LOOK_BACK)), say)
+    attempt("the history", lambda: past.extend(store.results(key, LOOK_BACK)), say)
     return store, past
 
 
@@ -155,7 +155,8 @@ def _html(over: Finished, results: Sequence[history.Result], remarks: Sequence[s
     html.write(over, results, remarks)
 
 
-def _attempt(what: str, work: Callable[[], object], say: Say) -> None:
+def attempt(what: str, work: Callable[[], object], say: Say) -> None:
+    """Do what is no part of the verdict; its failure is said, and changes nothing."""
     try:
         work()
     except ImportError as error:

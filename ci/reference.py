@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.core import fleet, settings
+from steps.core import door, fleet, settings
 from steps.core.errors import Exit
 from steps.core.gates import METRICS
 from steps.core.schema import FIELDS
@@ -141,16 +141,25 @@ def _table(heads: tuple[str, ...], rows: Any) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def arguments_parser() -> argparse.ArgumentParser:
+    """``python -m ci.reference [--check]``."""
+    parser = door.parser("python -m ci.reference", __doc__)
+    parser.add_argument("--check", action="store_true", help="say whether the page is fresh")
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> int:
     """Write the page; with ``--check`` say whether it is fresh."""
     text = page()
-    if "--check" in sys.argv[1:]:
+    if arguments.check:
         fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
         print(f"{PAGE} is {'fresh' if fresh else 'old: run `python -m ci.reference`'}")
         return int(Exit.PASS if fresh else Exit.USAGE)
     PAGE.write_text(text, encoding="utf-8")
     return int(Exit.PASS)
 
+
+main = door.verb(arguments_parser, work)
 
 if __name__ == "__main__":
     sys.exit(main())

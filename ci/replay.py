@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ci import run as ci_run
-from steps.core import VERSION, budgets, cli
+from steps.core import VERSION, budgets, door
 from steps.core.case import Case, load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import Plan, from_json, to_dict
@@ -34,15 +34,12 @@ from steps.core.rundir import RunDir, new_run_id, read_json
 SHOWN = 8
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments_parser() -> argparse.ArgumentParser:
     """``python -m ci.replay RUN [OPTIONS OF ci.run]``."""
-    parser = argparse.ArgumentParser(
-        prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = door.parser("replay", __doc__)
     parser.add_argument("run", metavar="RUN", help="directory of an earlier run")
     parser.add_argument("--run-dir", help="of the new run; default: beside the earlier one")
-    arguments, more = parser.parse_known_args(argv)
-    return cli.guarded(lambda: replay(Path(arguments.run), arguments.run_dir, more))
+    return parser
 
 
 def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
@@ -220,6 +217,12 @@ def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 
+
+main = door.verb(
+    arguments_parser,
+    lambda given: replay(Path(given.run), given.run_dir, given.more),
+    more=True,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

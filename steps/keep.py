@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import settings
+from steps.core import door, settings
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, write_text
 
@@ -499,10 +499,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m steps.keep run | relay DIR | pack DIR | clean DIR | retire DIR``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["run"]:
-        return run()
+        return door.guarded(run)
     verbs = {"relay": relay, "pack": pack, "clean": clean, "retire": retire}
     if len(words) == 2 and words[0] in verbs:
-        return verbs[words[0]](Path(words[1]))
+        return door.guarded(lambda: verbs[words[0]](Path(words[1])))
     print("keep is started by the runner: run | relay | pack | clean | retire", file=sys.stderr)
     return 2
 

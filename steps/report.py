@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps.core import cli, finished, records, summary
+from steps.core import door, finished, records, summary
 from steps.core.errors import InfraError, UsageError
 from steps.core.events import read_events
 from steps.core.finished import Finished
@@ -81,28 +81,32 @@ def _repeat(run_dir: RunDir, style: str) -> int:
     return code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments_parser() -> argparse.ArgumentParser:
     """``python -m steps.report --run-dir DIR [--format text|json]``."""
-    parser = argparse.ArgumentParser(prog="report", description=__doc__)
+    parser = door.parser("report", __doc__)
     parser.add_argument("--run-dir", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    arguments = parser.parse_args(argv)
+    return parser
 
-    def work() -> int:
-        run_dir = RunDir(Path(arguments.run_dir))
-        if not run_dir.path.is_dir():
-            raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
-        if not run_dir.plan.exists() and run_dir.verdict.exists():
-            return _repeat(run_dir, arguments.format)
-        verdict = run(run_dir).verdict
-        if arguments.format == "json":
-            json.dump(verdict.to_dict(), sys.stdout, indent=2)
-            print()
-        else:
-            print(run_dir.summary.read_text(encoding="utf-8"))
-        return verdict.exit_code
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Print the verdict; the exit code is the verdict's."""
+    run_dir = RunDir(Path(arguments.run_dir))
+    if not run_dir.path.is_dir():
+        raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
+    door.keep_in(run_dir.path)
+    if not run_dir.plan.exists() and run_dir.verdict.exists():
+        return _repeat(run_dir, arguments.format)
+    verdict = run(run_dir).verdict
+    if arguments.format == "json":
+        json.dump(verdict.to_dict(), sys.stdout, indent=2)
+        print()
+    else:
+        print(run_dir.summary.read_text(encoding="utf-8"))
+    return verdict.exit_code
+
+
+main = door.verb(arguments_parser, work)
 
 
 if __name__ == "__main__":

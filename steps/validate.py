@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from steps.core import profile, settings
+from steps.core import door, profile, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import (
@@ -218,20 +218,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    args = parser().parse_args(argv)
-    try:
-        return run(
-            args.files,
-            style=args.style,
-            explain=args.explain,
-            matrix=args.matrix,
-            strict=args.strict,
-        )
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.USAGE
+def work(args: argparse.Namespace) -> int:
+    """Print the problems, or explain a rule."""
+    return run(
+        args.files,
+        style=args.style,
+        explain=args.explain,
+        matrix=args.matrix,
+        strict=args.strict,
+    )
+
+
+main = door.verb(parser, work)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ Touches nothing, but for :func:`main`, which writes ``configs/case.schema.json``
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from steps.core import door
 from steps.core.schema import FIELDS
 
 FILE = Path("configs/case.schema.json")
@@ -113,12 +116,14 @@ def text() -> str:
     return json.dumps(schema(), indent=1) + "\n"
 
 
-def main() -> int:
+def work(_arguments: argparse.Namespace) -> int:
     """Write the file."""
     FILE.write_text(text(), encoding="utf-8")
     print(f"{FILE}: {len(text()):,} bytes")
     return 0
 
+
+main = door.verb(partial(door.parser, "python -m steps.lint.jsonschema", __doc__), work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from rich.spinner import Spinner
 from ci import hosts_check
 from ci.live import Live
 from steps import report, validate
-from steps.core import cli, fleet, settings
+from steps.core import cli, door, fleet, settings
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.events import Event
 from steps.core.rundir import RunDir, point_latest, write_text
@@ -44,12 +45,12 @@ def test_a_terminal_that_lacks_a_sign_ends_no_run(monkeypatch: pytest.MonkeyPatc
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
 
-    def work() -> int:
+    def work(_arguments: object) -> int:
         print("✅ PASS")
         sys.stdout.flush()
         return 0
 
-    assert cli.guarded(work) == 0
+    assert door.verb(argparse.ArgumentParser, work)([]) == 0
     assert raw.getvalue() == b"? PASS\n"
 
 
