@@ -157,6 +157,9 @@ def environment(what: str) -> Iterator[None]:
     except (CommandFailed, OSError) as error:
         print(f"error: what this session needs {what}: {error}", file=sys.stderr)
         sys.exit(3)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def run_module(session: nox.Session, module: str) -> None:

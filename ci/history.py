@@ -9,10 +9,13 @@ in the order of their times. Touches: the store.
 A result is written under another name and renamed, so it is there whole or not
 at all; its name is that of its run, so a second writer of the same result
 changes nothing; its content carries a checksum, so a torn file is passed over.
+
+    python -m ci.history RUN_DIR [--store DIR]      keep a run's result afterwards
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -20,16 +23,18 @@ import os
 import random
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from steps.core import fleet, settings
-from steps.core.errors import InfraError
+from steps.core import door, finished, fleet, settings
+from steps.core.errors import InfraError, UsageError
 from steps.core.plan import LEADER, Plan
 from steps.core.records import Record
+from steps.core.rundir import RunDir
 from steps.core.verdict import Verdict
 
 SCHEMA = 1
@@ -297,3 +302,29 @@ def _git(clone: Path, *arguments: str) -> str:
             "Check the store's name and that git may push to it.",
         )
     return done.stdout
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    """``python -m ci.history RUN_DIR [--store DIR]``."""
+    parser = door.parser("python -m ci.history", __doc__)
+    parser.add_argument("run_dir", type=Path, help="directory of a run that is over")
+    parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Keep the result of a run whose history could not be written when it ended."""
+    where = arguments.store or settings.read().history
+    if not where:
+        raise UsageError("nothing says where the history is", "Give --store DIR.")
+    over = finished.read(RunDir(arguments.run_dir))
+    result = result_of(over.plan, over.verdict, over.records, over.spent.total, commit_here())
+    open_store(where).append(result)
+    print(f"{where}: kept {result.run}, {result.case}: {result.verdict}")
+    return 0
+
+
+main = door.verb(arguments_parser, work)
+
+if __name__ == "__main__":
+    sys.exit(main())

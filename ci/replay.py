@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ci import outcome
 from ci import run as ci_run
 from steps.core import VERSION, budgets, door
 from steps.core.case import Case, load_case
@@ -57,9 +58,13 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
         print(f"warning: {text}", file=sys.stderr)
     print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
     code = ci_run.main(words)
-    for line in compared(before, RunDir(directory)):
-        print(line)
+    outcome.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
     return code
+
+
+def _compare(before: RunDir, after: RunDir) -> None:
+    for line in compared(before, after):
+        print(line)
 
 
 def load(run_dir: RunDir) -> Plan:

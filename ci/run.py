@@ -193,9 +193,14 @@ def conclude(
 ) -> int:
     """Everything that is made of a run directory, whatever is in it; the exit code."""
     run_dir, case = request.run_dir, request.case
+    verdict: Verdict | None = None
     if run_dir.plan.exists():
-        verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
-    else:
+        try:
+            verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
+        except Exception as error:
+            told = error if isinstance(error, MultinodeError) else door.failure(error)
+            observed = (_cause_of(told, request),)
+    if verdict is None:
         cause = observed[0] if observed else Cause("internal", "no-verdict", "no plan was made")
         took = time.time() - began
         verdict = Verdict(

@@ -277,10 +277,9 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
 
 def arguments_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
-        prog="python -m steps.fix",
-        description="Repair what can be repaired safely in cases; prints a diff. "
-        f"Rules: {', '.join(FIXERS)}.",
+    options = door.parser(
+        "python -m steps.fix",
+        f"Repair what can be repaired safely in cases; prints a diff. Rules: {', '.join(FIXERS)}.",
     )
     options.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
     options.add_argument("--dry-run", action="store_true", help="only show the diff")

@@ -198,9 +198,9 @@ def _expand(path: Path) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m steps.validate",
-        description="Find every problem of cases: form, resolution, and the fleet's rules. "
+    made = door.parser(
+        "python -m steps.validate",
+        "Find every problem of cases: form, resolution, and the fleet's rules. "
         "Exit code 0, or 2 when there is an error.",
     )
     made.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")

@@ -57,9 +57,10 @@ def find_case(name: str) -> Path:
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
     known = [path for path in known if not path.startswith("clusters/")]
     close = difflib.get_close_matches(name, known, 3, 0.4)
+    here = f"configs/ has: {', '.join(known)}." if known else "Name the path of a YAML file."
     raise UsageError(
         f"no case {name!r}, neither as a path nor in configs/",
-        f"Did you mean {' or '.join(close)}?" if close else f"configs/ has: {', '.join(known)}.",
+        f"Did you mean {' or '.join(close)}?" if close else here,
     )
 
 

@@ -16,7 +16,6 @@ import os
 import re
 import select
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -141,6 +140,8 @@ def _ended_by(error: BaseException) -> int:
 
 def _keep(error: BaseException) -> str:
     """Write the traceback where the run is, else into a directory of its own; says where."""
+    import tempfile
+
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     for home in (_home, None):
         with contextlib.suppress(OSError):
