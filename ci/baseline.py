@@ -138,14 +138,11 @@ def diff(case: Case, text: str, proposals: Sequence[Proposal]) -> tuple[str, str
     return new, "".join(line if line.endswith("\n") else f"{line}\n" for line in change)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s baseline``."""
-    parser = door.parser("baseline", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--lower", action="store_true", help="propose lower baselines too")
     parser.add_argument("--write", action="store_true", help="change the case file, too")
     add_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -165,7 +162,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("baseline", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -224,11 +224,9 @@ def command(
         The exit code.
     """
 
-    def options() -> argparse.ArgumentParser:
-        parser = door.parser(f"python -m {module}", description)
+    def options(parser: argparse.ArgumentParser) -> None:
         listed = f"build these: {', '.join(rows)}; none: list all"
         parser.add_argument("names", nargs="*", metavar="NAME", help=listed)
-        return parser
 
     def work(given: argparse.Namespace) -> int:
         if arguments is None:
@@ -241,7 +239,7 @@ def command(
             print("\n".join(_listing(rows)))
         return 0
 
-    return door.verb(options, work)(arguments)
+    return door.Verb(f"python -m {module}", description, options, work)(arguments)
 
 
 def _listing(rows: Mapping[str, tuple[Slot, Listed]]) -> Iterator[str]:

@@ -20,15 +20,12 @@ from steps.core.errors import InfraError, UsageError
 __all__ = ["main", "questions", "write_arithmetic"]
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = door.parser("python -m ci.datasets", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path)
     for option, default in (("--seed", 0), ("--test", 64), ("--train", 8)):
         parser.add_argument(
             option, type=int, default=default, metavar="N", help="default: %(default)s"
         )
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -46,7 +43,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("python -m ci.datasets", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -59,12 +59,9 @@ class Look:
         return "ok" if self.ok else "LACKS" if self.must else "lacks"
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.doctor [--for BACKEND] [--format json]``."""
-    parser = door.parser("doctor", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="backend", choices=BACKENDS, help="look for this one only")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    return parser
 
 
 def run(backend: str, form: str) -> int:
@@ -321,7 +318,7 @@ def _built(name: str) -> str:
     return str(found.path) if found else ""
 
 
-main = door.verb(arguments_parser, lambda given: run(given.backend or "", given.format))
+main = door.Verb("doctor", __doc__, _options, lambda given: run(given.backend or "", given.format))
 
 if __name__ == "__main__":
     raise SystemExit(main())

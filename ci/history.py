@@ -304,12 +304,9 @@ def _git(clone: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.history RUN_DIR [--store DIR]``."""
-    parser = door.parser("python -m ci.history", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, help="directory of a run that is over")
     parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -324,7 +321,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("python -m ci.history", __doc__, _options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

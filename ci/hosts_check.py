@@ -29,14 +29,11 @@ _RUN = (
 )
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.hosts_check --hosts A,B | --hosts FILE | --case CASE``."""
-    parser = door.parser("hosts-check", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hosts", default="", help="addresses, or a hosts file")
     parser.add_argument("--case", default="", help="a case with cluster_hosts")
     hosts_check.add_arguments(parser)
     parser.set_defaults(directory="")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -110,7 +107,7 @@ def _inventory(arguments: argparse.Namespace) -> Inventory:
     )
 
 
-main = door.verb(arguments_parser, run)
+main = door.Verb("hosts-check", __doc__, _options, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

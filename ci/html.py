@@ -394,12 +394,9 @@ def known_of(run_dir: RunDir) -> list[str]:
     return [str(text) for text in data.get("remarks", [])] if isinstance(data, dict) else []
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s report``."""
-    parser = door.parser("report", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", nargs="?", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--store", default="", help="history; default: $MULTINODE_HISTORY")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -415,7 +412,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("report", __doc__, _options, work)
 
 
 if __name__ == "__main__":

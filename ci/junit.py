@@ -185,12 +185,9 @@ def collect(target: Path, files: Sequence[Path]) -> None:
     write_text(target, merge(suites))
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.junit TARGET FILE...``."""
-    parser = door.parser("python -m ci.junit", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="the file to add to")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what to add")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -199,7 +196,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("python -m ci.junit", __doc__, _options, work)
 
 
 if __name__ == "__main__":

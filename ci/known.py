@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(partial(door.parser, "python -m ci.known", __doc__), work)
+main = door.Verb("python -m ci.known", __doc__, door.no_options, work)
 
 
 if __name__ == "__main__":

@@ -296,9 +296,7 @@ def _cells(entry: Entry) -> tuple[Any, ...]:
     return (*list(asdict(entry).values())[:5], runner, entry.cadence, entry.owner)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s matrix``."""
-    parser = door.parser("matrix", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--soc", action="append", default=[], help="only this SoC; repeatable")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these entries")
     parser.add_argument(
@@ -310,7 +308,6 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("table", "json", "github"), help="default: see below")
     parser.add_argument("--file", type=Path, default=MATRIX, help=f"default: {MATRIX}")
     parser.epilog = "The default format is a table on a terminal, JSON elsewhere."
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -329,7 +326,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("matrix", __doc__, _options, work)
 
 
 if __name__ == "__main__":

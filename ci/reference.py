@@ -24,14 +24,14 @@ from steps.core.schema import FIELDS
 from steps.core.verdict import CLASSES
 
 PAGE = fleet.ROOT / "docs" / "reference.md"
-#: What one types -> the module's function that makes its parser.
+#: What one types -> the module it starts.
 PARSERS = {
-    "nox -s multinode --": ("ci.run", "arguments_parser"),
-    "nox -s validate --": ("steps.validate", "parser"),
-    "nox -s matrix --": ("ci.matrix", "arguments_parser"),
-    "nox -s report --": ("ci.html", "arguments_parser"),
-    "nox -s trend --": ("ci.trend", "arguments_parser"),
-    "nox -s baseline --": ("ci.baseline", "arguments_parser"),
+    "nox -s multinode --": "ci.run",
+    "nox -s validate --": "steps.validate",
+    "nox -s matrix --": "ci.matrix",
+    "nox -s report --": "ci.html",
+    "nox -s trend --": "ci.trend",
+    "nox -s baseline --": "ci.baseline",
 }
 EXITS = {
     Exit.PASS: "the case passed, or the command did its work",
@@ -101,8 +101,8 @@ def page() -> str:
     ]
     parts.append(_table(("metric", "unit", "better is"), metrics))
     parts.append("## Commands")
-    for command, (module, function) in PARSERS.items():
-        parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
+    for command, module in PARSERS.items():
+        parser: argparse.ArgumentParser = importlib.import_module(module).main.parser()
         parts += [f"### `{command}`", f"```text\n{_help(parser, command)}\n```"]
     parts.append("## Exit codes")
     codes = [
@@ -141,11 +141,8 @@ def _table(heads: tuple[str, ...], rows: Any) -> str:
     return "\n".join(lines)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.reference [--check]``."""
-    parser = door.parser("python -m ci.reference", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="say whether the page is fresh")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -159,7 +156,7 @@ def work(arguments: argparse.Namespace) -> int:
     return int(Exit.PASS)
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("python -m ci.reference", __doc__, _options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

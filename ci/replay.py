@@ -35,12 +35,9 @@ from steps.core.rundir import RunDir, new_run_id, read_json
 SHOWN = 8
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m ci.replay RUN [OPTIONS OF ci.run]``."""
-    parser = door.parser("replay", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="directory of an earlier run")
     parser.add_argument("--run-dir", help="of the new run; default: beside the earlier one")
-    return parser
 
 
 def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
@@ -223,8 +220,10 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-main = door.verb(
-    arguments_parser,
+main = door.Verb(
+    "replay",
+    __doc__,
+    _options,
     lambda given: replay(Path(given.run), given.run_dir, given.more),
     more=True,
 )

@@ -51,9 +51,7 @@ WAYS = (
 )
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """Options of a run, one parser for all backends."""
-    parser = door.parser("multinode", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--on", choices=tuple(BACKENDS), help="where to run it")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
@@ -63,7 +61,6 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="show every event")
     parser.add_argument("--keep", action="store_true", help="with --on k8s: delete nothing")
     cli.add_shape_arguments(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -283,7 +280,7 @@ def _signals(request: Request):  # type: ignore[no-untyped-def]
             signal.signal(number, handler)
 
 
-main = door.verb(arguments_parser, run)
+main = door.Verb("multinode", __doc__, _options, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -218,13 +218,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last", type=int, default=60, help="runs to look at; default 60")
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s trend``."""
-    parser = door.parser("trend", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", nargs="?", help="a case: a path, or a name in configs/")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG picture")
     add_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -243,7 +240,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("trend", __doc__, _options, work)
 
 
 if __name__ == "__main__":

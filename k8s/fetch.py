@@ -331,13 +331,10 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
     return code
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``invoke fetch --on k8s --name NAME``."""
-    parser = door.parser("fetch", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="the LeaderWorkerSet")
     parser.add_argument("--namespace", default="", help="default: the kubeconfig's")
     parser.add_argument("--run-dir", default="", help="default: runs/NAME")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -346,7 +343,7 @@ def work(arguments: argparse.Namespace) -> int:
     return by_hand(arguments.name, arguments.namespace, run_dir)
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("fetch", __doc__, _options, work)
 
 
 if __name__ == "__main__":

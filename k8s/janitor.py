@@ -109,14 +109,11 @@ def run(api: Api, namespace: str, older_than: float | None, dry: bool) -> int:
     return code
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``nox -s janitor [-- --older-than 6h]``."""
-    parser = door.parser("janitor", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--older-than", default="", metavar="6h", help="default: its own time")
     parser.add_argument("--namespace", default="", help="default: the profile's, the kubeconfig's")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -138,7 +135,7 @@ def work(arguments: argparse.Namespace) -> int:
         raise InfraError(f"the API refuses: {error}", hint) from None
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("janitor", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -132,15 +132,12 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``nox -s render -- CASE --profile NAME``."""
-    parser = door.parser("render", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--namespace", default="", help="default: the profile's, or `default`")
     parser.add_argument("--output", default="", help="write here; default: standard output")
     cli.add_shape_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -156,7 +153,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("render", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -275,18 +275,17 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
     return Exit.USAGE if failed else Exit.PASS
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    options = door.parser(
-        "python -m steps.fix",
-        f"Repair what can be repaired safely in cases; prints a diff. Rules: {', '.join(FIXERS)}.",
-    )
-    options.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
-    options.add_argument("--dry-run", action="store_true", help="only show the diff")
-    return options
+def _command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
+    parser.add_argument("--dry-run", action="store_true", help="only show the diff")
 
 
-main = door.verb(arguments_parser, lambda args: run(args.files, dry_run=args.dry_run))
+main = door.Verb(
+    "python -m steps.fix",
+    f"Repair what can be repaired safely in cases; prints a diff. Rules: {', '.join(FIXERS)}.",
+    _command,
+    lambda args: run(args.files, dry_run=args.dry_run),
+)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,8 @@ def _shown(name: str, value: object) -> str:
     return "" if value is None else str(value)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m steps.hosts_check [--directory DIR] [--ports A,B] [--model DIR]``."""
-    parser = door.parser("hosts-check", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -59,7 +56,7 @@ def work(arguments: argparse.Namespace) -> int:
     return int(Exit.INFRA) if found else int(Exit.PASS)
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("hosts-check", __doc__, _options, work)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

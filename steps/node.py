@@ -662,11 +662,8 @@ def _words(error: OSError) -> str:
 # The command line
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m steps.node --plan FILE --node-index I``, or with ``--case`` by hand."""
-    parser = door.parser("node", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     add_start_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -676,7 +673,7 @@ def work(arguments: argparse.Namespace) -> int:
     return Program(start).main()
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("node", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -81,12 +81,9 @@ def _repeat(run_dir: RunDir, style: str) -> int:
     return code
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m steps.report --run-dir DIR [--format text|json]``."""
-    parser = door.parser("report", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -106,7 +103,7 @@ def work(arguments: argparse.Namespace) -> int:
     return verdict.exit_code
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("report", __doc__, _options, work)
 
 
 if __name__ == "__main__":

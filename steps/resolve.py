@@ -63,16 +63,13 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """``python -m steps.resolve --case CASE [--rehearse | --hosts A,B]``."""
-    parser = door.parser("plan", __doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
     parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
     parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--output", help="write the JSON plan to this file")
     cli.add_shape_arguments(parser)
-    return parser
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -85,7 +82,7 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(arguments_parser, work)
+main = door.Verb("plan", __doc__, _options, work)
 
 
 def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:

@@ -196,26 +196,19 @@ def _expand(path: Path) -> list[Path]:
         return [path]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = door.parser(
-        "python -m steps.validate",
-        "Find every problem of cases: form, resolution, and the fleet's rules. "
-        "Exit code 0, or 2 when there is an error.",
-    )
-    made.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
-    made.add_argument(
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
+    parser.add_argument(
         "--format", dest="style", default="text", choices=("text", *formats.FORMATS), help="output"
     )
-    made.add_argument("--explain", default="", metavar="MN123", help="explain a rule and stop")
-    made.add_argument(
+    parser.add_argument("--explain", default="", metavar="MN123", help="explain a rule and stop")
+    parser.add_argument(
         "--matrix",
         default="",
         metavar="FILE",
         help="check this matrix too (default: ci/nightly.yaml with all of configs)",
     )
-    made.add_argument("--strict", action="store_true", help="warnings count as errors")
-    return made
+    parser.add_argument("--strict", action="store_true", help="warnings count as errors")
 
 
 def work(args: argparse.Namespace) -> int:
@@ -229,7 +222,13 @@ def work(args: argparse.Namespace) -> int:
     )
 
 
-main = door.verb(parser, work)
+main = door.Verb(
+    "python -m steps.validate",
+    "Find every problem of cases: form, resolution, and the fleet's rules. "
+    "Exit code 0, or 2 when there is an error.",
+    _options,
+    work,
+)
 
 
 if __name__ == "__main__":

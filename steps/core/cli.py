@@ -201,7 +201,7 @@ def printer(stream: object = None) -> Callable[[Event], None]:
     return show
 
 
-def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Main:
+def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Verb:
     """The ``main`` of a step run alone.
 
     Args:
@@ -209,12 +209,7 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
             one of them ends.
     """
 
-    def options() -> argparse.ArgumentParser:
-        parser = door.parser(name, doc)
-        add_plan_arguments(parser)
-        return parser
-
-    return door.verb(options, partial(_alone, body=body, hold=hold))
+    return door.Verb(name, doc, add_plan_arguments, partial(_alone, body=body, hold=hold))
 
 
 def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:

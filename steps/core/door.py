@@ -1,6 +1,6 @@
 """The door of every command: parser, output, last handler, exit code.
 
-Enters: a parser, and the function of a verb. Leaves: its ``main``, which always comes back with
+Enters: the options and the function of a verb. Leaves: its ``main``, which always comes back with
 an exit code. Touches: the terminal; when the harness itself fails, a file with the traceback.
 
 Nothing here may fail: standard library only, and whatever cannot be printed is dropped.
@@ -19,8 +19,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from steps.core.errors import CaseError, Exit, InfraError, MultinodeError
 
@@ -30,43 +30,44 @@ _NAMES = ("stdin", "stdout", "stderr")
 TRACEBACK = "harness-error.log"
 
 
-class Main(Protocol):
-    """The ``main`` of a verb: arguments, or those of the process, to an exit code."""
+@dataclass(frozen=True)
+class Verb:
+    """The ``main`` of a command: arguments, or those of the process, to an exit code.
 
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the verb."""
-
-
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows ``doc`` as it is written."""
-    return argparse.ArgumentParser(
-        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def verb(
-    options: Callable[[], argparse.ArgumentParser],
-    work: Callable[[argparse.Namespace], int],
-    *,
-    more: bool = False,
-) -> Main:
-    """The ``main`` of a verb.
-
-    Args:
-        more: arguments that the parser does not know are no mistake; ``work`` finds them as
-            ``arguments.more``.
+    Attributes:
+        doc: what ``--help`` says, as it is written.
+        more: arguments that no option takes are no mistake; ``work`` has them as ``more``.
     """
 
-    def main(argv: Sequence[str] | None = None) -> int:
+    name: str
+    doc: str | None
+    options: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[argparse.Namespace], int]
+    more: bool = False
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of its options."""
+        made = argparse.ArgumentParser(
+            prog=self.name,
+            description=self.doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.options(made)
+        return made
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Parse, work, and come back with the exit code."""
         _open_streams()
-        made = options()
+        made = self.parser()
         arguments, rest = made.parse_known_args(argv)
-        if rest and not more:
+        if rest and not self.more:
             made.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.more = rest
-        return guarded(lambda: work(arguments))
+        return guarded(lambda: self.work(arguments))
 
-    return main
+
+def no_options(_parser: argparse.ArgumentParser) -> None:
+    """For a command that takes none."""
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -195,30 +196,25 @@ def _open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            made = os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False)
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)
         stream = getattr(sys, name)
-        if number == 0:
-            sys.stdin = stream or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-        elif stream is None or (
-            stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper)
-        ):
+        if number and stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _unfailing(number, stream))
-        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
 
 
-def _unfailing(number: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    with contextlib.suppress(OSError, ValueError):
-        if before:
-            before.flush()
-    raw = _Output(number, "wb", closefd=False)
-    errors = before.errors if before and before.errors != "strict" else "replace"
+def _unfailing(number: int, before: io.TextIOWrapper) -> io.TextIOWrapper:
+    with contextlib.suppress(OSError):
+        before.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=before.encoding if before else "utf-8",
-        errors=errors,
-        line_buffering=before.line_buffering if before else False,
-        write_through=before.write_through if before else False,
+        io.BufferedWriter(_Output(number, "wb", closefd=False)),
+        before.encoding,
+        "replace" if before.errors == "strict" else before.errors,
+        line_buffering=before.line_buffering,
+        write_through=before.write_through,
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def work(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(partial(door.parser, "python -m steps.lint.jsonschema", __doc__), work)
+main = door.Verb("python -m steps.lint.jsonschema", __doc__, door.no_options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from steps.core import door
@@ -100,7 +99,7 @@ def work(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.verb(partial(door.parser, "python -m steps.lint.reference", __doc__), work)
+main = door.Verb("python -m steps.lint.reference", __doc__, door.no_options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -86,8 +86,15 @@ def test_a_full_device_is_said_once(failed: Path, tmp_path: Path) -> None:
 
 
 def test_a_closed_stream_gives_its_number_to_no_file(tmp_path: Path) -> None:
-    code = "from steps.core import door; door.install(); assert open('/dev/null').fileno() > 2"
-    assert shell(f'-c "{code}" 0<&- >&- 2>&-', tmp_path).returncode == 0
+    """Neither here nor in a process that is started from here."""
+    own = "assert open('/dev/null').fileno() > 2"
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import subprocess, sys\nfrom steps.core import door\ndoor.install()\n{own}\n"
+        f"subprocess.run([sys.executable, '-c', {own!r}], check=True)\n"
+    )
+    done = shell(f"{script} 0<&- >&- 2>&-", tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0
 
 
 def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(tmp_path: Path) -> None:
@@ -97,6 +104,12 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(tmp_path: Path) ->
     )
     done = shell(f'-c "{code}" | (sleep 0.5; wc -c)', tmp_path)
     assert (done.returncode, int(done.stdout)) == (0, 999900), done.stderr
+
+
+def test_a_terminal_that_lacks_a_sign_ends_no_run(tmp_path: Path) -> None:
+    code = "from steps.core import door; door.install(); print('\N{CHECK MARK} PASS')"
+    done = shell(f'-c "{code}"', tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "? PASS\n"), done.stderr
 
 
 def fail(*_ignored: object) -> int:
@@ -112,7 +125,7 @@ def test_a_failure_of_ours_is_3_one_line_and_a_file_of_the_run(
         door.keep_in(tmp_path)
         return fail()
 
-    assert door.verb(argparse.ArgumentParser, work)([]) == Exit.INFRA
+    assert door.Verb("odd", "", door.no_options, work)([]) == Exit.INFRA
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "the harness itself failed: ValueError: odd thing <redacted>" in told
@@ -126,7 +139,7 @@ def test_without_a_run_the_traceback_is_where_only_its_owner_reads(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(door, "_home", None)
-    assert door.verb(argparse.ArgumentParser, lambda _: 1 // 0)([]) == Exit.INFRA
+    assert door.Verb("odd", "", door.no_options, lambda _: 1 // 0)([]) == Exit.INFRA
     (place,) = tmp_path.glob("multinode-*/harness-error.log")
     assert str(place) in capsys.readouterr().err
     assert place.parent.stat().st_mode & 0o77 == 0
@@ -290,7 +303,7 @@ def test_every_command_goes_through_the_door() -> None:
             name, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
             assert name == "steps/core/door.py" or "ArgumentParser(" not in text, name
             if '__name__ == "__main__"' in text and name not in NO_VERBS:
-                assert re.search(r"door\.(verb|guarded)\(|cli\.step\(|return command\(", text), name
+                assert re.search(r"door\.(Verb|guarded)\(|cli\.step\(|return command\(", text), name
 
 
 def test_every_module_that_a_message_tells_to_start_can_be_started() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from rich.spinner import Spinner
 from ci import hosts_check
 from ci.live import Live
 from steps import report, validate
-from steps.core import cli, door, fleet, settings
+from steps.core import cli, fleet, settings
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.events import Event
 from steps.core.rundir import RunDir, point_latest, write_text
@@ -39,19 +38,6 @@ def test_a_directory_without_cases_is_an_error_not_all_of_configs(
     told = capsys.readouterr()
     assert "no problems" not in told.out
     assert f"no case files (*.yaml, *.yml) in {tmp_path / 'empty'}" in told.err
-
-
-def test_a_terminal_that_lacks_a_sign_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-
-    def work(_arguments: object) -> int:
-        print("✅ PASS")
-        sys.stdout.flush()
-        return 0
-
-    assert door.verb(argparse.ArgumentParser, work)([]) == 0
-    assert raw.getvalue() == b"? PASS\n"
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
