@@ -386,8 +386,8 @@ def pack(place: Path) -> int:
     import gzip
     import tarfile
 
-    out = sys.stdout.buffer
     with (
+        os.fdopen(1, "wb", closefd=False) as out,  # unlike words, lost files are a failure
         gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|") as archive,
     ):
@@ -395,7 +395,6 @@ def pack(place: Path) -> int:
         for path in sorted(root.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 archive.add(path, str(path.relative_to(root)), recursive=False)
-    out.flush()
     return 0
 
 

@@ -211,23 +211,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
 
 
-def work(args: argparse.Namespace) -> int:
-    """Print the problems, or explain a rule."""
-    return run(
-        args.files,
-        style=args.style,
-        explain=args.explain,
-        matrix=args.matrix,
-        strict=args.strict,
-    )
-
-
 main = door.Verb(
     "python -m steps.validate",
     "Find every problem of cases: form, resolution, and the fleet's rules. "
     "Exit code 0, or 2 when there is an error.",
     _options,
-    work,
+    lambda a: run(a.files, style=a.style, explain=a.explain, matrix=a.matrix, strict=a.strict),
 )
 
 

@@ -132,8 +132,9 @@ def _ended_by(error: BaseException) -> int:
         count = len(error.problems)
         print(f"{error}\n{count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
         return int(error.exit_code)
-    if isinstance(error, OSError) and error.filename:
-        error = InfraError(f"{error.filename}: {error.strerror or error}")
+    if isinstance(error, OSError) and (error.filename or isinstance(error, BrokenPipeError)):
+        where = f"{error.filename}: " if error.filename else ""
+        error = InfraError(f"{where}{error.strerror or error}")
     told = error if isinstance(error, MultinodeError) else failure(error)
     print(f"error: {told}", file=sys.stderr)
     return int(told.exit_code)

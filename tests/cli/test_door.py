@@ -85,6 +85,14 @@ def test_a_full_device_is_said_once(failed: Path, tmp_path: Path) -> None:
     assert done.stderr == "warning: the output is lost: No space left on device\n"
 
 
+def test_files_that_nobody_takes_are_a_failure_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log").write_bytes(os.urandom(1 << 20))
+    done = shell(f"-m steps.keep pack {tmp_path} | true", tmp_path)
+    assert (done.returncode, done.stderr) == (3, "error: Broken pipe\n")
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def test_a_closed_stream_gives_its_number_to_no_file(tmp_path: Path) -> None:
     """Neither here nor in a process that is started from here."""
     own = "assert open('/dev/null').fileno() > 2"
