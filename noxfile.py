@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -142,7 +145,21 @@ def install(session: nox.Session, *sides: str) -> None:
     lists = {"node": config["options"]["install_requires"], **config["options.extras_require"]}
     wanted = [line for side in sides for line in lists[side].splitlines()]
     requirements = [line for line in wanted if line and not line.startswith("#")]
-    session.install("--quiet", *requirements)
+    with environment("cannot be installed"):
+        session.install("--quiet", *requirements)
+
+
+@contextlib.contextmanager
+def environment(what: str) -> Iterator[None]:
+    """End with exit code 3 when it fails; nox would make 1 of it, as if the product had failed."""
+    try:
+        yield
+    except (CommandFailed, OSError) as error:
+        print(f"error: what this session needs {what}: {error}", file=sys.stderr)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def run_module(session: nox.Session, module: str) -> None:
@@ -153,10 +170,12 @@ def run_module(session: nox.Session, module: str) -> None:
     """
     python = Path(session.bin) / "python"
     session.log(f"python -m {module} {shlex.join(session.posargs)}".rstrip())
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):  # its reader went away, which is no reason to stop
+            stream.flush()
     os.environ["PATH"] = os.pathsep.join([session.bin, os.environ.get("PATH", "")])
-    os.execv(python, [str(python), "-m", module, *session.posargs])
+    with environment("cannot be started"):
+        os.execv(python, [str(python), "-m", module, *session.posargs])
 
 
 def backend_extras(arguments: list[str]) -> list[str]:

@@ -7,7 +7,10 @@ from invoke import Collection
 from ci import tasks as runner
 from k8s import tasks as cluster
 from steps import tasks
+from steps.core import door
 
+door.install()
+tasks.refuse_well()
 namespace = Collection.from_module(tasks)
 namespace.add_task(runner.hosts_check)
 namespace.add_task(runner.replay)

@@ -24,7 +24,7 @@ from typing import Any
 
 from ci.history import Result
 from ci.trend import ENOUGH, Point, add_arguments, level, results_of, series, span, store_of
-from steps.core import cli, stats
+from steps.core import cli, door, stats
 from steps.core.case import Benchmark, Case, load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.rundir import write_text
@@ -138,38 +138,31 @@ def diff(case: Case, text: str, proposals: Sequence[Proposal]) -> tuple[str, str
     return new, "".join(line if line.endswith("\n") else f"{line}\n" for line in change)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s baseline``."""
-    parser = argparse.ArgumentParser(
-        prog="baseline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--lower", action="store_true", help="propose lower baselines too")
     parser.add_argument("--write", action="store_true", help="change the case file, too")
     add_arguments(parser)
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def work(arguments: argparse.Namespace) -> int:
     """Print the proposal."""
-    arguments = arguments_parser().parse_args(argv)
+    path = cli.find_case(arguments.case)
+    case = load_case(path)
+    results = results_of(store_of(arguments), str(path), arguments.last)
+    proposals = [propose(entry, results, arguments.lower) for entry in case.benchmarks]
+    for entry in proposals:
+        head = "no change" if entry.value is None else f"baseline: {entry.value:g}"
+        print(f"# {entry.benchmark}, {entry.metric}: {head}; {entry.reason}")
+    text = path.read_text(encoding="utf-8")
+    new, change = diff(case, text, proposals)
+    print(change, end="")
+    if arguments.write and change:
+        write_text(path, new)
+    return 0
 
-    def work() -> int:
-        path = cli.find_case(arguments.case)
-        case = load_case(path)
-        results = results_of(store_of(arguments), str(path), arguments.last)
-        proposals = [propose(entry, results, arguments.lower) for entry in case.benchmarks]
-        for entry in proposals:
-            head = "no change" if entry.value is None else f"baseline: {entry.value:g}"
-            print(f"# {entry.benchmark}, {entry.metric}: {head}; {entry.reason}")
-        text = path.read_text(encoding="utf-8")
-        new, change = diff(case, text, proposals)
-        print(change, end="")
-        if arguments.write and change:
-            write_text(path, new)
-        return 0
 
-    return cli.guarded(work)
+main = door.Verb("baseline", __doc__, _options, work)
 
 
 if __name__ == "__main__":

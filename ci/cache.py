@@ -18,7 +18,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from steps.core import settings
-from steps.core.errors import Exit, InfraError
+from steps.core import door, settings
+from steps.core.errors import InfraError
 from steps.core.numbers import dumps, loads
 
 Say = Callable[[str], None]
@@ -214,7 +213,7 @@ class Listed(Protocol):
 
 def command(
     module: str,
-    description: str,
+    description: str | None,
     rows: Mapping[str, tuple[Slot, Listed]],
     ensure: Callable[[str, Say], object],
     arguments: Sequence[str] | None,
@@ -224,29 +223,23 @@ def command(
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description.split("\n\n", maxsplit=1)[0]
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"build these: {', '.join(rows)}; none: list all"
-    )
-    names = parser.parse_args(arguments).names
-    if arguments is None:
-        # A shell's background job inherits SIGINT ignored; Python then raises nothing.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-    try:
-        for name in names:
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        listed = f"build these: {', '.join(rows)}; none: list all"
+        parser.add_argument("names", nargs="*", metavar="NAME", help=listed)
+
+    def work(given: argparse.Namespace) -> int:
+        if arguments is None:
+            # A shell's background job inherits SIGINT ignored; Python then raises nothing.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler)
+        for name in given.names:
             ensure(name, lambda line: print(line, flush=True))
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; what is half-built is begun again next time", file=sys.stderr)
-        return Exit.INTERRUPTED
-    if not names:
-        print("\n".join(_listing(rows)))
-    return 0
+        if not given.names:
+            print("\n".join(_listing(rows)))
+        return 0
+
+    return door.Verb(f"python -m {module}", description, options, work)(arguments)
 
 
 def _listing(rows: Mapping[str, tuple[Slot, Listed]]) -> Iterator[str]:

@@ -11,40 +11,39 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from steps.bench_drivers.practice import questions, write_arithmetic
+from steps.core import door
+from steps.core.errors import InfraError, UsageError
 
 __all__ = ["main", "questions", "write_arithmetic"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ci.datasets", description=__doc__.split("\n\n")[0]
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path)
     for option, default in (("--seed", 0), ("--test", 64), ("--train", 8)):
         parser.add_argument(
             option, type=int, default=default, metavar="N", help="default: %(default)s"
         )
-    options = parser.parse_args(arguments)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Write the two files."""
+    place, sizes = arguments.directory, {"test": arguments.test, "train": arguments.train}
     try:
-        write_arithmetic(
-            options.directory, seed=options.seed, test=options.test, train=options.train
-        )
+        write_arithmetic(place, seed=arguments.seed, **sizes)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise UsageError(str(error)) from None
     except OSError as error:
-        print(
-            f"{options.directory}: {error.strerror}; choose a directory that can be written",
-            file=sys.stderr,
-        )
-        return 3
-    print(options.directory)
+        raise InfraError(
+            f"{place}: {error.strerror}", "Choose a directory that can be written."
+        ) from None
+    print(place)
     return 0
+
+
+main = door.Verb("python -m ci.datasets", __doc__, _options, work)
 
 
 if __name__ == "__main__":

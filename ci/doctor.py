@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from steps.core import cli, fleet, settings
+from steps.core import door, fleet, settings
 from steps.core.errors import Exit, MultinodeError
 from steps.core.noderun import free_bytes
 from steps.core.numbers import dumps
@@ -59,15 +59,9 @@ class Look:
         return "ok" if self.ok else "LACKS" if self.must else "lacks"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m ci.doctor [--for BACKEND] [--format json]``."""
-    parser = argparse.ArgumentParser(
-        prog="doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for", dest="backend", choices=BACKENDS, help="look for this one only")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments.backend or "", arguments.format))
 
 
 def run(backend: str, form: str) -> int:
@@ -323,6 +317,8 @@ def _built(name: str) -> str:
     found = environments.installed(name)
     return str(found.path) if found else ""
 
+
+main = door.Verb("doctor", __doc__, _options, lambda given: run(given.backend or "", given.format))
 
 if __name__ == "__main__":
     raise SystemExit(main())

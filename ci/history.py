@@ -10,10 +10,13 @@ A result is written under another name and renamed, so it is there whole or not
 at all; its name is that of its run, so a second writer of the same result
 changes nothing; its content carries a checksum. What is there besides, torn,
 foreign, no file or no result, is named once and left out.
+
+    python -m ci.history RUN_DIR [--store DIR]      keep a run's result afterwards
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -21,6 +24,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from ci import annotate
-from steps.core import fleet, settings
-from steps.core.errors import InfraError
+from steps.core import door, finished, fleet, settings
+from steps.core.errors import InfraError, UsageError
 from steps.core.numbers import dumps, finite, loads
 from steps.core.plan import LEADER, Plan
 from steps.core.records import Record
-from steps.core.rundir import read_bounded
+from steps.core.rundir import RunDir, read_bounded
 from steps.core.verdict import Verdict
 
 SCHEMA = 1
@@ -385,3 +389,33 @@ def _git(clone: Path, *arguments: str) -> str:
             "Check the store's name and that git may push to it.",
         )
     return done.stdout
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, help="directory of a run that is over")
+    parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Keep the result of a run whose history could not be written when it ended."""
+    found = settings.read()
+    where = arguments.store or found.history
+    if found.pull_request:
+        raise UsageError(
+            f"this is a run of a pull request ({found.pull_request}); baselines are made of what "
+            "is in the history",
+            "Keep results of merged changes only.",
+        )
+    if not where:
+        raise UsageError("nothing says where the history is", "Give --store DIR.")
+    over = finished.read(RunDir(arguments.run_dir))
+    result = result_of(over.plan, over.verdict, over.records, over.spent.total, commit_here())
+    open_store(where).append(result)
+    print(f"{where}: kept {result.run}, {result.case}: {result.verdict}")
+    return 0
+
+
+main = door.Verb("python -m ci.history", __doc__, _options, work)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Any
 from ci import inventory as hosts_file
 from ci.inventory import Host, Inventory
 from steps import hosts_check
-from steps.core import cli, machine
+from steps.core import cli, door, machine
 from steps.core.case import load_case
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.numbers import dumps, loads
@@ -29,19 +29,11 @@ _RUN = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m ci.hosts_check --hosts A,B | --hosts FILE | --case CASE``."""
-    parser = argparse.ArgumentParser(
-        prog="hosts-check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hosts", default="", help="addresses, or a hosts file")
     parser.add_argument("--case", default="", help="a case with cluster_hosts")
     hosts_check.add_arguments(parser)
     parser.set_defaults(directory="")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,6 +106,8 @@ def _inventory(arguments: argparse.Namespace) -> Inventory:
         "nothing says which hosts to look at", "Give --hosts A,B, --hosts FILE, or --case CASE."
     )
 
+
+main = door.Verb("hosts-check", __doc__, _options, run)
 
 if __name__ == "__main__":
     raise SystemExit(main())

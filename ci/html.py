@@ -25,8 +25,8 @@ from ci.history import Result, case_key, open_store
 from ci.plots import Bar, Row
 from ci.requests import Sample, samples
 from ci.trend import main_metrics, series
-from steps.core import cli, finished, settings, summary
-from steps.core.errors import InfraError, UsageError
+from steps.core import door, finished, settings, summary
+from steps.core.errors import UsageError
 from steps.core.events import Event, console_line, read_events
 from steps.core.finished import Finished
 from steps.core.gates import METRICS
@@ -396,37 +396,25 @@ def known_of(run_dir: RunDir) -> list[str]:
     return [str(text) for text in remarks] if isinstance(remarks, list) else []
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s report``."""
-    parser = argparse.ArgumentParser(
-        prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", nargs="?", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--store", default="", help="history; default: $MULTINODE_HISTORY")
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``nox -s report -- [RUN_DIR]``."""
-    arguments = arguments_parser().parse_args(argv)
+def work(arguments: argparse.Namespace) -> int:
+    """Make the report of a run, and print where it is."""
+    run_dir = RunDir(Path(arguments.run_dir))
+    if not run_dir.path.is_dir():
+        raise UsageError(f"{run_dir.path}: no such run directory", "Name one.")
+    door.keep_in(run_dir.path)
+    over = finished.read(run_dir)
+    where = arguments.store or settings.read().history
+    history = open_store(where).results(case_key(over.plan.case_file), 60) if where else []
+    print(write(over, history, known_of(run_dir)))
+    return 0
 
-    def work() -> int:
-        run_dir = RunDir(Path(arguments.run_dir))
-        if not run_dir.path.is_dir():
-            raise UsageError(f"{run_dir.path}: no such run directory", "Name one.")
-        over = finished.read(run_dir)
-        where = arguments.store or settings.read().history
-        history = open_store(where).results(case_key(over.plan.case_file), 60) if where else []
-        try:
-            print(write(over, history, known_of(run_dir)))
-        except ImportError as error:
-            raise InfraError(
-                f"the Python package {error.name!r} is not installed",
-                "Use `nox -s report`, or pip install jinja2 matplotlib.",
-            ) from None
-        return 0
 
-    return cli.guarded(work)
+main = door.Verb("report", __doc__, _options, work)
 
 
 if __name__ == "__main__":

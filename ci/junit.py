@@ -12,6 +12,7 @@ with its class as type, what was not judged is skipped with the reason.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import errno
@@ -30,7 +31,7 @@ from xml.parsers.expat import ExpatError
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
 from ci import annotate
-from steps.core import cli
+from steps.core import door
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import LEADER, Plan
 from steps.core.records import BenchResult, Cause, Record
@@ -294,17 +295,18 @@ def _taken(handle: int, target: Path) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m ci.junit TARGET FILE...``."""
-    names = list(sys.argv[1:] if argv is None else argv)
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, help="the file to add to")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what to add")
 
-    def work() -> int:
-        if len(names) < 2:
-            raise UsageError("expected: python -m ci.junit TARGET FILE...", "Name what to merge.")
-        collect(Path(names[0]), [Path(name) for name in names[1:]])
-        return 0
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Merge the files."""
+    collect(arguments.target, arguments.files)
+    return 0
+
+
+main = door.Verb("python -m ci.junit", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ ends on a day: after it, running a case it is for is an error.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import fnmatch
 import re
@@ -21,7 +22,7 @@ from typing import Any
 
 from cerberus import Validator
 
-from steps.core import cli, fleet
+from steps.core import door, fleet
 from steps.core.errors import CaseError, Place, Problem
 from steps.core.verdict import PRODUCT_FAULTS, Verdict
 from steps.core.yamlsource import load_yaml
@@ -158,18 +159,17 @@ def remark(entry: Known) -> str:
     )
 
 
-def main() -> int:
+def work(arguments: argparse.Namespace) -> int:
     """Check the file; exit code 2 when an entry is wrong or has expired."""
+    known = load()
+    problems = expired(known, datetime.date.today())
+    if problems:
+        raise CaseError(problems)
+    print(f"{FILE}: {len(known)} known issues")
+    return 0
 
-    def work() -> int:
-        known = load()
-        problems = expired(known, datetime.date.today())
-        if problems:
-            raise CaseError(problems)
-        print(f"{FILE}: {len(known)} known issues")
-        return 0
 
-    return cli.guarded(work)
+main = door.Verb("python -m ci.known", __doc__, door.no_options, work)
 
 
 if __name__ == "__main__":

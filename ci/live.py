@@ -6,7 +6,6 @@ Touches: standard output.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from typing import Any
@@ -66,9 +65,8 @@ class Live:
         return f"{clock}  {nodes or 'starting'}  {self._note}"
 
     def _show(self, line: str, event: Event) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if self._print is None:
-                print(line, flush=True)
-                return
-            styles = {"cause": "bold red", "warning": "yellow", "ready": "green"}
-            self._print(line, style=styles.get(event.what), markup=False)
+        if self._print is None:
+            print(line, flush=True)
+            return
+        styles = {"cause": "bold red", "warning": "yellow", "ready": "green"}
+        self._print(line, style=styles.get(event.what), markup=False)

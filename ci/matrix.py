@@ -22,7 +22,7 @@ from typing import Any
 
 from cerberus import Validator
 
-from steps.core import cli, fleet
+from steps.core import door, fleet
 from steps.core.errors import CaseError, InfraError, Problem, UsageError, errors_of, sort_problems
 from steps.core.numbers import dumps
 from steps.core.yamlsource import Source, load_yaml, parse_yaml
@@ -296,11 +296,7 @@ def _cells(entry: Entry) -> tuple[Any, ...]:
     return (*list(asdict(entry).values())[:5], runner, entry.cadence, entry.owner)
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s matrix``."""
-    parser = argparse.ArgumentParser(
-        prog="matrix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--soc", action="append", default=[], help="only this SoC; repeatable")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these entries")
     parser.add_argument(
@@ -312,30 +308,25 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("table", "json", "github"), help="default: see below")
     parser.add_argument("--file", type=Path, default=MATRIX, help=f"default: {MATRIX}")
     parser.epilog = "The default format is a table on a terminal, JSON elsewhere."
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the chosen part of the matrix; exit code 2 when it has a mistake."""
-    arguments = arguments_parser().parse_args(argv)
+def work(arguments: argparse.Namespace) -> int:
+    """Print the chosen part of the matrix."""
+    matrix = load(arguments.file)
+    entries = select(matrix, socs=arguments.soc, only=arguments.only, cadences=arguments.cadence)
+    if arguments.changed_since:
+        changed = changed_since(arguments.changed_since)
+        before = matrix_at(arguments.changed_since) if MATRIX.as_posix() in changed else None
+        entries = affected(entries, changed, before)
+    style = arguments.format or ("table" if sys.stdout.isatty() else "json")
+    if style == "github":
+        print(as_github(matrix, entries))
+    else:
+        print(as_json(entries) if style == "json" else as_table(entries))
+    return 0
 
-    def work() -> int:
-        matrix = load(arguments.file)
-        entries = select(
-            matrix, socs=arguments.soc, only=arguments.only, cadences=arguments.cadence
-        )
-        if arguments.changed_since:
-            changed = changed_since(arguments.changed_since)
-            before = matrix_at(arguments.changed_since) if MATRIX.as_posix() in changed else None
-            entries = affected(entries, changed, before)
-        style = arguments.format or ("table" if sys.stdout.isatty() else "json")
-        if style == "github":
-            print(as_github(matrix, entries))
-        else:
-            print(as_json(entries) if style == "json" else as_table(entries))
-        return 0
 
-    return cli.guarded(work)
+main = door.Verb("matrix", __doc__, _options, work)
 
 
 if __name__ == "__main__":

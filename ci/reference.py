@@ -17,21 +17,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steps.core import fleet, settings
+from steps.core import door, fleet, settings
 from steps.core.errors import Exit
 from steps.core.gates import METRICS
 from steps.core.schema import FIELDS
 from steps.core.verdict import CLASSES
 
 PAGE = fleet.ROOT / "docs" / "reference.md"
-#: What one types -> the module's function that makes its parser.
+#: What one types -> the module it starts.
 PARSERS = {
-    "nox -s multinode --": ("ci.run", "arguments_parser"),
-    "nox -s validate --": ("steps.validate", "parser"),
-    "nox -s matrix --": ("ci.matrix", "arguments_parser"),
-    "nox -s report --": ("ci.html", "arguments_parser"),
-    "nox -s trend --": ("ci.trend", "arguments_parser"),
-    "nox -s baseline --": ("ci.baseline", "arguments_parser"),
+    "nox -s multinode --": "ci.run",
+    "nox -s validate --": "steps.validate",
+    "nox -s matrix --": "ci.matrix",
+    "nox -s report --": "ci.html",
+    "nox -s trend --": "ci.trend",
+    "nox -s baseline --": "ci.baseline",
 }
 EXITS = {
     Exit.PASS: "the case passed, or the command did its work",
@@ -101,8 +101,8 @@ def page() -> str:
     ]
     parts.append(_table(("metric", "unit", "better is"), metrics))
     parts.append("## Commands")
-    for command, (module, function) in PARSERS.items():
-        parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
+    for command, module in PARSERS.items():
+        parser: argparse.ArgumentParser = importlib.import_module(module).main.parser()
         parts += [f"### `{command}`", f"```text\n{_help(parser, command)}\n```"]
     parts.append("## Exit codes")
     codes = [
@@ -141,16 +141,22 @@ def _table(heads: tuple[str, ...], rows: Any) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="say whether the page is fresh")
+
+
+def work(arguments: argparse.Namespace) -> int:
     """Write the page; with ``--check`` say whether it is fresh."""
     text = page()
-    if "--check" in sys.argv[1:]:
+    if arguments.check:
         fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
         print(f"{PAGE} is {'fresh' if fresh else 'old: run `python -m ci.reference`'}")
         return int(Exit.PASS if fresh else Exit.USAGE)
     PAGE.write_text(text, encoding="utf-8")
     return int(Exit.PASS)
 
+
+main = door.Verb("python -m ci.reference", __doc__, _options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,8 +23,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ci import outcome
 from ci import run as ci_run
-from steps.core import VERSION, budgets, cli
+from steps.core import VERSION, budgets, door
 from steps.core.case import Case, load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import Plan, from_json, to_dict
@@ -34,15 +35,9 @@ from steps.core.rundir import RunDir, new_run_id, read_bounded, read_json
 SHOWN = 8
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m ci.replay RUN [OPTIONS OF ci.run]``."""
-    parser = argparse.ArgumentParser(
-        prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="directory of an earlier run")
     parser.add_argument("--run-dir", help="of the new run; default: beside the earlier one")
-    arguments, more = parser.parse_known_args(argv)
-    return cli.guarded(lambda: replay(Path(arguments.run), arguments.run_dir, more))
 
 
 def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
@@ -60,9 +55,13 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
         print(f"warning: {text}", file=sys.stderr)
     print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
     code = ci_run.main(words)
-    for line in compared(before, RunDir(directory)):
-        print(line)
+    outcome.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
     return code
+
+
+def _compare(before: RunDir, after: RunDir) -> None:
+    for line in compared(before, after):
+        print(line)
 
 
 def load(run_dir: RunDir) -> Plan:
@@ -221,6 +220,14 @@ def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 
+
+main = door.Verb(
+    "replay",
+    __doc__,
+    _options,
+    lambda given: replay(Path(given.run), given.run_dir, given.more),
+    more=True,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

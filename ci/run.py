@@ -17,7 +17,6 @@ import datetime
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,12 +25,11 @@ from ci import annotate, junit, known, outcome
 from ci.backends import BACKENDS, Request, backend
 from ci.known import Known
 from ci.live import Live
-from steps.core import cli, settings
+from steps.core import cli, door, settings
 from steps.core.case import Case, load_case
 from steps.core.errors import (
     CaseError,
     Exit,
-    InfraError,
     MultinodeError,
     Problem,
     Severity,
@@ -53,18 +51,7 @@ WAYS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of ``nox -s multinode``."""
-    parser = arguments_parser()
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
-
-
-def arguments_parser() -> argparse.ArgumentParser:
-    """Options of a run, one parser for all backends."""
-    parser = argparse.ArgumentParser(
-        prog="multinode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--on", choices=tuple(BACKENDS), help="where to run it")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
@@ -74,7 +61,6 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="show every event")
     parser.add_argument("--keep", action="store_true", help="with --on k8s: delete nothing")
     cli.add_shape_arguments(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -89,11 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
         case = load_case(path)
         warnings = check(path)
     except CaseError as error:
-        _refuse(arguments, run_dir.make(), run_id, path, error)
+        refusal = partial(_refuse, arguments, run_dir.make(), run_id, path, error)
+        outcome.attempt("the report", refusal, _warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
     run_dir.make().claim()
+    door.keep_in(run_dir.path)
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     _latest(run_dir)
     live = Live(arguments.verbose)
@@ -112,16 +100,19 @@ def run(arguments: argparse.Namespace) -> int:
             warmer.close()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
-        _refuse(arguments, run_dir, run_id, path, error)
+        refusal = partial(_refuse, arguments, run_dir, run_id, path, error)
+        outcome.attempt("the report", refusal, _warn)
         raise
     finally:
-        warmer.close()
-        live.close()
-        events.close()
-        clean(run_dir, redactor)
-    _collect(arguments, run_dir)
-    outcome.show(run_dir)
+        for end in (warmer.close, live.close, events.close, partial(clean, run_dir, redactor)):
+            outcome.attempt("a clean end", end, _warn)
+    outcome.attempt("the collected JUnit", partial(_collect, arguments, run_dir), _warn)
+    outcome.attempt("the summary on the terminal", partial(outcome.show, run_dir), _warn)
     return code
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
@@ -181,19 +172,8 @@ def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
         raise
     except MultinodeError as error:
         return (_cause_of(error, request),)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("ci", "k8s", "steps"):
-            raise
-        missing = InfraError(f"the Python package {error.name!r} is not installed")
-        return (_cause_of(missing, request),)
     except Exception as error:
-        log = request.run_dir.path / "harness-error.log"
-        write_text(log, request.events.redactor.text(traceback.format_exc()))
-        failure = InfraError(
-            f"the harness itself failed: {type(error).__name__}: {error}",
-            f"Please report it with {log}.",
-        )
-        return (_cause_of(failure, request),)
+        return (_cause_of(door.failure(error), request),)
 
 
 def _cause_of(error: MultinodeError, request: Request) -> Cause:
@@ -211,9 +191,14 @@ def conclude(
 ) -> int:
     """Everything that is made of a run directory, whatever is in it; the exit code."""
     run_dir, case = request.run_dir, request.case
+    verdict: Verdict | None = None
     if run_dir.plan.exists():
-        verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
-    else:
+        try:
+            verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
+        except Exception as error:
+            told = error if isinstance(error, MultinodeError) else door.failure(error)
+            observed = (_cause_of(told, request),)
+    if verdict is None:
         cause = observed[0] if observed else Cause("internal", "no-verdict", "no plan was made")
         took = time.time() - began
         verdict = Verdict(
@@ -295,6 +280,8 @@ def _signals(request: Request):  # type: ignore[no-untyped-def]
         for number, handler in before.items():
             signal.signal(number, handler)
 
+
+main = door.Verb("multinode", __doc__, _options, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.history import Result, Store, case_key, open_store
-from steps.core import cli, settings, stats
+from steps.core import door, settings, stats
 from steps.core.errors import UsageError
 from steps.core.gates import METRICS, Gate
 from steps.core.plan import Plan
@@ -218,36 +218,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last", type=int, default=60, help="runs to look at; default 60")
 
 
-def arguments_parser() -> argparse.ArgumentParser:
-    """The command line of ``nox -s trend``."""
-    parser = argparse.ArgumentParser(
-        prog="trend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", nargs="?", help="a case: a path, or a name in configs/")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG picture")
     add_arguments(parser)
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def work(arguments: argparse.Namespace) -> int:
     """Print the trend of a case."""
-    arguments = arguments_parser().parse_args(argv)
-
-    def work() -> int:
-        store = store_of(arguments)
-        if not arguments.case:
-            print("\n".join(store.cases()) or "no results yet")
-            return 0
-        results = results_of(store, arguments.case, arguments.last)
-        print(text(case_key(arguments.case), results))
-        if arguments.plot:
-            from ci import plots
-
-            plots.save_trend(results, arguments.plot)
-            print(f"\nplotted to {arguments.plot}")
+    store = store_of(arguments)
+    if not arguments.case:
+        print("\n".join(store.cases()) or "no results yet")
         return 0
+    results = results_of(store, arguments.case, arguments.last)
+    print(text(case_key(arguments.case), results))
+    if arguments.plot:
+        from ci import plots
 
-    return cli.guarded(work)
+        plots.save_trend(results, arguments.plot)
+        print(f"\nplotted to {arguments.plot}")
+    return 0
+
+
+main = door.Verb("trend", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import contextlib
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from k8s import client, manifest
 from k8s.client import Api, ApiError, Exec
 from k8s.pod import OFFSET
 from steps import report
-from steps.core import cli
+from steps.core import door
 from steps.core.errors import InfraError, UsageError
 from steps.core.numbers import loads
 from steps.core.rundir import RunDir, read_json, sha256_of, write_json
@@ -331,17 +331,19 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
     return code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``invoke fetch --on k8s --name NAME``."""
-    parser = argparse.ArgumentParser(
-        prog="fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, help="the LeaderWorkerSet")
     parser.add_argument("--namespace", default="", help="default: the kubeconfig's")
     parser.add_argument("--run-dir", default="", help="default: runs/NAME")
-    arguments = parser.parse_args(argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Fetch, and say the verdict."""
     run_dir = Path(arguments.run_dir or Path("runs") / arguments.name)
-    return cli.guarded(lambda: by_hand(arguments.name, arguments.namespace, run_dir))
+    return by_hand(arguments.name, arguments.namespace, run_dir)
+
+
+main = door.Verb("fetch", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from k8s import cleanup, client, manifest
 from k8s.client import Api, ApiError
 from k8s.triage import epoch
-from steps.core import cli
+from steps.core import door
 from steps.core.case import seconds
 from steps.core.errors import InfraError, UsageError
 from steps.core.profile import find_profile, load_profile
@@ -110,35 +109,33 @@ def run(api: Api, namespace: str, older_than: float | None, dry: bool) -> int:
     return code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``nox -s janitor [-- --older-than 6h]``."""
-    parser = argparse.ArgumentParser(
-        prog="janitor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--older-than", default="", metavar="6h", help="default: its own time")
     parser.add_argument("--namespace", default="", help="default: the profile's, the kubeconfig's")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    arguments = parser.parse_args(argv)
 
-    def work() -> int:
-        limit = None
-        if arguments.older_than:
-            try:
-                limit = seconds(arguments.older_than)
-            except ValueError as error:
-                raise UsageError(f"--older-than: {error}") from None
-        namespace = arguments.namespace
-        if arguments.profile and not namespace:
-            namespace = load_profile(find_profile(arguments.profile)).namespace
-        api = client.connect()
+
+def work(arguments: argparse.Namespace) -> int:
+    """Connect to the cluster, and remove what is over."""
+    limit = None
+    if arguments.older_than:
         try:
-            return run(api, namespace or api.namespace, limit, arguments.dry_run)
-        except ApiError as error:
-            hint = "docs/kubernetes.md lists the rights it needs."
-            raise InfraError(f"the API refuses: {error}", hint) from None
+            limit = seconds(arguments.older_than)
+        except ValueError as error:
+            raise UsageError(f"--older-than: {error}") from None
+    namespace = arguments.namespace
+    if arguments.profile and not namespace:
+        namespace = load_profile(find_profile(arguments.profile)).namespace
+    api = client.connect()
+    try:
+        return run(api, namespace or api.namespace, limit, arguments.dry_run)
+    except ApiError as error:
+        hint = "docs/kubernetes.md lists the rights it needs."
+        raise InfraError(f"the API refuses: {error}", hint) from None
 
-    return cli.guarded(work)
+
+main = door.Verb("janitor", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ import yaml
 
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
-from steps.core import cli, settings
+from steps.core import cli, door, settings
 from steps.core.budgets import BUDGETS
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
@@ -133,30 +132,28 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``nox -s render -- CASE --profile NAME``."""
-    parser = argparse.ArgumentParser(
-        prog="render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--namespace", default="", help="default: the profile's, or `default`")
     parser.add_argument("--output", default="", help="write here; default: standard output")
     cli.add_shape_arguments(parser)
-    arguments = parser.parse_args(argv)
 
-    def work() -> int:
-        case = load_case(cli.find_case(arguments.case))
-        profile = load_profile(find_profile(arguments.profile))
-        namespace = arguments.namespace or profile.namespace or "default"
-        made = order(case, profile, arguments, new_run_id(), namespace, output="text")
-        if arguments.output:
-            Path(arguments.output).write_text(text(made), encoding="utf-8")
-        else:
-            print(text(made), end="")
-        return 0
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Print the manifests, or write them to a file."""
+    case = load_case(cli.find_case(arguments.case))
+    profile = load_profile(find_profile(arguments.profile))
+    namespace = arguments.namespace or profile.namespace or "default"
+    made = order(case, profile, arguments, new_run_id(), namespace, output="text")
+    if arguments.output:
+        Path(arguments.output).write_text(text(made), encoding="utf-8")
+    else:
+        print(text(made), end="")
+    return 0
+
+
+main = door.Verb("render", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from invoke import Context, task
 from invoke.exceptions import Exit as Leave
 
+from steps.tasks import call
+
 
 @task(
     help={
@@ -18,11 +20,4 @@ def fetch(c: Context, name: str, on: str = "k8s", namespace: str = "", run_dir: 
     """Fetch the files of a run that was applied by hand, and say its verdict."""
     if on != "k8s":
         raise Leave(f"--on: found {on!r}, expected k8s", code=2)
-    from k8s import fetch as module
-
-    argv = ["--name", name]
-    argv += ["--namespace", namespace] if namespace else []
-    argv += ["--run-dir", run_dir] if run_dir else []
-    code = module.main(argv)
-    if code:
-        raise Leave(code=code)
+    call("k8s.fetch", {"name": name, "namespace": namespace, "run_dir": run_dir})

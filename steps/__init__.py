@@ -4,3 +4,10 @@ Each module is an importable function, ``python -m steps.<verb>`` and an invoke
 task, all with the same arguments. Steps know the nouns in ``steps.core`` and
 nothing of one another; only ``steps.node`` chains them.
 """
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # a module of ours is being started, and its imports may fail
+    from steps.core import door
+
+    door.install()

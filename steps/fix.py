@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from steps.core import door
 from steps.core.case import build_case
-from steps.core.errors import CaseError, Exit, Place, UsageError
+from steps.core.errors import CaseError, Exit, Place
 from steps.core.resolver import examine
 from steps.core.yamlsource import parse_yaml
 from steps.lint import flagtable
@@ -274,21 +275,17 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
     return Exit.USAGE if failed else Exit.PASS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    options = argparse.ArgumentParser(
-        prog="python -m steps.fix",
-        description="Repair what can be repaired safely in cases; prints a diff. "
-        f"Rules: {', '.join(FIXERS)}.",
-    )
-    options.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
-    options.add_argument("--dry-run", action="store_true", help="only show the diff")
-    args = options.parse_args(argv)
-    try:
-        return run(args.files, dry_run=args.dry_run)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.USAGE
+def _command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
+    parser.add_argument("--dry-run", action="store_true", help="only show the diff")
+
+
+main = door.Verb(
+    "python -m steps.fix",
+    f"Repair what can be repaired safely in cases; prints a diff. Rules: {', '.join(FIXERS)}.",
+    _command,
+    lambda args: run(args.files, dry_run=args.dry_run),
+)
 
 
 if __name__ == "__main__":

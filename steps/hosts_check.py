@@ -8,9 +8,9 @@ once are looked at by ``invoke hosts-check --hosts ...`` (``ci.hosts_check``).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from steps.core import cli, machine, settings
+from steps.core import door, machine, settings
 from steps.core.errors import Exit, UsageError
 from steps.core.machine import Facts
 from steps.core.numbers import dumps
@@ -41,26 +41,22 @@ def _shown(name: str, value: object) -> str:
     return "" if value is None else str(value)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m steps.hosts_check [--directory DIR] [--ports A,B] [--model DIR]``."""
-    parser = argparse.ArgumentParser(
-        prog="hosts-check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
 
-    def work() -> int:
-        told = machine.facts(arguments.directory, ports_of(arguments), arguments.model)
-        found = list(machine.problems(told))
-        if arguments.format == "json":
-            print(dumps({"facts": told, "problems": found}, indent=2))
-        else:
-            print("\n".join([*text({told["host"]: told}), *(f"error: {p}" for p in found)]))
-        return int(Exit.INFRA) if found else int(Exit.PASS)
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Look at this machine, and print what was found."""
+    told = machine.facts(arguments.directory, ports_of(arguments), arguments.model)
+    found = list(machine.problems(told))
+    if arguments.format == "json":
+        print(dumps({"facts": told, "problems": found}, indent=2))
+    else:
+        print("\n".join([*text({told["host"]: told}), *(f"error: {p}" for p in found)]))
+    return int(Exit.INFRA) if found else int(Exit.PASS)
+
+
+main = door.Verb("hosts-check", __doc__, _options, work)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

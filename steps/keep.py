@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import settings
+from steps.core import door, settings
 from steps.core.numbers import dumps
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, write_text
@@ -387,8 +387,8 @@ def pack(place: Path) -> int:
     import gzip
     import tarfile
 
-    out = sys.stdout.buffer
     with (
+        os.fdopen(1, "wb", closefd=False) as out,  # unlike words, lost files are a failure
         gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|") as archive,
     ):
@@ -396,7 +396,6 @@ def pack(place: Path) -> int:
         for path in sorted(root.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 archive.add(path, str(path.relative_to(root)), recursive=False)
-    out.flush()
     return 0
 
 
@@ -500,10 +499,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m steps.keep run | relay DIR | pack DIR | clean DIR | retire DIR``."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["run"]:
-        return run()
+        return door.guarded(run)
     verbs = {"relay": relay, "pack": pack, "clean": clean, "retire": retire}
     if len(words) == 2 and words[0] in verbs:
-        return verbs[words[0]](Path(words[1]))
+        return door.guarded(lambda: verbs[words[0]](Path(words[1])))
     print("keep is started by the runner: run | relay | pack | clean | retire", file=sys.stderr)
     return 2
 

@@ -21,11 +21,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, evidence, joining, machine, priority, settings
+from steps.core import VERSION, cli, door, evidence, joining, machine, priority, settings
 from steps.core.errors import (
     CaseError,
     DeadlineError,
@@ -662,14 +662,18 @@ def _words(error: OSError) -> str:
 # The command line
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m steps.node --plan FILE --node-index I``, or with ``--case`` by hand."""
-    parser = argparse.ArgumentParser(
-        prog="node", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _options(parser: argparse.ArgumentParser) -> None:
     add_start_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: Program(start_of(arguments)).main())
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Run this node's share; the exit code is the verdict's."""
+    start = start_of(arguments)
+    door.keep_in(start.run_dir.node(start.index).path)
+    return Program(start).main()
+
+
+main = door.Verb("node", __doc__, _options, work)
 
 
 if __name__ == "__main__":

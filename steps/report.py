@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps.core import cli, finished, records, summary
+from steps.core import door, finished, records, summary
 from steps.core.errors import InfraError, UsageError
 from steps.core.events import read_events
 from steps.core.finished import Finished
@@ -80,27 +80,28 @@ def _repeat(run_dir: RunDir, style: str) -> int:
     return code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m steps.report --run-dir DIR [--format text|json]``."""
-    parser = argparse.ArgumentParser(prog="report", description=__doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", default="runs/latest", help="default: runs/latest")
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    arguments = parser.parse_args(argv)
 
-    def work() -> int:
-        run_dir = RunDir(Path(arguments.run_dir))
-        if not run_dir.path.is_dir():
-            raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
-        if not run_dir.plan.exists() and run_dir.verdict.exists():
-            return _repeat(run_dir, arguments.format)
-        verdict = run(run_dir).verdict
-        if arguments.format == "json":
-            print(dumps(verdict.to_dict(), indent=2))
-        else:
-            print(run_dir.summary.read_text(encoding="utf-8"))
-        return verdict.exit_code
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Print the verdict; the exit code is the verdict's."""
+    run_dir = RunDir(Path(arguments.run_dir))
+    if not run_dir.path.is_dir():
+        raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
+    door.keep_in(run_dir.path)
+    if not run_dir.plan.exists() and run_dir.verdict.exists():
+        return _repeat(run_dir, arguments.format)
+    verdict = run(run_dir).verdict
+    if arguments.format == "json":
+        print(dumps(verdict.to_dict(), indent=2))
+    else:
+        print(run_dir.summary.read_text(encoding="utf-8"))
+    return verdict.exit_code
+
+
+main = door.Verb("report", __doc__, _options, work)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ Enters: a case and where it would run. Leaves: the plan as text or JSON; with
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from steps.core import cli, fleet
+from steps.core import cli, door, fleet
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, ClusterNode
 from steps.core.errors import UsageError
@@ -64,26 +63,26 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m steps.resolve --case CASE [--rehearse | --hosts A,B]``."""
-    parser = argparse.ArgumentParser(prog="plan", description=__doc__)
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
     parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
     parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--output", help="write the JSON plan to this file")
     cli.add_shape_arguments(parser)
-    arguments = parser.parse_args(argv)
 
-    def work() -> int:
-        case = load_case(cli.find_case(arguments.case))
-        plan = run(case, _cluster(case, arguments), arguments)
-        if arguments.output:
-            write_text(Path(arguments.output), to_json(plan))
-        print(to_json(plan) if arguments.format == "json" else text(plan))
-        return 0
 
-    return cli.guarded(work)
+def work(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    case = load_case(cli.find_case(arguments.case))
+    plan = run(case, _cluster(case, arguments), arguments)
+    if arguments.output:
+        write_text(Path(arguments.output), to_json(plan))
+    print(to_json(plan) if arguments.format == "json" else text(plan))
+    return 0
+
+
+main = door.Verb("plan", __doc__, _options, work)
 
 
 def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:

@@ -7,11 +7,16 @@ Steps are imported when they are called, so that ``invoke --list`` is quick.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from invoke import Context, Task, task
+from invoke import Context, Program, Task, task
 from invoke.exceptions import Exit as Leave
+from invoke.exceptions import ParseError
+
+from steps.core import door
+from steps.core.errors import Exit
 
 _LISTS = ["fault", "timeout"]
 
@@ -28,16 +33,25 @@ def call(module: str, options: dict[str, Any], *words: str) -> None:
         elif value not in (None, False, ""):
             argv += [flag, str(value)]
     try:
-        code = importlib.import_module(module).main(argv)
+        code = door.guarded(lambda: importlib.import_module(module).main(argv))
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 2
-    _leave(code)
-
-
-def _leave(code: int) -> None:
-    """End invoke with a step's exit code."""
     if code:
         raise Leave(code=code)
+
+
+def refuse_well() -> None:
+    """Let what invoke itself refuses, such as an unknown task, end with exit code 2, not 1."""
+    parse = Program.parse_tasks
+
+    def parse_tasks(self: Program) -> None:
+        try:
+            parse(self)
+        except ParseError as error:
+            print(f"error: {error}\n    invoke --list shows the tasks.", file=sys.stderr)
+            raise Leave(code=int(Exit.USAGE)) from None
+
+    Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
 
 
 _SHAPE = {
@@ -59,15 +73,13 @@ _PLAN = {
 @task(help={"files": "cases; default: all of configs/", "format": "text, json, github, sarif"})
 def validate(c: Context, files: str = "", format: str = "text", explain: str = "") -> None:
     """Find every mistake in cases: schema, plan and the rules of fleets."""
-    argv = [*files.split(), "--format", format] + (["--explain", explain] if explain else [])
-    _leave(importlib.import_module("steps.validate").main(argv))
+    call("steps.validate", {"format": format, "explain": explain}, *files.split())
 
 
 @task(help={"files": "cases; default: all of configs/", "dry_run": "only show the diff"})
 def fix(c: Context, files: str = "", dry_run: bool = False) -> None:
     """Repair what can be repaired safely in cases; shows the diff."""
-    argv = [*files.split(), *(["--dry-run"] if dry_run else [])]
-    _leave(importlib.import_module("steps.fix").main(argv))
+    call("steps.fix", {"dry_run": dry_run}, *files.split())
 
 
 @task(

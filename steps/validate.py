@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from steps.core import profile, settings
+from steps.core import door, profile, settings
 from steps.core.case import Case, load_case
 from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import (
@@ -196,42 +196,28 @@ def _expand(path: Path) -> list[Path]:
         return [path]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m steps.validate",
-        description="Find every problem of cases: form, resolution, and the fleet's rules. "
-        "Exit code 0, or 2 when there is an error.",
-    )
-    made.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
-    made.add_argument(
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help="cases (default: all of configs)")
+    parser.add_argument(
         "--format", dest="style", default="text", choices=("text", *formats.FORMATS), help="output"
     )
-    made.add_argument("--explain", default="", metavar="MN123", help="explain a rule and stop")
-    made.add_argument(
+    parser.add_argument("--explain", default="", metavar="MN123", help="explain a rule and stop")
+    parser.add_argument(
         "--matrix",
         default="",
         metavar="FILE",
         help="check this matrix too (default: ci/nightly.yaml with all of configs)",
     )
-    made.add_argument("--strict", action="store_true", help="warnings count as errors")
-    return made
+    parser.add_argument("--strict", action="store_true", help="warnings count as errors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
-    args = parser().parse_args(argv)
-    try:
-        return run(
-            args.files,
-            style=args.style,
-            explain=args.explain,
-            matrix=args.matrix,
-            strict=args.strict,
-        )
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Exit.USAGE
+main = door.Verb(
+    "python -m steps.validate",
+    "Find every problem of cases: form, resolution, and the fleet's rules. "
+    "Exit code 0, or 2 when there is an error.",
+    _options,
+    lambda a: run(a.files, style=a.style, explain=a.explain, matrix=a.matrix, strict=a.strict),
+)
 
 
 if __name__ == "__main__":

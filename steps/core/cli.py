@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from steps.core import faults, fleet, settings
+from steps.core import door, faults, fleet, settings
 from steps.core.budgets import parse_timeouts
 from steps.core.case import load_case
 from steps.core.cluster import Rehearsal
-from steps.core.errors import CaseError, Exit, InfraError, MultinodeError, UsageError
+from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.events import Event, EventLog, console_line
 from steps.core.noderun import NodeRun, RunEnded, StepFailed
 from steps.core.plan import Plan, from_json, to_json
@@ -33,50 +32,7 @@ from steps.core.rundir import RunDir, new_run_id, write_text
 from steps.core.tail import Tail
 from steps.core.verdict import CLASSES
 
-
-class StepMain(Protocol):
-    """The ``main`` of a step: arguments, or those of the process, to an exit code."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the step alone."""
-
-
 CONFIGS = fleet.ROOT / "configs"
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run ``work``; errors meant for the user become a message and an exit code."""
-    _print_anything()
-    try:
-        return int(work())
-    except MultinodeError as error:
-        print(_message(error), file=sys.stderr)
-        return int(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return int(Exit.INTERRUPTED)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-            return int(Exit.INFRA)
-        with contextlib.suppress(OSError):
-            sys.stderr.close()
-        return int(Exit.PASS)
-
-
-def _print_anything() -> None:
-    """A sign that the terminal's encoding lacks (``LC_ALL=C``) is replaced, and ends no run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
-
-
-def _message(error: MultinodeError) -> str:
-    if isinstance(error, CaseError):
-        count = len(error.problems)
-        return f"{error}\n{count} problem{'s' if count != 1 else ''} found"
-    return f"error: {error}"
 
 
 def find_case(name: str) -> Path:
@@ -101,9 +57,10 @@ def find_case(name: str) -> Path:
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
     known = [path for path in known if not path.startswith("clusters/")]
     close = difflib.get_close_matches(name, known, 3, 0.4)
+    here = f"configs/ has: {', '.join(known)}." if known else "Name the path of a YAML file."
     raise UsageError(
         f"no case {name!r}, neither as a path nor in configs/",
-        f"Did you mean {' or '.join(close)}?" if close else f"configs/ has: {', '.join(known)}.",
+        f"Did you mean {' or '.join(close)}?" if close else here,
     )
 
 
@@ -239,13 +196,12 @@ def printer(stream: object = None) -> Callable[[Event], None]:
     def show(event: Event) -> None:
         line = console_line(event, started)
         if line:
-            with contextlib.suppress(OSError, ValueError):
-                print(line, flush=True)
+            print(line, flush=True)
 
     return show
 
 
-def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> StepMain:
+def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Verb:
     """The ``main`` of a step run alone.
 
     Args:
@@ -253,21 +209,14 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
             one of them ends.
     """
 
-    def main(argv: Sequence[str] | None = None) -> int:
-        parser = argparse.ArgumentParser(
-            prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        add_plan_arguments(parser)
-        arguments = parser.parse_args(argv)
-        return guarded(lambda: _alone(arguments, body, hold))
-
-    return main
+    return door.Verb(name, doc, add_plan_arguments, partial(_alone, body=body, hold=hold))
 
 
 def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
     plan, path = plan_of(arguments)
     index = index_in(plan, arguments.node_index)
     run_dir = RunDir(path).make()
+    door.keep_in(run_dir.path)
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
     redactor = Redactor.of_environment(settings.inherited())

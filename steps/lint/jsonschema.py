@@ -10,10 +10,12 @@ Touches nothing, but for :func:`main`, which writes ``configs/case.schema.json``
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from steps.core import door
 from steps.core.numbers import dumps
 from steps.core.schema import FIELDS
 
@@ -113,12 +115,14 @@ def text() -> str:
     return dumps(schema(), indent=1) + "\n"
 
 
-def main() -> int:
+def work(_arguments: argparse.Namespace) -> int:
     """Write the file."""
     FILE.write_text(text(), encoding="utf-8")
     print(f"{FILE}: {len(text()):,} bytes")
     return 0
 
+
+main = door.Verb("python -m steps.lint.jsonschema", __doc__, door.no_options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,10 +8,12 @@ Touches nothing, but for :func:`main`, which writes that page.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from steps.core import door
 from steps.lint import rules  # noqa: F401  (registers every rule)
 from steps.lint.registry import RULES, THEMES, Example, Rule
 
@@ -89,13 +91,15 @@ def _diff(examples: Sequence[Example]) -> list[str]:
     return [*lines, "```"]
 
 
-def main() -> int:
+def work(_arguments: argparse.Namespace) -> int:
     """Write the page."""
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(f"{PAGE}: {len(RULES)} rules")
     return 0
 
+
+main = door.Verb("python -m steps.lint.reference", __doc__, door.no_options, work)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -483,3 +483,12 @@ def test_the_store_names_no_directory_of_its_own(tmp_path: Path) -> None:
     assert len(store.results("quickstart", 60, said.append)) == 1
     assert "v1/quickstart/2023-11/x.json: not a regular file" in said[0]
     assert "multinode-history-" not in said[0]
+
+
+def test_a_result_of_a_pull_request_is_not_kept_afterwards_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MULTINODE_PULL_REQUEST", "7")
+    assert history.main([str(tmp_path), "--store", str(tmp_path / "store")]) == 2
+    assert "run of a pull request" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

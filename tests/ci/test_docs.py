@@ -100,8 +100,7 @@ def test_commands_in_a_page_parse(page: Path) -> None:
 
 def takes(command: str, options: list[str]) -> None:
     if command in reference.PARSERS:
-        module, function = reference.PARSERS[command]
-        getattr(importlib.import_module(module), function)().parse_args(options)
+        importlib.import_module(reference.PARSERS[command]).main.parser().parse_args(options)
 
 
 def test_commands_are_found_where_pages_have_them() -> None:

@@ -229,5 +229,5 @@ def test_the_real_commands_without_a_traceback() -> None:
 
 
 def test_the_parsers_defaults_are_those_of_the_docs() -> None:
-    found = ci_run.arguments_parser().parse_args(["case.yaml"])
+    found = ci_run.main.parser().parse_args(["case.yaml"])
     assert (found.on, found.rehearse, found.bench, found.run_dir) == (None, False, None, None)

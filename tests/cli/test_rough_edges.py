@@ -40,19 +40,6 @@ def test_a_directory_without_cases_is_an_error_not_all_of_configs(
     assert f"no case files (*.yaml, *.yml) in {tmp_path / 'empty'}" in told.err
 
 
-def test_a_terminal_that_lacks_a_sign_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-
-    def work() -> int:
-        print("✅ PASS")
-        sys.stdout.flush()
-        return 0
-
-    assert cli.guarded(work) == 0
-    assert raw.getvalue() == b"? PASS\n"
-
-
 def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from steps.core.rundir import RunDir\n"
