@@ -21,7 +21,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
@@ -72,6 +73,8 @@ class Program:
         self._told = threading.Event()
         self._early = threading.Event()
         self._early_interrupts = 0
+        self._early_words: list[str] = []
+        self._last: Cause | None = None
         self._refused = ""
         self._leaderless = ""
         self.nice = 0
@@ -84,6 +87,8 @@ class Program:
     def main(self) -> int:
         """Run; the exit code is the verdict's, as far as this node knows it."""
         self._handle_signals()
+        if self.start.bound:
+            threading.Thread(target=self._watch_starter, name="starter", daemon=True).start()
         if self.start.guessable and self.start.index == LEADER:
             self.events.emit("warning", text=GUESSABLE)
         try:
@@ -94,14 +99,23 @@ class Program:
             run = self._make_run(plan)
             self._carry_out(run)
             return self._finish(run)
+        except RunEnded:
+            reason = f"node {self.start.index} was interrupted before all nodes had met"
+            self._give_up(Cause("interrupt", "interrupted", reason))
+            self.events.emit("warning", text=f"{reason}; nothing was started")
+            return int(Exit.INTERRUPTED)
         except MultinodeError as error:
+            verdict = "config" if error.exit_code is Exit.USAGE else "infra"
+            self._give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
-        except RunEnded:
-            return self._leave_early()
+        except Exception as error:
+            failed = door.failure(error)
+            self._give_up(Cause("internal", "infra", failed.message))
+            raise failed from None
         finally:
             if self.link:
                 self.link.close()
@@ -140,15 +154,17 @@ class Program:
             return self._assemble(own, hello, deadline)
         return self._ask_for_plan(leader, own, hello, deadline)
 
-    def _leave_early(self) -> int:
-        """Interrupted before there was a plan: say so, also to those who are here already."""
-        reason = f"node {self.start.index} was interrupted before all nodes had met"
+    def _give_up(self, cause: Cause) -> None:
+        """Tell the others why this node leaves without a record."""
+        self._last = replace(
+            cause, node=self.start.index, process="node", phase=self.events.phase, at=time.time()
+        )
         if self.leader:
-            cause = Cause("interrupt", "interrupted", reason, phase="join", at=time.time())
-            self.leader.tell(ended={"cause": to_dict(cause)})
+            if self.leader.state["ended"] is None:
+                self.leader.tell(ended={"cause": to_dict(self._last)})
             self.leader.wait(self.leader.all_done, TELL_SECONDS)
-        self.events.emit("warning", text=f"{reason}; nothing was started")
-        return int(Exit.INTERRUPTED)
+        elif self.link and self.link.joined.is_set():
+            self.link.report()
 
     def _wait_early(self, deadline: float, what: str) -> None:
         """Wait a moment, before there is a run to wait in.
@@ -194,7 +210,6 @@ class Program:
         except CaseError as error:
             cause = Cause("config", "config", str(error), phase="join", at=time.time())
             leader.tell(ended={"cause": to_dict(cause)})
-            leader.wait(leader.all_done, 5.0)
             raise
         leader.plan = to_json(plan)
         leader.tell(planned=True)
@@ -296,7 +311,8 @@ class Program:
 
     def _look(self) -> dict[str, Any]:
         if self.run is None:
-            return {"phase": "join", "progress": {}, "causes": []}
+            told = [{**to_dict(self._last), "mono": time.monotonic()}] if self._last else []
+            return {"phase": "join", "passed": [], "progress": {}, "causes": told}
         return self.run.look()
 
     def _make_run(self, plan: Plan) -> NodeRun:
@@ -309,25 +325,39 @@ class Program:
                 self.redactor.learn(secrets_in(process.env))
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
-        run.state = self._state
-        self.run = run
-        run.interrupts = self._early_interrupts
-        if self._joined_at:
-            run.note_phase("assemble", self._joined_at[0], time.monotonic() - self._joined_at[1])
+        run.leader, run.link = self.leader, self.link
         run.supervisor = cli.supervisor_of(run, self.guard, self.nice)
-        if self._early.is_set():
-            self._interrupt("interrupted before the start")
+        self.run = run
+        # Only now, for what is told from here on reaches the run by itself.
+        self._catch_up(run)
         for note in plan.notes if run.is_leader else ():
             self.events.emit("note", text=note)
         return run
 
+    def _catch_up(self, run: NodeRun) -> None:
+        """Let the run know what happened before it was there."""
+        run.interrupts = max(self._early_interrupts - 1, 0)
+        if self._early.is_set():
+            self._interrupt("interrupted before the start")
+        self._on_state(self._state)
+        if self._leaderless:
+            self._on_lost(self._leaderless)
+        if self._refused:
+            self._on_refused(self._refused)
+        for word in self._early_words:
+            self._obey(word)
+        if self.leader and any(m.lost or m.causes for m in self.leader.members.values()):
+            run.ended.set()
+
     def _carry_out(self, run: NodeRun) -> None:
         """Every phase; whatever goes wrong becomes a cause."""
-        if self.start.bound:
-            threading.Thread(target=self._watch_starter, name="starter", daemon=True).start()
         try:
-            with run.phase("join"):
-                self._meet(run)
+            if self._joined_at is None:
+                with run.phase("join"):
+                    self._meet(run)
+            else:  # all are here already: that is how the plan was made
+                began, mono = self._joined_at
+                run.note_phase("join", began, time.monotonic() - mono)
             if run.is_leader:
                 self._lead(run)
             else:
@@ -354,17 +384,14 @@ class Program:
         plan = run.plan
         control = plan.nodes[LEADER].address, plan.cluster.control_port
         hello = {"plan": plan.fingerprint(), "harness": VERSION}
-        run.leader, run.link = self.leader, self.link
         if run.is_leader:
-            if self.leader is None:
-                try:
-                    run.leader = self._open_leader(*control, len(plan.nodes), hello)
-                except InfraError as error:
-                    raise StepFailed(
-                        run.cause_of("preflight", "infra", error.message, hint=error.hint)
-                    ) from None
-            leader = run.leader
-            assert leader is not None
+            try:
+                leader = self._open_leader(*control, len(plan.nodes), hello)
+            except InfraError as error:
+                raise StepFailed(
+                    run.cause_of("preflight", "infra", error.message, hint=error.hint)
+                ) from None
+            run.leader = leader
             expected = set(range(1, len(plan.nodes)))
 
             def missing() -> list[int]:
@@ -376,8 +403,7 @@ class Program:
                 blame=lambda: (plan.nodes[missing()[0]], "node"),
             )
             return
-        link = self.link or self._open_link(control, run.me.address, hello)
-        run.link = link
+        link = run.link = self._open_link(control, run.me.address, hello)
         run.until(
             link.joined.is_set,
             lambda: f"the leader at {control[0]}:{control[1]}",
@@ -408,7 +434,7 @@ class Program:
     def _on_state(self, state: dict[str, Any]) -> None:
         self._state = state
         if self.run is None:
-            return
+            return  # it will catch up
         self.run.state = state
         if state.get("ended") is not None:
             self.run.cause = cause_from(state["ended"].get("cause"))
@@ -416,9 +442,9 @@ class Program:
             self.run.ended.set()
 
     def _on_lost(self, why: str) -> None:
+        self._leaderless = why
         run = self.run
         if run is None:
-            self._leaderless = why
             return
         run.add_cause(
             run.cause_of(
@@ -446,11 +472,13 @@ class Program:
         assert leader is not None
         with run.phase("preflight"):
             preflight.run(run)
-            self._barrier(run, leader, "preflight-done")
-        if run.me.packages and not run.plan.rehearsed:
+            self._barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
+        installing = [] if run.plan.rehearsed else [n.index for n in run.plan.nodes if n.packages]
+        if installing:
             with run.phase("install"):
-                install.run(run)
-                self._barrier(run, leader, "install-done")
+                if run.me.packages:
+                    install.run(run)
+                self._barrier(run, leader, "install", installing)
         if run.plan.nodes[LEADER].processes[0].kind == "pool":
             with run.phase("pool"):
                 serve.pool(run)
@@ -470,33 +498,27 @@ class Program:
         with run.phase("proof"):
             prove.run(run)
 
-    def _barrier(self, run: NodeRun, leader: Leader, phase: str) -> None:
-        """Wait until every worker says it has passed ``phase``."""
+    def _barrier(self, run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> None:
+        """Wait until every worker of ``nodes`` says it has passed ``phase``."""
+        wanted = set(nodes)
 
         def behind() -> list[int]:
-            return [m.node for m in leader.members.values() if m.phase != phase]
+            members = leader.members.values()
+            return [m.node for m in members if m.node in wanted and phase not in m.passed]
 
         run.until(
             lambda: not behind(),
-            lambda: f"{phase.removesuffix('-done')} on node {', '.join(map(str, behind()))}",
+            lambda: f"{phase} on node {', '.join(map(str, behind()))}",
             every=0.02,
             blame=lambda: (run.plan.nodes[behind()[0]], "node"),
         )
 
     def _follow(self, run: NodeRun) -> None:
-        link = self.link
-        assert link is not None
         with run.phase("preflight"):
             preflight.run(run)
         if run.me.packages and not run.plan.rehearsed:
-            run.events.phase = "preflight-done"
-            link.report()
             with run.phase("install"):
                 install.run(run)
-            run.events.phase = "install-done"
-        else:
-            run.events.phase = "preflight-done"
-        link.report()
         run.until(lambda: bool(run.state.get("go")), lambda: "the leader's word to start")
         with run.phase("load"):
             serve.servers(run)
@@ -513,11 +535,20 @@ class Program:
             else:
                 run.decide_alone()
                 run.ended.set()
-        elif run.own_causes() or not self._told.is_set():
+        else:
             if self._joined():  # else nobody is there to tell us anything
                 self._told.wait(TOLD_WAIT)
-            if run.cause is None and not run.state.get("ended"):
+            if run.cause is None and run.state.get("ended") is None:
                 run.decide_alone()
+            if run.cause is None and run.state.get("ended") is None:
+                run.cause = run.cause_of(
+                    "lost",
+                    "no-verdict",
+                    "the leader never said how the run ended",
+                    node=run.plan.nodes[LEADER],
+                    process="node",
+                    hint="Look at the leader's node and logs.",
+                )
         cause = run.cause
         if cause and not run.is_leader:
             self.events.emit("cause", text=str(cause), verdict=cause.verdict)
@@ -607,6 +638,13 @@ class Program:
             self._early_interrupts += 1
             self._early.set()
             return
+        if run.ended.is_set():
+            # What is waited for now are others; whoever interrupts again waits for nobody.
+            self._told.set()
+            if self.leader:
+                self.leader.hurry()
+            if self.link:
+                self.link.hurry()
         run.interrupts += 1
         if run.cause is None:
             run.add_cause(
@@ -632,11 +670,13 @@ class Program:
     def _obey(self, line: str) -> None:
         """A word of the starter: ``stop``, or ``lost I HOW`` for a node program that ended."""
         word, _, rest = line.partition(" ")
+        run = self.run
         if word == "stop":
             self._interrupt("interrupted by the runner")
-        elif word == "lost" and self.run is not None and self.run.cause is None:
+        elif word == "lost" and run is None:
+            self._early_words.append(line)
+        elif word == "lost" and run is not None and run.cause is None:
             number, _, how = rest.partition(" ")
-            run = self.run
             if number.isdigit() and int(number) < len(run.plan.nodes):
                 node = run.plan.nodes[int(number)]
                 if self.leader:

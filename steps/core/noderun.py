@@ -78,6 +78,7 @@ class NodeRun:
         self.state: Mapping[str, Any] = {}
         self.cause: Cause | None = None
         self.phases: list[PhaseRecord] = []
+        self.passed: frozenset[str] = frozenset()
         self.checks: list[Check] = []
         self.benchmarks: list[BenchResult] = []
         self.versions: dict[str, str] = {}
@@ -119,12 +120,13 @@ class NodeRun:
         self._budget, self._phase_began = self.plan.budgets.get(name), began
         self.progress()
         self.events.emit("phase", state="begin")
-        if self.link and self.link.joined.is_set():
-            self.link.report()
         outcome = "failed"
         try:
             yield
             outcome = "done"
+            self.passed |= {name}
+            if self.link and self.link.joined.is_set():
+                self.link.report()
         except RunEnded:
             outcome = "done" if name == "hold" else "cut"
             raise
@@ -348,6 +350,7 @@ class NodeRun:
         """What a beat says."""
         return {
             "phase": self.phase_name,
+            "passed": sorted(self.passed),
             "progress": self.log_sizes(),
             "causes": self.own_causes(),
         }

@@ -58,6 +58,7 @@ class Member:
     waited: float = 0.0
     starved: bool = False
     phase: str = ""
+    passed: frozenset[str] = frozenset()
     roll: int = 0
     seen: int = -1
     broken: float = 0.0
@@ -120,6 +121,7 @@ class Leader:
             "where": presence.here(),
         }
         self._changed = threading.Condition()
+        self._hurried = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.held: dict[_Connection, float] = {}
         self._server: asyncio.Server | None = None
@@ -185,9 +187,19 @@ class Leader:
         self._release()
 
     def wait(self, until: Callable[[], bool], seconds: float) -> bool:
-        """Wait for something about the members; false when ``seconds`` have passed."""
+        """Wait for something about the members; false when it is not so in the end.
+
+        It ends after ``seconds``, or at once when somebody is in a :meth:`hurry`.
+        """
         with self._changed:
-            return self._changed.wait_for(until, seconds)
+            self._changed.wait_for(lambda: self._hurried or until(), seconds)
+            return until()
+
+    def hurry(self) -> None:
+        """End every wait, those under way too: nobody wants to wait any more."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
 
     def joined(self) -> list[int]:
         """Indices of the workers that joined."""
@@ -253,6 +265,12 @@ class Leader:
         member.last = now
         member.broken = 0.0
         member.phase = str(body.get("phase", ""))
+        # A set that only grows: a beat that comes late takes nothing back.
+        told = [name for name in body.get("passed", ()) if isinstance(name, str)]
+        if not member.passed.issuperset(told):
+            with self._changed:
+                member.passed = member.passed.union(told)
+                self._changed.notify_all()
         if isinstance(body.get("progress"), dict):
             member.progress = body["progress"]
         fresh = [c for c in body.get("causes", []) if isinstance(c, dict)][member.reported :]
@@ -518,8 +536,8 @@ class Link:
 
     Args:
         hello: what the leader compares before it lets the node in.
-        look: called before each beat; gives ``phase``, ``progress`` and ``causes``, each
-            cause with ``mono``, this node's monotonic clock.
+        look: called before each beat; gives ``phase``, ``passed``, ``progress`` and
+            ``causes``, each cause with ``mono``, this node's monotonic clock.
         on_state: called with each new state.
         on_lost: called once when the leader does not answer any more.
         on_refused: called once when the leader refuses the node.
@@ -560,6 +578,7 @@ class Link:
         self.state: dict[str, Any] = {"seq": -1, "roll": 0}
         self.joined = threading.Event()
         self._stop = threading.Event()
+        self._hurried = threading.Event()
         self._clock = Clock(self._stop, self._look_at_leader)
         self._thread: threading.Thread | None = None
 
@@ -573,6 +592,10 @@ class Link:
         """Beat no more."""
         self._stop.set()
 
+    def hurry(self) -> None:
+        """Let :meth:`done` try once more, and no longer."""
+        self._hurried.set()
+
     def report(self) -> None:
         """Tell the leader what ``look`` knows now, without waiting for the next beat."""
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError, Refused):
@@ -584,14 +607,17 @@ class Link:
         deadline = time.monotonic() + seconds
         self._stop.set()
         while time.monotonic() < deadline:
+            last = self._hurried.is_set()
             try:
                 body = {**self._body(main=False, seq=-2), "record": record}
-                self._post(self._connect(min(5.0, seconds)), "/v1/done", body)
+                self._post(self._connect(min(1.0 if last else 5.0, seconds)), "/v1/done", body)
                 return True
             except Refused:
                 return False
             except (OSError, http.client.HTTPException, ValueError):
-                threading.Event().wait(TICK)
+                if last:
+                    return False
+                self._hurried.wait(TICK)
         return False
 
     def plan(self) -> str:
@@ -621,6 +647,7 @@ class Link:
             "process": self._process,
             "where": self._where,
             "phase": seen["phase"],
+            "passed": list(seen.get("passed", ())),
             "progress": seen["progress"],
             "seq": seq,
             "roll": roll,

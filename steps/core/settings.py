@@ -7,6 +7,7 @@ Enters: ``os.environ``. Leaves: typed settings. Nothing else in ``steps``,
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Settings:
     config_yaml_path: str
     config_base_path: str
     fail_tag: str
-    token: str
+    token_given: str
     router: str
     ais_bench: str
     modelscope_cache: Path
@@ -64,6 +65,15 @@ class Settings:
     history: str
     pull_request: str
     ssh_agent: str
+
+    @property
+    def token(self) -> str:
+        """The run's secret; empty when none was given.
+
+        Raises:
+            UsageError: ``MULTINODE_TOKEN`` cannot be sent.
+        """
+        return usable_token(self.token_given, "MULTINODE_TOKEN")
 
     @property
     def control_port(self) -> int:
@@ -99,7 +109,7 @@ def read() -> Settings:
         config_yaml_path=env.get("CONFIG_YAML_PATH", ""),
         config_base_path=env.get("CONFIG_BASE_PATH", ""),
         fail_tag=env.get("FAIL_TAG", ""),
-        token=env.get("MULTINODE_TOKEN", ""),
+        token_given=env.get("MULTINODE_TOKEN", ""),
         router=env.get("MULTINODE_VLLM_ROUTER", ""),
         ais_bench=env.get("MULTINODE_AIS_BENCH", ""),
         modelscope_cache=Path(
@@ -128,6 +138,21 @@ def read() -> Settings:
             env.get("GITHUB_REF", ""),
         ),
         ssh_agent=env.get("SSH_AUTH_SOCK", ""),
+    )
+
+
+def usable_token(token: str, source: str) -> str:
+    """A run's token, which travels in a header of HTTP.
+
+    Raises:
+        UsageError: a header cannot carry it.
+    """
+    if re.fullmatch(r"[\x21-\x7e]*", token) and len(token) <= 4096:
+        return token
+    raise UsageError(
+        f"{source}: found a token with a space, a line break or another sign than ASCII's, or a "
+        "very long one",
+        "Take letters and digits, such as `openssl rand -hex 16` prints.",
     )
 
 

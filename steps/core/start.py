@@ -154,7 +154,7 @@ def _token(arguments: argparse.Namespace) -> str:
         )
     if not token:
         raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")
-    return token
+    return settings.usable_token(token, name)
 
 
 def _print_json(event: Event) -> None:
