@@ -2,8 +2,8 @@
 
 Enters: the words of a command; ``ENGINE_ODD`` names what is odd about the second streamed answer,
 ``ENGINE_SLOW`` is the seconds a prompt takes that was not seen before, ``ENGINE_RESET`` says how
-``/reset_prefix_cache`` answers (absent: it does not exist). Leaves: answers, and a line in its log
-a request. Touches: its port.
+``/reset_prefix_cache`` behaves: ``works``, ``refuses``, ``lies``; absent, it does not exist.
+Leaves: answers, and a line in its log a request. Touches: its port.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from typing import Any
 ODD = os.environ.get("ENGINE_ODD", "")
 SLOW = float(os.environ.get("ENGINE_SLOW", "0"))
 RESET = os.environ.get("ENGINE_RESET", "")
-METRICS = 'vllm:request_success_total{engine="0",finished_reason="length"} 99\n'
+CACHING = "--no-enable-prefix-caching" not in sys.argv
+METRICS = """\
+vllm:request_success_total{engine="0",finished_reason="length"} 99
+vllm:prefix_cache_queries_total{engine="0"} %d
+vllm:prefix_cache_hits_total{engine="0"} %d
+"""
+LOOKED_UP = [0, 0]
 SEEN: set[str] = set()
 STREAMED = [0]
 LOCK = threading.Lock()
@@ -102,7 +108,7 @@ class Engine(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Health, models, counters."""
         if self.path == "/metrics":
-            return self.plain(200, METRICS.encode(), "text/plain")
+            return self.plain(200, (METRICS % tuple(LOOKED_UP)).encode(), "text/plain")
         known = self.path in ("/health", "/v1/models")
         return self.plain(200 if known else 404, b'{"data": []}')
 
@@ -112,14 +118,18 @@ class Engine(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/reset_prefix_cache"):
             if RESET == "works":
                 SEEN.clear()
-            return self.plain(200 if RESET else 404, b'{"success": %s}' % (
-                b"true" if RESET == "works" else b"false"
-            ))  # fmt: skip
+            success = b"false" if RESET == "refuses" else b"true"
+            return self.plain(200 if RESET else 404, b'{"success": %s}' % success)
+        if not self.path.startswith("/v1"):
+            return self.plain(404, b"{}")
         body = json.loads(raw)
         prompt = json.dumps(body["messages"])
-        if prompt not in SEEN:
-            time.sleep(SLOW if body.get("stream") else 0)
-            SEEN.add(prompt)
+        LOOKED_UP[0] += 30
+        if CACHING and prompt in SEEN:
+            LOOKED_UP[1] += 30
+        elif body.get("stream"):
+            time.sleep(SLOW)
+        SEEN.add(prompt)
         count = int(body.get("max_tokens") or 8)
         if not body.get("stream"):
             message = {"message": {"content": "5"}, "finish_reason": "stop"}
