@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +53,7 @@ class Way:
     prompts: bool = False
 
 
-def way(plan: Plan, number: int, varies: bool, sleep: Callable[[float], Any] = time.sleep) -> Way:
+def way(plan: Plan, number: int, varies: bool, sleep: Callable[[float], Any]) -> Way:
     """Bring the caches to the state that the first measurement of benchmark ``number`` found.
 
     Args:
@@ -109,7 +108,7 @@ def _off(server: Process) -> bool:
     return bool(off) and off[-1] > max(on, default=-1)
 
 
-def reset(plan: Plan, sleep: Callable[[float], Any] = time.sleep) -> str:
+def reset(plan: Plan, sleep: Callable[[float], Any]) -> str:
     """Reset the caches of every engine, and the proxy's; why they are not reset, or empty."""
     urls = [(f"{node.name} {server.name}", server.api) for node, server in plan.servers()]
     for name, url in urls:

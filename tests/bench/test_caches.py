@@ -46,6 +46,10 @@ benchmarks:
 COLD = 557.0973
 
 
+def nap(_: float) -> None:
+    """No wait at all."""
+
+
 def program(path: Path, module: ModuleType) -> Path:
     """A module of the tests as a program."""
     path.parent.mkdir(exist_ok=True)
@@ -169,9 +173,9 @@ def test_what_a_reset_does_not_reach_is_not_reset(
 ) -> None:
     monkeypatch.setattr(caches, "_ask", lambda method, url: (200, ""))
     plan = plan_of(bench, *words, kind=kind)
-    fixed = caches.way(plan, 0, varies=False)
+    fixed = caches.way(plan, 0, False, nap)
     assert not fixed.ok and said in fixed.text
-    varied = caches.way(plan, 0, varies=True)
+    varied = caches.way(plan, 0, True, nap)
     assert varied.ok and varied.prompts and said in varied.text
 
 
@@ -180,8 +184,8 @@ def test_a_benchmark_that_began_warm_is_not_measured_again_cold(
 ) -> None:
     monkeypatch.setattr(caches, "_ask", lambda method, url: (200, ""))
     plan = plan_of(bench)
-    assert caches.way(plan, 0, varies=False).ok
-    second = caches.way(plan, 1, varies=False)
+    assert caches.way(plan, 0, False, nap).ok
+    second = caches.way(plan, 1, False, nap)
     assert not second.ok and "with the same data set" in second.text
 
 
@@ -189,12 +193,12 @@ def test_without_caches_or_for_a_score_nothing_need_be_reset(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caches, "_ask", lambda method, url: pytest.fail("nothing to ask"))
-    off = caches.way(plan_of(bench, "--no-enable-prefix-caching"), 1, varies=False)
+    off = caches.way(plan_of(bench, "--no-enable-prefix-caching"), 1, False, nap)
     assert off.ok and "is off on every engine" in off.text
-    assert caches.way(plan_of(bench, case_type="accuracy"), 1, varies=False) == caches.Way(True, "")
+    assert caches.way(plan_of(bench, case_type="accuracy"), 1, False, nap) == caches.Way(True, "")
     both = plan_of(bench, "--no-enable-prefix-caching", "--enable_prefix_caching")
     monkeypatch.setattr(caches, "_ask", lambda method, url: (404, ""))
-    assert not caches.way(both, 0, varies=False).ok
+    assert not caches.way(both, 0, False, nap).ok
 
 
 def test_every_engine_and_the_proxy_are_asked(
@@ -210,20 +214,20 @@ def test_every_engine_and_the_proxy_are_asked(
     monkeypatch.setattr(caches, "_ask", ask)
     plan = plan_of(bench, kind="proxy")
     plan = replace(plan, endpoint=replace(plan.endpoint, url="http://proxy"))
-    assert caches.reset(plan, lambda _: None) == ""
+    assert caches.reset(plan, nap) == ""
     paths = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
     server = plan.nodes[0].processes[0].api
     assert asked == [base + path for base in (server, "http://proxy") for path in paths]
     answers["http://proxy"] = (404, "")
-    assert caches.reset(plan, lambda _: None) == ""
+    assert caches.reset(plan, nap) == ""
     answers["http://proxy"] = (502, "")
     assert "the proxy did not reset its prefix cache: HTTP 502" in caches.reset(
         plan, lambda _: None
     )
     answers["/reset_mm_cache"] = (500, "")
-    assert "failed /reset_mm_cache" in caches.reset(plan, lambda _: None)
+    assert "failed /reset_mm_cache" in caches.reset(plan, nap)
     answers[server] = (0, "ConnectionError: refused")
-    assert "refused" in caches.reset(plan, lambda _: None)
+    assert "refused" in caches.reset(plan, nap)
 
 
 def test_what_the_caches_gave_is_read_from_every_engine(
