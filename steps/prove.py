@@ -11,6 +11,7 @@ vLLM's (``/metrics``, vLLM 0.32).
 from __future__ import annotations
 
 import http.client
+import math
 import re
 import urllib.request
 from collections import defaultdict
@@ -113,7 +114,10 @@ def _sum(text: str, metric: str, label: str) -> dict[str, float]:
         match = _LINE.match(line)
         if match and match["name"] == metric:
             labels = dict(_LABEL.findall(match["labels"] or ""))
-            found[labels.get(label, "")] += float(match["value"])
+            value = float(match["value"])
+            if not math.isfinite(value):
+                raise ValueError(f"{metric} is {value}")
+            found[labels.get(label, "")] += value
     return dict(found)
 
 

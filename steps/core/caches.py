@@ -11,6 +11,7 @@ word (:func:`given`).
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ def given(plan: Plan) -> tuple[float, float] | None:
                 found[name] = found.get(name, 0.0) + float(value)
             except ValueError:
                 return None
-    return (found["hits"], found["queries"]) if len(found) == 2 else None
+    if len(found) < 2 or not all(map(math.isfinite, found.values())):
+        return None
+    return found["hits"], found["queries"]
 
 
 def share(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:

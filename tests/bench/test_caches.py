@@ -242,7 +242,11 @@ def test_what_the_caches_gave_is_read_from_every_engine(
     assert caches.share((15, 100), (35, 200)) == 0.2
     assert caches.share(None, (35, 200)) is None and caches.share((1, 5), (1, 5)) is None
     assert caches.warmer(0.0, 0.2) and not caches.warmer(0.2, 0.21) and not caches.warmer(None, 1)
-    for odd in ((500, text), (200, ""), (200, text + "vllm:prefix_cache_hits_total many\n")):
+    for odd in (
+        (500, text),
+        (200, ""),
+        *((200, f"{text}vllm:prefix_cache_hits_total {odd}\n") for odd in ("many", "NaN")),
+    ):
         monkeypatch.setattr(caches, "_ask", lambda method, url, odd=odd: odd)
         assert caches.given(plan_of(bench)) is None
 
