@@ -87,7 +87,7 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     series = _Series(run, number)
 
     def take(places: Sequence[Path]) -> BenchResult:
-        series.take(places)
+        series.take(places, confirms=bool(series.found))
         seconds = time.monotonic() - began
         return judge(entry, series.found, started, seconds, directory.name, series.way)
 
@@ -127,9 +127,10 @@ class _Series:
         self._varies = bench_drivers.varies(self._entry.driver)
         self._first: float | None = None
         asked = self._entry.benchmark
-        self._again = asked.case_type != "accuracy" and (asked.repeat > 1 or asked.confirm > 0)
+        confirms = asked.confirm > 0 and not self._entry.skip_gates
+        self._again = asked.case_type != "accuracy" and (asked.repeat > 1 or confirms)
 
-    def take(self, places: Sequence[Path]) -> None:
+    def take(self, places: Sequence[Path], *, confirms: bool) -> None:
         """Measure into each place; ends early at an error, and where the caches stay warm."""
         run = self._run
         for place in places:
@@ -137,7 +138,7 @@ class _Series:
             number = len(self.found)
             way = caches.Way(True, "")
             if number:
-                way = caches.way(run.plan, self._number, self._varies, run.sleep)
+                way = caches.way(run.plan, self._number, self._varies, run.sleep, confirms=confirms)
                 self.way = way.text if way.ok else f"not measured again: {way.text}"
                 if not way.ok:
                     return

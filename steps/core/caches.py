@@ -54,20 +54,30 @@ class Way:
     prompts: bool = False
 
 
-def way(plan: Plan, number: int, varies: bool, sleep: Callable[[float], Any]) -> Way:
+def way(
+    plan: Plan,
+    number: int,
+    varies: bool,
+    sleep: Callable[[float], Any],
+    *,
+    confirms: bool = False,
+) -> Way:
     """Bring the caches to the state that the first measurement of benchmark ``number`` found.
 
     Args:
         varies: the driver can send other prompts.
+        confirms: a miss is to be confirmed; colder caches than the first's turn none green.
     """
     if plan.benchmarks[number].benchmark.case_type == "accuracy":
         return Way(True, "")
     kept = keeps(plan)
     if not kept and all(_off(server) for _, server in plan.servers()):
         return Way(True, "prefix caching is off on every engine")
-    reason = kept or warmed(plan, number) or reset(plan, sleep)
+    began = warmed(plan, number)
+    reason = kept or ("" if confirms else began) or reset(plan, sleep)
     if not reason:
-        return Way(True, "the prefix caches of every engine were reset in between")
+        text = "the prefix caches of every engine were reset in between"
+        return Way(True, f"{text}, so colder than at first: {began}" if began else text)
     if varies:
         return Way(True, f"each time with other prompts ({reason})", prompts=True)
     return Way(False, reason)

@@ -187,6 +187,8 @@ def test_a_benchmark_that_began_warm_is_not_measured_again_cold(
     assert caches.way(plan, 0, False, nap).ok
     second = caches.way(plan, 1, False, nap)
     assert not second.ok and "with the same data set" in second.text
+    colder = caches.way(plan, 1, False, nap, confirms=True)
+    assert colder.ok and "colder than at first" in colder.text
 
 
 def test_without_caches_or_for_a_score_nothing_need_be_reset(
