@@ -23,6 +23,8 @@ from rehearsal.wire import Link, Message
 
 STATS_SECONDS = 10.0
 VERSION = "0.32.0"
+#: vLLM has these only with VLLM_SERVER_DEV_MODE=1, and answers 200 whatever came of it.
+RESETS = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -208,7 +210,7 @@ class Generation:
 class Api:
     """The endpoints. `on_request(n)` is called when the n-th completion arrives."""
 
-    def __init__(self, args: ServeArgs, on_request: Any) -> None:
+    def __init__(self, args: ServeArgs, on_request: Any, dev_mode: bool = False) -> None:
         self.args, self.on_request = args, on_request
         self.engines: dict[int, Link] = {}
         self.metrics: dict[int, EngineMetrics] = {}
@@ -233,6 +235,8 @@ class Api:
             ("POST", "/v1/completions"): self._completions,
             ("POST", "/v1/chat/completions"): self._completions,
         }
+        for path in RESETS if dev_mode else ():
+            self.routes["POST", path] = lambda request, connection: connection.reply(200, b"")
 
     def connection(self) -> Connection:
         """A protocol for a new client."""

@@ -71,7 +71,7 @@ class Front:
             self._kill_children,
         )
         self.behaviours: list[tuple[str, float | None]] = []
-        self.api = Api(args, lambda count: self.injector.fire("request", count))
+        self.api = Api(args, lambda count: self.injector.fire("request", count), settings.dev_mode)
         self.children: list[Child] = []
         self.group: Group | None = None
         self.http: socket.socket | None = None

@@ -29,6 +29,7 @@ class Settings:
     faults: tuple[Fault, ...]
     visible: tuple[str, ...] | None
     nixl_port: int
+    dev_mode: bool
 
     @property
     def own_address(self) -> str:
@@ -101,6 +102,7 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         faults=faults,
         visible=visible,
         nixl_port=int(number("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)),
+        dev_mode=bool(number("VLLM_SERVER_DEV_MODE", 0)),
     )
 
 

@@ -5,7 +5,8 @@ nothing but whether its numbers can be believed; gates are held elsewhere.
 
 A new driver is one module with ``measure(run, job) -> Measurement`` and one
 line in ``DRIVERS``. It may have ``problems(run, entry)``, which says before
-anything is started why it could not measure.
+anything is started why it could not measure, and ``OTHER_PROMPTS = True`` when it
+heeds ``Job.prompts``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ DRIVERS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement to make; ``directory`` is the driver's own."""
+    """One measurement to make; ``directory`` is the driver's own.
+
+    ``prompts`` other than 0 asks for prompts unlike those of any other number.
+    """
 
     entry: BenchmarkPlan
     endpoint: Endpoint
     directory: Path
+    prompts: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ def driver(name: str) -> Callable[[NodeRun, Job], Measurement]:
     """The ``measure`` function of a driver; imported when it is asked for."""
     measure: Callable[[NodeRun, Job], Measurement] = importlib.import_module(DRIVERS[name]).measure
     return measure
+
+
+def varies(name: str) -> bool:
+    """Whether a driver can send other prompts than before."""
+    return bool(getattr(importlib.import_module(DRIVERS[name]), "OTHER_PROMPTS", False))
 
 
 def problems(run: NodeRun) -> Iterator[str]:

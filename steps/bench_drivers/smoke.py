@@ -3,7 +3,9 @@
 Enters: a benchmark and an endpoint. Leaves: a measurement, and one line a
 request in ``requests.jsonl``. Touches: HTTP requests to the endpoint.
 
-Sends N chat completions at the benchmark's concurrency and request rate.
+Sends N chat completions at the benchmark's concurrency and request rate. It
+speaks HTTP itself, on one event loop: a thread a request would falsify the
+times of a large load. A request that cannot be understood is a failed one.
 Latencies as AISBench defines them: TTFT from sending to the first token, E2EL
 to the last, TPOT = (E2EL - TTFT) / (output tokens - 1), ITL between chunks;
 throughput is output tokens over the wall time of the whole load.
@@ -12,30 +14,29 @@ throughput is output tokens over the wall time of the whole load.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
 from steps.bench_drivers import Job, Measurement, Sample, generation
+from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
 from steps.core.noderun import NodeRun
 from steps.core.numbers import dumps
 from steps.core.records import Check
 
+OTHER_PROMPTS = True
 REQUEST_SECONDS = 600.0
 REQUEST_SECONDS_REHEARSED = 60.0
+_STATUS = re.compile(r"[1-9][0-9]{2}\Z", re.ASCII)
 _WORDS = (
     "count", "apples", "train", "river", "seven", "market", "window", "garden", "letter", "stone",
     "ticket", "candle", "bridge", "school", "winter", "orange",
 )  # fmt: skip
-
-
-class _BadAnswer(Exception):
-    """The server's answer is no stream of completions; the text says how."""
 
 
 def measure(run: NodeRun, job: Job) -> Measurement:
@@ -100,10 +101,12 @@ def summarise(
     if not samples:
         return Measurement(error="no request was sent", fault="infra")
     good = [s for s in samples if not s.error]
-    empty = [s for s in good if not s.text.strip() or s.output_tokens == 0]
-    short = [s for s in good if s not in empty and exact and s.output_tokens != max_tokens]
     failed = [s for s in samples if s.error]
-    whole = [s for s in good if s not in empty and s not in short]
+    empty = [s for s in good if not s.text.strip()]
+    told = [s for s in good if s.text.strip()]
+    uncounted = [s for s in told if s.output_tokens == 0]
+    short = [s for s in told if exact and s.output_tokens not in (0, max_tokens)]
+    whole = [s for s in told if s.output_tokens and (not exact or s.output_tokens == max_tokens)]
     requests = {
         "asked": len(samples),
         "sent": len(samples),
@@ -111,10 +114,12 @@ def summarise(
         "failed": len(failed),
         "empty": len(empty),
         "truncated": len(short),
+        **({"uncounted": len(uncounted)} if uncounted else {}),
     }
     checks = (
         _count("requests failed", failed, lambda s: s.error),
         _count("answers empty", empty, lambda s: "no text"),
+        _count("answers without token counts", uncounted, lambda s: "no usage at its end"),
         _count("answers truncated", short, lambda s: f"{s.output_tokens} of {max_tokens} tokens"),
     )
     metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples)}
@@ -178,7 +183,9 @@ class _Load:
         self._endpoint = job.endpoint
         self._limit = REQUEST_SECONDS_REHEARSED if rehearsed else REQUEST_SECONDS
         self._moved = moved
-        self._random = random.Random(f"{entry.name}/{self.total}")
+        self._previous: dict[int, float] = {}
+        self._mark = f"{job.prompts}." if job.prompts else ""
+        self._random = random.Random(f"{self._mark}{entry.name}/{self.total}")
         self._tasks: list[asyncio.Task[Sample]] = []
         parts = urlsplit(job.endpoint.url)
         self._host, self._port = parts.hostname or "", parts.port or 80
@@ -209,10 +216,10 @@ class _Load:
                 await asyncio.wait_for(self._ask(sample, started), self._limit)
             except asyncio.TimeoutError:
                 sample.error = f"no whole answer within {self._limit:g} s"
-            except (OSError, asyncio.IncompleteReadError) as error:
-                sample.error = f"{type(error).__name__}: {error}"
-            except (_BadAnswer, ValueError) as error:
-                sample.error = str(error)
+            except BadAnswer as error:
+                sample.error = clean(str(error))
+            except Exception as error:
+                sample.error = clean(f"{type(error).__name__}: {error}")
             sample.e2el = sample.e2el or time.monotonic() - started
             self.finished += 1
         return sample
@@ -223,7 +230,10 @@ class _Load:
         body: dict[str, Any] = {
             "model": self._endpoint.model,
             "messages": [
-                {"role": "user", "content": f"[{index}] {words}. What is {left} + {right}?"}
+                {
+                    "role": "user",
+                    "content": f"[{self._mark}{index}] {words}. What is {left} + {right}?",
+                }
             ],
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -242,6 +252,7 @@ class _Load:
             writer.write(
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{self._port}\r\n"
                 "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+                "Accept-Encoding: identity\r\n"
                 f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
                 + body
             )
@@ -249,83 +260,66 @@ class _Load:
             status, headers = await _head(reader)
             if status != 200:
                 raw = await reader.read(2000)
-                raise _BadAnswer(
+                raise BadAnswer(
                     f"HTTP {status}: {' '.join(raw.decode('utf-8', 'replace').split())[:300]}"
                 )
-            await self._stream(sample, started, _lines(reader, headers))
+            await self._stream(sample, started, _body(reader, headers))
         finally:
             writer.close()
 
-    async def _stream(self, sample: Sample, started: float, lines: Any) -> None:
-        previous = 0.0
-        ended = False
-        async for line in lines:
-            if not line.startswith("data:"):
-                if line.strip() and not line.startswith((":", "event:", "id:", "retry:")):
-                    raise _BadAnswer(f"not a stream of events: {line[:120]!r}")
-                continue
-            payload = line[5:].strip()
-            if payload == "[DONE]":
-                ended = True
-                break
-            data = json.loads(payload)
-            if "error" in data:
-                raise _BadAnswer(f"an error in the middle of the stream: {dumps(data)[:200]}")
+    async def _stream(self, sample: Sample, started: float, body: AsyncIterator[bytes]) -> None:
+        events = Events()
+        async for data in body:
+            if self._take(sample, started, events.feed(data)):
+                return
+        if not self._take(sample, started, events.end()):
+            raise BadAnswer("the stream ended without [DONE]")
+
+    def _take(self, sample: Sample, started: float, payloads: Iterable[bytes]) -> bool:
+        """Take events into the sample; whether the last of them has come."""
+        for payload in payloads:
+            now = time.monotonic() - started
+            if is_done(payload):
+                sample.e2el = now
+                return True
+            said = chunk(payload)
             self._moved[0] += 1
-            usage = data.get("usage")
-            if usage:
-                sample.input_tokens = int(usage.get("prompt_tokens") or 0)
-                sample.output_tokens = int(usage.get("completion_tokens") or 0)
-            for choice in data.get("choices") or ():
-                delta = choice.get("delta") or {}
-                piece = delta.get("content") or delta.get("reasoning_content") or ""
-                piece = piece or delta.get("reasoning") or ""
-                if choice.get("finish_reason"):
-                    sample.finish = choice["finish_reason"]
-                if piece:
-                    now = time.monotonic() - started
-                    if not sample.text:
-                        sample.ttft = now
-                    else:
-                        sample.itl.append(now - previous)
-                    previous = now
-                    sample.text += piece
-        sample.e2el = time.monotonic() - started
-        if not ended:
-            raise _BadAnswer("the stream ended without [DONE]")
+            sample.input_tokens = said.prompt or sample.input_tokens
+            sample.output_tokens = said.output or sample.output_tokens
+            sample.finish = said.finish or sample.finish
+            if said.text:
+                if not sample.text:
+                    sample.ttft = now
+                else:
+                    sample.itl.append(now - self._previous[sample.index])
+                self._previous[sample.index] = now
+                sample.text += said.text
+        return False
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """Status and headers of an answer."""
-    raw = await reader.readuntil(b"\r\n\r\n")
-    lines = raw.decode("latin-1").split("\r\n")
-    words = lines[0].split(" ", 2)
-    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
-        raise _BadAnswer(f"not HTTP: {lines[0][:80]!r}")
+    """Status and headers of an answer; interim answers (1xx) are passed over."""
+    while True:
+        raw = await reader.readuntil(b"\r\n\r\n")
+        lines = raw.decode("latin-1").split("\r\n")
+        words = lines[0].split(" ", 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/") or not _STATUS.match(words[1]):
+            raise BadAnswer(f"not HTTP: {lines[0][:80]!r}")
+        if words[1][0] != "1":
+            break
     headers = {
-        name.strip().lower(): value.strip()
+        name.strip().lower(): value.strip().lower()
         for name, _, value in (line.partition(":") for line in lines[1:])
         if name
     }
     return int(words[1]), headers
 
 
-async def _lines(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
-    """Lines of the body, chunked or not."""
-    if "chunked" not in headers.get("transfer-encoding", ""):
-        while line := await reader.readline():
-            yield line.decode("utf-8", "replace").rstrip("\r\n")
-        return
-    rest = b""
-    while True:
-        size = int((await reader.readline()).split(b";")[0].strip() or b"0", 16)
-        chunk = await reader.readexactly(size)
-        await reader.readline()
-        rest += chunk
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            yield line.decode("utf-8", "replace").rstrip("\r")
-        if size == 0:
-            if rest:
-                yield rest.decode("utf-8", "replace")
-            return
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
+    """The body as it comes, without its transfer coding."""
+    coding = headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise BadAnswer(f"the answer is coded as {coding[:40]!r}, which was not asked for")
+    chunked = Chunked() if "chunked" in headers.get("transfer-encoding", "") else None
+    while data := await reader.read(1 << 16):
+        yield chunked.feed(data) if chunked else data

@@ -83,4 +83,6 @@ def _post(url: str, path: str, body: dict[str, object], tokens: int, timeout: fl
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Reply(200, "", f"the answer is no completion: {' '.join(raw.split())[:200]}")
+    # JSON can spell a lone surrogate, which no file takes.
+    text = text.encode("utf-8", "replace").decode()
     return Reply(200, text, "" if text.strip() else "the answer has no text")

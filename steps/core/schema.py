@@ -143,11 +143,13 @@ BENCHMARK: Field = {
         "string", "`none`: gates nothing, with a `reason`.", ours=True, allowed=["none"]
     ),
     "reason": _field("string", "Why `gate: none`.", ours=True, empty=False),
-    "repeat": _count("How often to measure; the median counts.", ours=True, max=20),
+    "repeat": _count(
+        "How often to measure, the caches the same each time; the median counts.", ours=True, max=20
+    ),
     "confirm": _field(
         "strict_integer",
-        "How often to measure again, on the warm fleet, before a performance miss counts "
-        "(default 2; 0: never). The median of all measurements is judged.",
+        "How often to measure again, the caches as the first time, before a performance miss "
+        "counts (default 2; 0: never). The median of all measurements is judged.",
         ours=True,
         min=0,
         max=20,

@@ -127,6 +127,11 @@ def choice(**message: Any) -> dict[str, Any]:
         (http(200, b"<html>"), "", "no completion"),
         (http(200, b"[" * 100_000), "", "no completion"),
         (http(200, b"\xff\xfe"), "", "no completion"),
+        (http(200, b"null"), "", "no completion"),
+        (http(200, {"choices": [None]}), "", "no completion"),
+        (http(200, {"choices": [{"message": [1]}]}), "", "no completion"),
+        (http(200, choice(content=True)), "", "no completion"),
+        (http(200, choice(content="5 \ud83d")), "5 ?", ""),
         (http(503, b"busy"), "", "HTTP 503: busy"),
         (http(400, b"bad"), "", "HTTP 400"),
         (b"", "", "onnect"),  # RemoteDisconnected or ConnectionResetError

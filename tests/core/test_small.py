@@ -186,7 +186,7 @@ def test_the_definitions_of_aisbench() -> None:
     [
         ({"error": "HTTP 503"}, "failed"),
         ({"text": " "}, "empty"),
-        ({"output_tokens": 0}, "empty"),
+        ({"output_tokens": 0}, "uncounted"),
         ({"output_tokens": 9}, "truncated"),
     ],
 )

@@ -126,3 +126,10 @@ def judged(name: str, counts: dict[str, float]) -> dict[str, str]:
 )
 def test_every_rank_must_have_served(counts, status):
     assert set(judged("smollm2-dp2.yaml", counts).values()) == {status}
+
+
+@pytest.mark.parametrize("count", ["NaN", "+Inf", "-Inf", "many"])
+def test_a_counter_that_is_no_number_proves_nothing(count):
+    text = f'vllm:request_success_total{{engine="0"}} {count}\n'
+    with pytest.raises(ValueError):
+        prove.served(None, None, text)

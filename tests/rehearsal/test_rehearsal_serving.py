@@ -36,6 +36,14 @@ def test_small_endpoints(served: Standin) -> None:
     assert served.call("GET", "/v1/completions")[0] == 405
 
 
+def test_caches_are_reset_in_dev_mode_alone(served: Standin, yard: Yard) -> None:
+    paths = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+    assert {served.call("POST", path)[0] for path in paths} == {404}
+    dev = yard.start(VLLM_SERVER_DEV_MODE="1").ready()
+    assert [dev.call("POST", path) for path in paths] == [(200, b"")] * 3
+    assert dev.call("GET", paths[0])[0] == 405
+
+
 def test_completion_has_exactly_max_tokens_under_ignore_eos(served: Standin) -> None:
     status, answer = served.complete("tell me", max_tokens=70, ignore_eos=True)
     assert status == 200
