@@ -54,6 +54,8 @@ LEADERLESS_SECONDS = 0.5
 #: A clock that is further off makes times of different nodes hard to compare.
 SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
+#: How many of many a line names.
+NAMED = 10
 
 
 class Program:
@@ -555,11 +557,23 @@ class Program:
             names = [r.process.name for r in supervisor.running if r.process.kind == kind]
             for name, seconds in supervisor.stop(names, run.hurry).items():
                 self.events.emit("stopped", process=name, seconds=seconds)
-        strays = supervisor.kill_strays()
+        strays, alive = supervisor.kill_strays()
         if strays:
-            run.left += [f"pid {pid}" for pid in strays]
+            run.left += map(str, strays)
+            told = "; still there: " + ", ".join(map(str, alive)) if alive else ""
             self.events.emit(
-                "warning", text=f"{len(strays)} processes had left their groups and were killed"
+                "warning",
+                text=f"{len(strays)} processes had left their groups and were killed: "
+                + ", ".join(map(str, strays[:NAMED]))
+                + (", ..." if len(strays) > NAMED else "")
+                + told,
+            )
+        left = self.guard.scratch.left_in_memory() if self.guard else []
+        if left:
+            self.events.emit(
+                "warning",
+                text=f"left in /dev/shm during this run, used by nobody: {', '.join(left[:NAMED])}"
+                "; if it is yours, remove it",
             )
         run.note_phase("stop", started, time.monotonic() - began)
 

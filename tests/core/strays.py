@@ -1,0 +1,69 @@
+"""Strays of every kind: children that hide from whoever looks by group, session or environment.
+
+Each writes the numbers of its processes into a roster; a test asks whether they live.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_HEAD = """
+import ctypes, os, signal, sys, time
+roster, lasting = sys.argv[1], float(sys.argv[2])
+def here():
+    out = os.open(roster, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(out, b"%d\\n" % os.getpid())
+    os.close(out)
+def away():
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+def forget():  # as setproctitle does: what /proc/PID/environ shows is written over in place
+    fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])
+    ctypes.memset(start, 0, end - start)
+    ctypes.CDLL(None).prctl(15, b"VLLM::EngineCor", 0, 0, 0)
+"""
+_STAY = "\nhere()\ntime.sleep(lasting)\n"
+#: What each does before it stays.
+KINDS = {
+    "forked twice": "away()\naway()",
+    "environment cleared": (
+        "away()\nif os.environ.get('PATH'):\n"
+        "    os.execve(sys.executable, [sys.executable, '-c', CODE, *sys.argv[1:]], {})"
+    ),
+    "environment written over": "away()\nforget()",
+    "deaf": "forget()\nfor each in (1, 2, 15): signal.signal(each, signal.SIG_IGN)\naway()",
+    "stopped": "forget()\naway()\nhere()\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "closed all": "forget()\naway()\nos.chdir('/')\nhere()\nos.closerange(0, 256)",
+    "forks and ends": (
+        "forget()\naway()\nfor each in range(400):\n    here()\n    time.sleep(0.02)\n"
+        "    if os.fork():\n        os._exit(0)"
+    ),
+    "forks and stays": (
+        "forget()\naway()\nfor each in range(60):\n    time.sleep(0.02)\n"
+        "    if not os.fork():\n        away()\n        here()\n        time.sleep(lasting)\n"
+    ),
+}
+
+
+def argv(kind: str, roster: Path, lasting: float = 120.0) -> list[str]:
+    """The command that leaves strays of a kind."""
+    code = _HEAD + KINDS[kind] + _STAY
+    code = f"CODE = {code!r}\n" + code if "CODE" in KINDS[kind] else code
+    return [sys.executable, "-c", code, str(roster), str(lasting)]
+
+
+def alive(roster: Path) -> list[int]:
+    """Who of the roster lives."""
+    lines = roster.read_text().split() if roster.exists() else []
+    found = []
+    for pid in map(int, lines):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "ZX":
+            found.append(pid)
+    return found
