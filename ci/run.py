@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
     run_dir.make().claim()
+    run_dir.reserve()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     _latest(run_dir)
     live = Live(arguments.verbose)
@@ -109,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         with _signals(request):
             observed = _carry_out(request, place)
             warmer.close()
+            run_dir.release()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         _refuse(arguments, run_dir, run_id, path, error)

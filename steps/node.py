@@ -36,7 +36,7 @@ from steps.core.errors import (
 )
 from steps.core.events import EventLog
 from steps.core.guard import Guard
-from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
 from steps.core.records import Cause, Check, cause_from, to_dict
 from steps.core.redaction import Redactor, secrets_in
@@ -67,6 +67,7 @@ class Program:
         run_id = start.plan.run if start.plan else ""
         node_dir = start.run_dir.node(start.index).make()
         self.events = EventLog(node_dir.events, run_id, start.index, self.redactor, start.listeners)
+        node_dir.reserve()
         self.run: NodeRun | None = None
         self.leader: Leader | None = None
         self.link: Link | None = None
@@ -111,6 +112,7 @@ class Program:
                 self.leader.close()
             if self.guard:
                 self.guard.close()
+            self.start.run_dir.node(self.start.index).release()
             self.events.close()
 
     def _open_guard(self) -> None:
@@ -340,9 +342,14 @@ class Program:
             pass
         except Exception as error:
             text = "".join(traceback.format_exception(error))
-            write_text(run.dir.path / "harness-error.log", self.redactor.text(text))
+            # Whatever cannot be written, the servers must be stopped.
+            with contextlib.suppress(OSError):
+                write_text(run.dir.path / "harness-error.log", self.redactor.text(text))
+            trouble = run.disk_trouble()
             run.add_cause(
-                run.cause_of(
+                run.cause_of("disk", "infra", trouble, hint=ROOM)
+                if trouble
+                else run.cause_of(
                     "internal",
                     "infra",
                     f"the harness itself failed: {type(error).__name__}: {error}",
@@ -524,14 +531,16 @@ class Program:
         if cause and not run.is_leader:
             self.events.emit("cause", text=str(cause), verdict=cause.verdict)
         self._stop(run)
+        run.dir.release()
         artifacts = self._collect(run)
         record = run.record(artifacts)
         content = run.redactor.value(to_dict(record))
+        code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
         try:
             write_json(run.dir.record, content)
         except OSError as error:
             self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
-        code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
+            code = code or int(Exit.INFRA)
         if self.link:
             lost = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
             leaderless = lost or not self._joined()

@@ -9,16 +9,19 @@ The console, the summary, the timeline and JUnit's durations are views of these.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from steps.core.redaction import Redactor
 
 RUNNER = -1
+#: Bytes of events that are kept while they cannot be written.
+_UNWRITTEN = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,15 @@ class EventLog:
         self.phase = "start"
         self.redactor = redactor or Redactor()
         self.listeners = list(listeners)
+        #: Why events cannot be written at present; they are kept and tried again.
+        self.trouble: OSError | None = None
         self._lock = threading.Lock()
-        self._file: TextIO | None = None
+        self._unwritten = bytearray()
+        self._file = -1
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._file = os.open(path, flags, 0o666)
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -99,19 +106,28 @@ class EventLog:
     def pass_on(self, event: Event) -> None:
         """Write an event that happened elsewhere."""
         with self._lock:
-            if self._file is not None and not self._file.closed:
-                try:
-                    self._file.write(event.to_json() + "\n")
-                except OSError:
-                    self._file = None
+            if self._file >= 0 and len(self._unwritten) < _UNWRITTEN:
+                line = event.to_json() + "\n"
+                self._unwritten += line.encode("utf-8", "backslashreplace")
+                self._write()
         for listener in self.listeners:
             listener(event)
 
     def close(self) -> None:
         """Write no more."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
+            if self._file >= 0:
+                self._write()
+                os.close(self._file)
+                self._file = -1
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                del self._unwritten[: os.write(self._file, self._unwritten)]
+            self.trouble = None
+        except OSError as error:
+            self.trouble = error
 
 
 def read_events(path: Path) -> list[Event]:
