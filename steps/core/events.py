@@ -9,7 +9,6 @@ The console, the summary, the timeline and JUnit's durations are views of these.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -90,11 +89,10 @@ class EventLog:
         self.trouble: OSError | None = None
         self._lock = threading.Lock()
         self._unwritten = bytearray()
-        self._file = -1
+        self._path = path
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._file = os.open(path, flags, 0o666)
+            path.open("ab").close()
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -106,25 +104,26 @@ class EventLog:
     def pass_on(self, event: Event) -> None:
         """Write an event that happened elsewhere."""
         with self._lock:
-            if self._file >= 0 and len(self._unwritten) < _UNWRITTEN:
+            if self._path is not None and len(self._unwritten) < _UNWRITTEN:
                 line = event.to_json() + "\n"
                 self._unwritten += line.encode("utf-8", "backslashreplace")
-                self._write()
+                self._write(self._path)
         for listener in self.listeners:
             listener(event)
 
     def close(self) -> None:
         """Write no more."""
         with self._lock:
-            if self._file >= 0:
-                self._write()
-                os.close(self._file)
-                self._file = -1
+            if self._path is not None:
+                self._write(self._path)
+                self._path = None
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
+        """Write what is not written; opened anew each time, for the report replaces the file."""
         try:
-            while self._unwritten:
-                del self._unwritten[: os.write(self._file, self._unwritten)]
+            with path.open("ab", buffering=0) as out:
+                while self._unwritten:
+                    del self._unwritten[: out.write(self._unwritten)]
             self.trouble = None
         except OSError as error:
             self.trouble = error

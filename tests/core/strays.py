@@ -5,6 +5,7 @@ Each writes the numbers of its processes into a roster; a test asks whether they
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +47,24 @@ KINDS = {
         "    if not os.fork():\n        away()\n        here()\n        time.sleep(lasting)\n"
     ),
 }
+#: Runs in each process that has its directory on PYTHONPATH; only servers have strays.
+_CUSTOMIZE = """
+import json, os, subprocess
+if os.environ.get("REHEARSAL_PROCESS", "").startswith("server"):
+    os.environ.pop("PYTHONPATH", None)
+    open(os.path.join(os.environ["TMPDIR"], "vllm_dist_" + str(os.getpid())), "w").close()
+    for words in json.load(open({commands!r})):
+        subprocess.Popen(words, stdin=subprocess.DEVNULL)
+"""
+
+
+def plant(place: Path) -> tuple[Path, dict[str, str]]:
+    """Every kind from each server of a rehearsal: the roster, and its environment's part."""
+    roster, commands, temporary = place / "roster", place / "commands.json", place / "t"
+    commands.write_text(json.dumps([argv(kind, roster) for kind in KINDS]))
+    (place / "sitecustomize.py").write_text(_CUSTOMIZE.format(commands=str(commands)))
+    temporary.mkdir()
+    return roster, {"PYTHONPATH": str(place), "TMPDIR": str(temporary)}
 
 
 def argv(kind: str, roster: Path, lasting: float = 120.0) -> list[str]:
