@@ -462,7 +462,7 @@ def _end_keeper(place: Path) -> None:
     """Ask the keeper to leave, and wait until it has."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         os.chdir(place)
-        sock.settimeout(5)
+        sock.settimeout(5 + ancestry.GONE_SECONDS)
         sock.connect(SOCKET)
         sock.sendall(b'{"bye": true}\n')
         while sock.recv(1 << 16):
