@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runs import rehearse
-from tests.core.strays import alive, plant
+from tests.core.strays import alive, listed, plant
 
 
 def left(roster: Path) -> Iterator[str]:
@@ -50,7 +50,7 @@ def main() -> int:
             os.environ.update(environment)
             ran = rehearse(arguments.case, Path(text) / "run", "--load-seconds", "1.5", *options)
             found += [f"run {number}: {each}" for each in left(roster)]
-            strays += len(roster.read_text().split())
+            strays += len(listed(roster))
             passed += not kill and ran.code == 0
             named += any(
                 "were killed: " in event.get("text", "") for event in ran.events("warning")

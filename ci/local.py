@@ -198,7 +198,7 @@ def _read(request: Request, member: Member) -> None:
         line = raw.decode("utf-8", "replace")
         event = Event.from_json(line)
         if event is None:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 member.log.write(raw)
             continue
         member.phase = event.phase
@@ -284,7 +284,8 @@ def _death(plan: Plan, member: Member, began: float) -> Cause:
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     node = plan.nodes[member.index]
     now = time.time()
-    member.log.flush()
+    with contextlib.suppress(OSError):
+        member.log.flush()
     return Cause(
         kind="lost",
         verdict="infra",

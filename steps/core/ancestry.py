@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from steps.core.presence import PROC, Stat, stat_of
 
 _PR_SET_CHILD_SUBREAPER = 36
-_DEAD = "ZX"
 #: Seconds that killed processes may take to be gone; those of an engine free a lot.
 GONE_SECONDS = 20.0
 
@@ -56,18 +55,16 @@ def kin_of(pid: int) -> Kin | None:
         name = (PROC / str(pid) / "comm").read_text(errors="replace").strip()
     except (OSError, ValueError, IndexError):
         return None
-    return None if stat.state in _DEAD else Kin(pid, stat.start, name)
+    return Kin(pid, stat.start, name) if stat.lives else None
 
 
-def table() -> dict[int, Stat]:
-    """Every process of this machine that may be seen."""
-    found = {}
+def every() -> Iterator[tuple[int, Stat]]:
+    """Every process of this machine that may be seen, each as it is when its turn comes."""
     with contextlib.suppress(OSError):
         for entry in PROC.iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    found[int(entry.name)] = stat_of(entry)
-    return found
+                    yield int(entry.name), stat_of(entry)
 
 
 def children(pid: int) -> list[int]:
@@ -77,7 +74,7 @@ def children(pid: int) -> list[int]:
         for thread in (PROC / str(pid) / "task").iterdir():
             found += map(int, (thread / "children").read_text().split())
     except (OSError, ValueError):  # it ends now, or a kernel without CONFIG_PROC_CHILDREN
-        return [each for each, stat in table().items() if stat.parent == pid]
+        return [each for each, stat in every() if stat.parent == pid]
     return found
 
 

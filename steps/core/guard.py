@@ -99,11 +99,11 @@ def _watch(read: int, marker: str, owner: int, place: scratch.Scratch) -> None:
                     os.close(descriptor)
         groups: set[int] = set()
         orphans: set[Kin] = set()
+        sessions: set[int] = set()
         rest = b""
         while True:
             if not select.select([read], [], [], LOOK_SECONDS)[0]:
-                mine = (ancestry.kin_of(pid) for pid in ancestry.children(owner))
-                orphans = {kin for kin in mine if kin and kin.pid != os.getpid()}
+                orphans, sessions = _look(owner) or (orphans, sessions)
                 continue
             chunk = os.read(read, 65536)
             if not chunk:
@@ -117,39 +117,64 @@ def _watch(read: int, marker: str, owner: int, place: scratch.Scratch) -> None:
                     orphans |= {Kin(int(words[0]), words[1])} - {ancestry.kin_of(os.getpid())}
                 else:
                     (groups.add if sign == b"+" else groups.discard)(int(words[0]))
-        _end(groups, orphans, marker)
+        _end(groups, orphans, sessions, marker)
         place.remove()
     finally:
         os._exit(0)
 
 
-def _end(groups: set[int], known: set[Kin], marker: str) -> None:
+def _look(owner: int) -> tuple[set[Kin], set[int]] | None:
+    """The children of the node program, and the sessions that are not its own.
+
+    Who forks and ends all the time has another number at the next look, but the same session.
+    """
+    orphans, sessions = set(), set()
+    for pid in set(ancestry.children(owner)) - {os.getpid()}:
+        with contextlib.suppress(OSError):
+            if kin := ancestry.kin_of(pid):
+                orphans.add(kin)
+            sessions.add(os.getsid(pid))
+    with contextlib.suppress(OSError):
+        return orphans, sessions - {os.getsid(owner), os.getsid(0)}
+    return None  # it ends now
+
+
+def _end(groups: set[int], known: set[Kin], sessions: set[int], marker: str) -> None:
     """Stop all that is found, so that nobody forks on, until nobody is new; then KILL them."""
     over = time.monotonic() + ancestry.GONE_SECONDS
     while time.monotonic() < over:
         frozen: set[Kin] = set()
-        while new := _found(groups, known | frozen, marker) - frozen:
-            for kin in new:
-                ancestry.send(kin, signal.SIGSTOP)
-            frozen |= new
+        while (found := _freeze(groups | sessions, known | frozen, marker)) - frozen:
+            frozen |= found
         for pgid in groups:
             with contextlib.suppress(OSError):
                 os.killpg(pgid, signal.SIGKILL)
         for kin in frozen:
             ancestry.send(kin)
         known |= frozen
-        if not frozen:
+        if not found | frozen:
             return
         select.select([], [], [], 0.05)
 
 
-def _found(groups: set[int], known: set[Kin], marker: str) -> set[Kin]:
-    """What lives of the groups, of the known and their descendants, and of the marked."""
-    seen = ancestry.table()
-    roots = {kin.pid for kin in known if ancestry.kin_of(kin.pid) == kin}
-    roots |= {pid for pid, stat in seen.items() if stat.group in groups}
-    found = {*ancestry.below(roots, seen), *marked(marker)} - {os.getpid()}
-    return {kin for pid in found if (kin := ancestry.kin_of(pid))}
+def _freeze(houses: set[int], known: set[Kin], marker: str) -> set[Kin]:
+    """STOP what is of these groups and sessions, of the known and their descendants, or marked.
+
+    At sight, since one that forks and ends all the time is gone when a look is over.
+    """
+    found = {kin for kin in known if ancestry.kin_of(kin.pid) == kin}
+    seen = {}
+    for pid, stat in ancestry.every():
+        seen[pid] = stat
+        if {stat.group, stat.session} & houses and stat.lives:
+            found.add(Kin(pid, stat.start))
+            ancestry.send(Kin(pid, stat.start), signal.SIGSTOP)
+    roots = {kin.pid for kin in found}
+    for pid in {*ancestry.below(roots, seen), *marked(marker)} - {os.getpid()}:
+        if kin := ancestry.kin_of(pid):
+            found.add(kin)
+            ancestry.send(kin, signal.SIGSTOP)
+    return found
 
 
 def marked(marker: str, name: str = MARKER) -> Iterator[int]:

@@ -80,6 +80,11 @@ class Stat:
     session: int
     start: str
 
+    @property
+    def lives(self) -> bool:
+        """It is no zombie."""
+        return self.state not in "ZX"
+
 
 def stat_of(place: Path) -> Stat:
     """``stat`` of a process or thread in /proc; the name in it may hold anything.

@@ -362,7 +362,7 @@ def group_members(pgid: int) -> list[int]:
                 stat = stat_of(entry)
             except (OSError, ValueError, IndexError):
                 continue
-            if stat.group == pgid and stat.state not in "ZX":
+            if stat.group == pgid and stat.lives:
                 found.append(int(entry.name))
     return found
 

@@ -68,13 +68,21 @@ def make() -> Scratch:
         prune(base)
         with contextlib.suppress(OSError):
             path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            early = path / f"{LOCK}.{secrets.token_hex(4)}"
-            lock = os.open(early, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with contextlib.suppress(OSError):  # a file system without locks: nobody prunes it
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                early.rename(path / LOCK)
-            return Scratch(path, lock, shared)
+            try:
+                return Scratch(path, _lock(path), shared)
+            except OSError:
+                path.rmdir()
     return Scratch(None, -1, shared)
+
+
+def _lock(path: Path) -> int:
+    """Hold a directory; the lock gets its name when it is held, so nobody finds it free."""
+    early = path / f"{LOCK}.{secrets.token_hex(4)}"
+    handle = os.open(early, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks: nobody prunes it
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        early.rename(path / LOCK)
+    return handle
 
 
 def prune(base: Path) -> None:

@@ -64,11 +64,6 @@ class Owner:
         self.popen.communicate()
 
 
-def _commands(path: Path) -> tuple[Path, list[list[str]]]:
-    roster = path / "roster"
-    return roster, [strays.argv(kind, roster) for kind in strays.KINDS]
-
-
 @pytest.mark.parametrize("kind", strays.KINDS)
 def test_a_stray_is_ended_and_named(tmp_path: Path, kind: str) -> None:
     roster = tmp_path / "roster"
@@ -84,17 +79,14 @@ def test_a_stray_is_ended_and_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_strays_of_a_killed_node_program_are_ended_by_its_guard(tmp_path: Path) -> None:
-    roster, commands = _commands(tmp_path)
-    keep = [sys.executable, "-c", "import time; time.sleep(120)"]
-    # Those that move all the time are the owner's while it lives; its guard cannot follow them.
-    still = [
-        words for words, kind in zip(commands, strays.KINDS, strict=True) if "ends" not in kind
-    ]
-    owner = Owner(tmp_path, keep, *still)
+    roster = tmp_path / "roster"
+    commands = [strays.argv(kind, roster) for kind in strays.SEEN]
+    owner = Owner(tmp_path, [sys.executable, "-c", "import time; time.sleep(120)"], *commands)
     (owner.scratch / "a-socket").touch()
-    eventually(lambda: len(roster.read_text().split()) >= len(still) + 60)
+    eventually(lambda: len(strays.listed(roster)) >= 3 * len(commands))
     guard = next(pid for pid in ancestry.children(owner.popen.pid) if _is_guard(pid))
-    eventually(lambda: _looked(guard))
+    before = strays.looks(guard)
+    eventually(lambda: strays.looks(guard) >= before + 2)
     owner.kill()
     eventually(lambda: not strays.alive(roster), 15)
     eventually(lambda: not owner.scratch.exists())
@@ -102,17 +94,6 @@ def test_strays_of_a_killed_node_program_are_ended_by_its_guard(tmp_path: Path) 
 
 def _is_guard(pid: int) -> bool:
     return b"steps.core.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def _looked(guard: int) -> bool:
-    """Whether the guard has woken up twice since now: it knows everybody who was there."""
-    status = Path(f"/proc/{guard}/status").read_text()
-    count = int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
-    first = _SEEN.setdefault(guard, count)
-    return count >= first + 2
-
-
-_SEEN: dict[int, int] = {}
 
 
 def test_a_node_program_that_ends_without_stopping_leaves_that_to_its_guard(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ class Run:
     def end(self) -> str:
         """What it said till its end; nothing of it is left."""
         text = self.popen.communicate(timeout=100)[0]
-        assert len(self.roster.read_text().split()) >= 2 * len(strays.KINDS)
+        assert len(strays.listed(self.roster)) >= 2 * len(strays.KINDS)
         assert strays.alive(self.roster) == [], text
         assert list(self.temporary.iterdir()) == []
         return text
@@ -70,10 +71,10 @@ def test_strays_do_not_outlive_a_passed_run_and_are_named(place: Path) -> None:
 def test_strays_do_not_outlive_a_node_program_that_is_killed_with_its_guard(place: Path) -> None:
     run = Run(place, "--load-seconds", "6")
     table = run.path / "node-1" / "processes.json"
-    eventually(lambda: run.roster.exists() and len(run.roster.read_text().split()) > 60)
+    eventually(lambda: len(strays.listed(run.roster)) > 60)
     eventually(table.exists)
     server = read_json(table)[0]["pid"]
-    node = ancestry.table()[server].parent
+    node = dict(ancestry.every())[server].parent
     guard = [pid for pid in ancestry.children(node) if _names_guard(pid)]
     assert guard
     for pid in (*guard, node):
@@ -81,6 +82,29 @@ def test_strays_do_not_outlive_a_node_program_that_is_killed_with_its_guard(plac
     text = run.end()
     assert run.popen.returncode == 3, text
     assert "processes were left and have been killed: " in run.warnings(), text
+
+
+def test_a_step_run_alone_that_is_killed_leaves_nothing(place: Path) -> None:
+    roster, environment = strays.plant(place, strays.SEEN)
+    words = ["--case", str(ROOT / "configs" / "quickstart.yaml"), "--rehearse", "--run-dir"]
+    step = subprocess.Popen(
+        [sys.executable, "-m", "steps.serve", *words, str(place / "run")],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    server = place / "run" / "node-0" / "processes.json"
+    eventually(lambda: server.exists() and len(strays.listed(roster)) > 20)
+    own = read_json(server)[0]["pid"]
+    guard = next(pid for pid in ancestry.children(step.pid) if pid != own)
+    before = strays.looks(guard)
+    eventually(lambda: strays.looks(guard) >= before + 2)
+    step.kill()
+    step.wait()
+    eventually(lambda: not ancestry.kin_of(own))
+    eventually(lambda: not strays.alive(roster), 15)
+    eventually(lambda: not list((place / "t").iterdir()))
 
 
 def _names_guard(pid: int) -> bool:

@@ -204,7 +204,7 @@ def test_what_a_killed_node_program_and_its_guard_left_is_ended_and_named(place:
     talk.until_event('{"token": 20}')
     talk.send(say=json.dumps([strays.argv(kind, roster) for kind in strays.KINDS]))
     talk.until_event('{"words": 1}')
-    eventually(lambda: roster.exists() and len(roster.read_text().split()) > 60)
+    eventually(lambda: len(strays.listed(roster)) > 60)
     talk.close()
     done = subprocess.run(
         [sys.executable, "-m", "steps.keep", "clean", str(place)],
