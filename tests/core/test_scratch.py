@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,7 +102,7 @@ def test_where_programs_may_not_run_is_the_last_choice(monkeypatch: pytest.Monke
         flag = scratch._NOEXEC if str(path) == "/tmp" else 0
         return SimpleNamespace(f_flag=flag) if str(path) in ("/tmp", "/var/tmp") else real(path)
 
-    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/tmp")
     monkeypatch.setattr(os, "statvfs", noexec)
     assert list(map(str, scratch._places())) == ["/var/tmp", "/tmp"]
 
@@ -109,7 +110,7 @@ def test_where_programs_may_not_run_is_the_last_choice(monkeypatch: pytest.Monke
 def test_a_long_directory_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60)
     deep.mkdir()
-    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(deep))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(deep))
     assert deep not in scratch._places()
 
 

@@ -169,3 +169,19 @@ def test_without_proc_children_the_table_is_read(monkeypatch: pytest.MonkeyPatch
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("doubt", ["guard.unsure = True", "guard.add(2**22 + 1)"])
+def test_the_guard_is_dismissed_only_when_all_is_gone(doubt: str) -> None:
+    script = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from steps.core.guard import Guard\n"
+        "guard = Guard('a mark:1')\n"
+        f"{doubt}\n"
+        "guard.close()\n"
+        "print(guard.scratch.path.exists() or os.waitpid(guard.pid, 0)[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout.strip() in ("True", "0"), done.stderr
