@@ -174,11 +174,12 @@ class Orphans:
             for pid in roots:
                 if kin_of(pid) is None:
                     _reap(pid)
-            # Who forks and ends all the time leaves a dead child here, so he is not overlooked.
+            # Who forks and ends all the time leaves a dead child here, so it is not overlooked.
             clear = 0 if roots or left else clear + 1
             if clear == 2 or passed > patience + limit:
                 return list(killed), left
-            pause.wait(0.01 if passed < patience else 0.001)
+            # Quick at first, since it may fork; what then still lives is being torn down.
+            pause.wait(0.001 if patience < passed < patience + 2 else 0.02)
 
 
 def _born(pid: int) -> tuple[int, str]:
