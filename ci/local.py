@@ -25,7 +25,7 @@ from typing import IO
 
 from ci.backends import Request
 from ci.faults import Aim
-from steps.core import cli, faults, fleet, guard, records, settings
+from steps.core import ancestry, cli, faults, fleet, guard, records, scratch, settings
 from steps.core.cluster import Cluster
 from steps.core.errors import InfraError
 from steps.core.events import Event
@@ -37,6 +37,8 @@ from steps.core.tail import Tail
 
 #: Seconds after the leader's end when another program is late, and when it is given up.
 LATE, PATIENCE = 2.0, 20.0
+#: Seconds that the guard of a killed node program has for its work.
+GUARD_SECONDS = 2.0
 
 
 @dataclass
@@ -59,6 +61,8 @@ def run(request: Request) -> tuple[Cause, ...]:
     token = secrets.token_hex(16)
     write_text(request.run_dir.token, token)
     members: list[Member] = []
+    ancestry.adopt()
+    orphans = ancestry.Orphans()
     tail = Tail(request.run_dir.path, request.show, "node-*/*.log")
     if request.arguments.verbose:
         tail.start()
@@ -80,7 +84,7 @@ def run(request: Request) -> tuple[Cause, ...]:
         if request.arguments.verbose:
             tail.close()
         request.run_dir.token.unlink(missing_ok=True)
-        _sweep(request, plan)
+        _sweep(request, plan, orphans, [member.popen.pid for member in members])
 
 
 def make_plan(request: Request) -> Plan:
@@ -194,7 +198,7 @@ def _read(request: Request, member: Member) -> None:
         line = raw.decode("utf-8", "replace")
         event = Event.from_json(line)
         if event is None:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 member.log.write(raw)
             continue
         member.phase = event.phase
@@ -280,7 +284,8 @@ def _death(plan: Plan, member: Member, began: float) -> Cause:
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     node = plan.nodes[member.index]
     now = time.time()
-    member.log.flush()
+    with contextlib.suppress(OSError):
+        member.log.flush()
     return Cause(
         kind="lost",
         verdict="infra",
@@ -329,18 +334,17 @@ def _kill(member: Member) -> None:
         member.log.close()
 
 
-def _sweep(request: Request, plan: Plan) -> None:
+def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: list[int]) -> None:
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
-    for _ in range(20):
-        left = [
-            pid
-            for node in plan.nodes
-            for pid in guard.marked(cli.marker(request.run_dir, node.index))
-        ]
-        if not left:
-            return
-        time.sleep(0.1)
-    for pid in left:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    request.events.emit("warning", text=f"{len(left)} processes were left and have been killed")
+
+    def marks() -> list[int]:
+        names = [cli.marker(request.run_dir, node.index) for node in plan.nodes]
+        return [pid for name in names for pid in guard.marked(name)]
+
+    killed, left = orphans.end(programs, marks, GUARD_SECONDS)
+    scratch.prune_all()
+    if killed:
+        names = ", ".join(map(str, killed[:10]))
+        still = f"; still there: {', '.join(map(str, left))}" if left else ""
+        text = f"{len(killed)} processes were left and have been killed: {names}{still}"
+        request.events.emit("warning", text=text)

@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = choose(case, arguments)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
+    run_dir.reserve()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     _latest(run_dir)
     live = Live(arguments.verbose)
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         with _signals(request):
             observed = _carry_out(request, place)
             warmer.close()
+            run_dir.release()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         refusal = partial(_refuse, arguments, run_dir, run_id, path, error)

@@ -40,12 +40,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import door, settings
+from steps.core import ancestry, door, scratch, settings
 from steps.core.numbers import dumps
 from steps.core.redaction import Redactor
 from steps.core.rundir import RunDir, write_text
 
 SOCKET = "keeper.sock"
+#: Names what the keeper had to kill at its end.
+LEFT = "left"
 #: In the environment of the keeper and so of everything that comes of it: the place.
 PLACE = "MULTINODE_PLACE"
 LEASE = 30.0
@@ -105,6 +107,7 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._redactor = Redactor.of_environment(settings.inherited(), [self._token])
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._orphans = ancestry.Orphans()
 
     def listen(self) -> None:
         """Open the socket; the path is relative, since such a path must be short."""
@@ -128,6 +131,7 @@ class Keeper:
             for client in list(self._clients.values()):
                 self._follow(client)
                 self._flush(client)
+        self.end_orphans()
         for client in list(self._clients.values()):
             self._flush(client)
             client.sock.close()
@@ -135,6 +139,15 @@ class Keeper:
         Path(SOCKET).unlink(missing_ok=True)
         if not self._bye:
             leave_results(self.place)
+
+    def end_orphans(self) -> None:
+        """End what a killed node program and its guard left, and say what that was."""
+        node = [self._node.pid] if self._node is not None else []
+        killed, _ = self._orphans.end(node, list, LEAVE_TICKS * TICK)
+        scratch.prune_all()
+        if killed:
+            with contextlib.suppress(OSError):
+                write_text(self.place / LEFT, "".join(f"{kin}\n" for kin in killed))
 
     # The node program
 
@@ -343,6 +356,7 @@ class Keeper:
 def run() -> int:
     """Keep one node program; the configuration is one line of standard input."""
     config = json.loads(sys.stdin.buffer.readline())
+    ancestry.adopt()
     keeper = Keeper(Path(config["place"]), config)
     keeper.listen()
     prune(keeper.place.parent.parent)
@@ -409,6 +423,8 @@ def clean(place: Path, results: bool = False) -> int:
 
     _end_keeper(place)
     left: list[str] = []
+    with contextlib.suppress(OSError):
+        left = (place / LEFT).read_text(encoding="utf-8").splitlines()
     for attempt in range(20):
         found = list(marked(place))
         if not found:
@@ -446,7 +462,7 @@ def _end_keeper(place: Path) -> None:
     """Ask the keeper to leave, and wait until it has."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         os.chdir(place)
-        sock.settimeout(5)
+        sock.settimeout(5 + ancestry.GONE_SECONDS)
         sock.connect(SOCKET)
         sock.sendall(b'{"bye": true}\n')
         while sock.recv(1 << 16):

@@ -37,7 +37,7 @@ from steps.core.errors import (
 )
 from steps.core.events import EventLog
 from steps.core.guard import Guard
-from steps.core.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.plan import LEADER, Plan, from_json, to_json
 from steps.core.records import Cause, Check, cause_from, to_dict
 from steps.core.redaction import Redactor, secrets_in
@@ -55,6 +55,8 @@ LEADERLESS_SECONDS = 0.5
 #: A clock that is further off makes times of different nodes hard to compare.
 SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
+#: How many of many a line names.
+NAMED = 10
 
 
 class Program:
@@ -66,6 +68,7 @@ class Program:
         run_id = start.plan.run if start.plan else ""
         node_dir = start.run_dir.node(start.index).make()
         self.events = EventLog(node_dir.events, run_id, start.index, self.redactor, start.listeners)
+        node_dir.reserve()
         self.run: NodeRun | None = None
         self.leader: Leader | None = None
         self.link: Link | None = None
@@ -123,6 +126,7 @@ class Program:
                 self.leader.close()
             if self.guard:
                 self.guard.close()
+            self.start.run_dir.node(self.start.index).release()
             self.events.close()
 
     def _open_guard(self) -> None:
@@ -368,9 +372,14 @@ class Program:
             pass
         except Exception as error:
             text = "".join(traceback.format_exception(error))
-            write_text(run.dir.path / "harness-error.log", self.redactor.text(text))
+            # Whatever cannot be written, the servers must be stopped.
+            with contextlib.suppress(OSError):
+                write_text(run.dir.path / "harness-error.log", self.redactor.text(text))
+            trouble = run.disk_trouble()
             run.add_cause(
-                run.cause_of(
+                run.cause_of("disk", "infra", trouble, hint=ROOM)
+                if trouble
+                else run.cause_of(
                     "internal",
                     "infra",
                     f"the harness itself failed: {type(error).__name__}: {error}",
@@ -553,14 +562,16 @@ class Program:
         if cause and not run.is_leader:
             self.events.emit("cause", text=str(cause), verdict=cause.verdict)
         self._stop(run)
+        run.dir.release()
         artifacts = self._collect(run)
         record = run.record(artifacts)
         content = run.redactor.value(to_dict(record))
+        code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
         try:
             write_json(run.dir.record, content)
         except OSError as error:
             self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
-        code = int(CLASSES[cause.verdict]) if cause else int(Exit.PASS)
+            code = code or int(Exit.INFRA)
         if self.link:
             lost = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
             leaderless = lost or not self._joined()
@@ -586,11 +597,23 @@ class Program:
             names = [r.process.name for r in supervisor.running if r.process.kind == kind]
             for name, seconds in supervisor.stop(names, run.hurry).items():
                 self.events.emit("stopped", process=name, seconds=seconds)
-        strays = supervisor.kill_strays()
+        strays, alive = supervisor.kill_strays()
         if strays:
-            run.left += [f"pid {pid}" for pid in strays]
+            run.left += map(str, strays)
+            told = "; still there: " + ", ".join(map(str, alive)) if alive else ""
             self.events.emit(
-                "warning", text=f"{len(strays)} processes had left their groups and were killed"
+                "warning",
+                text=f"{len(strays)} processes had left their groups and were killed: "
+                + ", ".join(map(str, strays[:NAMED]))
+                + (", ..." if len(strays) > NAMED else "")
+                + told,
+            )
+        left = self.guard.scratch.left_in_memory() if self.guard else []
+        if left:
+            self.events.emit(
+                "warning",
+                text=f"left in /dev/shm during this run, used by nobody: {', '.join(left[:NAMED])}"
+                "; if it is yours, remove it",
             )
         run.note_phase("stop", started, time.monotonic() - began)
 

@@ -24,6 +24,8 @@ from steps.core.noderun import NodeRun, StepFailed, free_bytes
 from steps.core.plan import Port
 from steps.core.records import Check
 
+#: Before a port that is in use is asked once more.
+AGAIN_SECONDS = 0.05
 _NPU_PROCESS = re.compile(r"^\|\s*(\d+)\s+(\d+)\s*\|\s*(\d+)\s*\|\s*(\S+)")
 
 
@@ -87,23 +89,50 @@ def ports(run: NodeRun) -> Iterator[str]:
 
 
 def _port(run: NodeRun, port: Port) -> Iterator[str]:
-    family = socket.AF_INET6 if ":" in run.me.address else socket.AF_INET
+    address = _bound(run, port)
     for number in range(port.port, port.port + port.count):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((run.me.address, number))
-                probe.listen(1)
-            except OverflowError:
-                yield f"port {number} ({port.purpose} of {port.process}) is none: 1 to 65535"
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    yield (
-                        f"port {number} ({port.purpose} of {port.process}) is in use"
-                        f"{_holder(number)}"
-                    )
-                elif error.errno == errno.EACCES:
-                    yield f"port {number} ({port.purpose} of {port.process}) needs more rights"
+        error = _refused(address, number)
+        if _in_use(error):
+            run.sleep(AGAIN_SECONDS)  # another node of this machine may be looking just now
+            error = _refused(address, number)
+        if error is None:
+            continue
+        name = f"port {number} ({port.purpose} of {port.process})"
+        if isinstance(error, OverflowError):
+            yield f"{name} is none: 1 to 65535"
+        elif _in_use(error):
+            yield f"{name} is in use{_holder(number)}"
+        elif error.errno == errno.EACCES:
+            yield f"{name} needs more rights"
+
+
+def _bound(run: NodeRun, port: Port) -> str:
+    """The address a process will listen on: a server without ``--host`` takes all of them.
+
+    A stand-in takes its node's own, since all nodes of a rehearsal are one machine.
+    """
+    argv = next((p.argv for p in run.me.processes if p.name == port.process), ())
+    if port.purpose != "api" or run.plan.rehearsed:
+        return run.me.address
+    host = (vllmargs.value(argv, "--host") or "0.0.0.0").strip("[]")
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def _in_use(error: OSError | OverflowError | None) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+
+
+def _refused(address: str, number: int) -> OSError | OverflowError | None:
+    """Why nobody can listen there now; None when one can."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, number))
+            probe.listen(1)
+        except (OSError, OverflowError) as error:
+            return error
+    return None
 
 
 def _holder(port: int) -> str:

@@ -8,6 +8,7 @@ all nodes. Touches: those files. JUnit and HTML are made on the runner (``ci``).
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,9 +54,10 @@ def write(over: Finished, remarks: Sequence[str] = ()) -> None:
         remarks: what the runner has to say about the verdict, as Markdown paragraphs.
     """
     run_dir, redactor = over.run_dir, Redactor()
-    merge_events(run_dir, over.plan)
     write_json(run_dir.verdict, redactor.value(over.verdict.to_dict()))
     write_text(run_dir.summary, redactor.text(summary.markdown(over, remarks)))
+    with contextlib.suppress(OSError):  # a full disk; the events of each node are there
+        merge_events(run_dir, over.plan)
     for name, content in summary.upstream_results(over.plan, over.verdict, over.records).items():
         write_json(run_dir.path / name, redactor.value(content))
 

@@ -23,6 +23,7 @@ from steps.core.case import load_case
 from steps.core.cluster import Rehearsal
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.events import Event, EventLog, console_line
+from steps.core.guard import Guard
 from steps.core.noderun import NodeRun, RunEnded, StepFailed
 from steps.core.plan import Plan, from_json, to_json
 from steps.core.process import Supervisor
@@ -222,7 +223,8 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     redactor = Redactor.of_environment(settings.inherited())
     events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
     run = NodeRun(plan, index, run_dir, events, redactor)
-    run.supervisor = supervisor_of(run, None)
+    guard = Guard(marker(run_dir, index))
+    run.supervisor = supervisor_of(run, guard)
     stop = threading.Event()
 
     def interrupt(number: int, _frame: object) -> None:
@@ -248,6 +250,7 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
         names = [running.process.name for running in run.supervisor.running]
         run.supervisor.stop(reversed(names), run.hurry)
         run.supervisor.kill_strays()
+        guard.close()
         if arguments.verbose:
             tail.close()
         events.close()
@@ -262,14 +265,13 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
 
 
-def supervisor_of(run: NodeRun, guard: object, nice: int | None = None) -> Supervisor:
+def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) -> Supervisor:
     """The supervisor of a node's run; environment scripts of the profile are sourced first.
 
     Args:
         nice: of what it starts; absent: what this program has itself now.
     """
     from steps.core.envscripts import sourced
-    from steps.core.guard import Guard
 
     inherited = sourced(run.plan.cluster.scripts, settings.inherited())
     return Supervisor(
@@ -277,7 +279,7 @@ def supervisor_of(run: NodeRun, guard: object, nice: int | None = None) -> Super
         marker(run.run_dir, run.me.index),
         inherited,
         run.on_exit,
-        guard if isinstance(guard, Guard) else None,
+        guard,
         run.redactor,
         run.plan.cluster.workdir,
         nice,

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from steps.core.numbers import dumps, is_time, loads
 from steps.core.redaction import Redactor
 from steps.core.rundir import READ_LIMIT, read_bounded
 
 RUNNER = -1
+#: Bytes of events that are kept while they cannot be written.
+_UNWRITTEN = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ class EventLog:
         self.phase = "start"
         self.redactor = redactor or Redactor()
         self.listeners = list(listeners)
+        #: Why events cannot be written at present; they are kept and tried again.
+        self.trouble: OSError | None = None
         self._lock = threading.Lock()
-        self._file: TextIO | None = None
+        self._unwritten = bytearray()
+        self._path = path
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            path.open("ab").close()
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -102,19 +107,29 @@ class EventLog:
     def pass_on(self, event: Event) -> None:
         """Write an event that happened elsewhere."""
         with self._lock:
-            if self._file is not None and not self._file.closed:
-                try:
-                    self._file.write(event.to_json() + "\n")
-                except OSError:
-                    self._file = None
+            if self._path is not None and len(self._unwritten) < _UNWRITTEN:
+                line = event.to_json() + "\n"
+                self._unwritten += line.encode("utf-8", "backslashreplace")
+                self._write(self._path)
         for listener in self.listeners:
             listener(event)
 
     def close(self) -> None:
         """Write no more."""
         with self._lock:
-            if self._file is not None:
-                self._file.close()
+            if self._path is not None:
+                self._write(self._path)
+                self._path = None
+
+    def _write(self, path: Path) -> None:
+        """Write what is not written; opened anew each time, for the report replaces the file."""
+        try:
+            with path.open("ab", buffering=0) as out:
+                while self._unwritten:
+                    del self._unwritten[: out.write(self._unwritten)]
+            self.trouble = None
+        except OSError as error:
+            self.trouble = error
 
 
 def read_events(path: Path) -> list[Event]:

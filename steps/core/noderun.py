@@ -30,12 +30,15 @@ from steps.core.process import Running, Supervisor
 from steps.core.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.redaction import Redactor
 from steps.core.rendezvous import Leader, Link
-from steps.core.rundir import NodeDir, RunDir
-from steps.core.verdict import BLAME_SECONDS, first_cause
+from steps.core.rundir import NodeDir, RunDir, full
+from steps.core.verdict import BLAME_SECONDS, PRODUCT_FAULTS, first_cause
 
 POLL = 0.05
 SAY_EVERY = 10.0
 DUMP_SECONDS = 15.0
+#: How often a wait looks whether the run directory can still be written.
+DISK_EVERY = 1.0
+ROOM = "Make room there, or name a directory on another disk with --run-dir."
 #: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
 _DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
@@ -86,7 +89,7 @@ class NodeRun:
         self.interrupts = 0
         self._causes: list[tuple[Cause, float]] = []
         self._lock = threading.RLock()
-        self._progress = self.began
+        self._progress = self._looked = self.began
         self._mark: Any = None
         self._phase_began = self.began
         self._budget: Budget | None = None
@@ -180,6 +183,7 @@ class NodeRun:
             if self.ended.wait(every):
                 raise RunEnded
             now = time.monotonic()
+            self._hold_disk(now)
             if logs:
                 self._watch_progress()
             if now - said >= SAY_EVERY:
@@ -196,6 +200,21 @@ class NodeRun:
         """Let time pass, unless the run ends."""
         if self.ended.wait(seconds):
             raise RunEnded
+
+    def disk_trouble(self) -> str:
+        """Why nothing can be written into the run directory; empty when it can."""
+        if full(self.dir.path):
+            return f"the disk of {self.dir.path} is full"
+        error = self.events.trouble
+        return f"{self.dir.events} cannot be written: {error.strerror}" if error else ""
+
+    def _hold_disk(self, now: float) -> None:
+        if now - self._looked < DISK_EVERY:
+            return
+        self._looked = now
+        trouble = self.disk_trouble()
+        if trouble:
+            raise StepFailed(self.cause_of("disk", "infra", trouble, hint=ROOM))
 
     def _hold_budget(
         self,
@@ -277,7 +296,11 @@ class NodeRun:
         )
 
     def add_cause(self, cause: Cause, mono: float | None = None) -> None:
-        """Note a cause; the run ends."""
+        """Note a cause; the run ends. On a full disk the product's fault is the disk's."""
+        trouble = self.disk_trouble() if cause.verdict in PRODUCT_FAULTS else ""
+        if trouble:
+            reason = f"{trouble}; {cause.process or cause.kind}: {cause.reason}"
+            cause = replace(cause, kind="disk", verdict="infra", reason=reason, hint=ROOM)
         with self._lock:
             if self.ended.is_set() and self.cause is not None:
                 return

@@ -100,6 +100,10 @@ class NodePlan:
         return f"node-{self.index}"
 
 
+#: The purpose of ports on which ranks hand KV blocks over.
+KV_TRANSFER = "kv-transfer"
+
+
 @dataclass(frozen=True)
 class Port:
     """A port, or ``count`` ports from ``port`` on, and what it is for."""

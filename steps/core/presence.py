@@ -75,8 +75,15 @@ class Stat:
     """What the kernel says of a process or thread; ``start`` in clock ticks since boot."""
 
     state: str
+    parent: int
     group: int
+    session: int
     start: str
+
+    @property
+    def lives(self) -> bool:
+        """It is no zombie."""
+        return self.state not in "ZX"
 
 
 def stat_of(place: Path) -> Stat:
@@ -86,4 +93,4 @@ def stat_of(place: Path) -> Stat:
         OSError: it is gone.
     """
     fields = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    return Stat(fields[0], int(fields[2]), fields[19])
+    return Stat(fields[0], int(fields[1]), int(fields[2]), int(fields[3]), fields[19])

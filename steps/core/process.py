@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import oom, priority
+from steps.core import ancestry, oom, priority
+from steps.core.ancestry import Kin
 from steps.core.guard import MARKER, Guard, marked
 from steps.core.plan import TOOL, Process
 from steps.core.presence import stat_of
@@ -34,6 +35,10 @@ KILL_WAIT = 5.0
 DYING_WAIT = 0.1
 #: Seconds that reading a dead process's log may take on a busy machine.
 TELL_WAIT = 3.0
+#: How often adopted orphans are looked at, so that those that ended are let go.
+REAP_SECONDS = 10.0
+#: Where engines put sockets and temporary files (vLLM: envs.py, its default is TMPDIR).
+TEMPORARY = ("TMPDIR", "VLLM_RPC_BASE_PATH")
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ class Supervisor:
         self._running: list[Running] = []
         self._oom_before = oom.kills()
         self._nice = priority.normal() if nice is None else nice
+        self._orphans = ancestry.Orphans()
+        if guard:
+            threading.Thread(target=self._reap, name="reap", daemon=True).start()
 
     @property
     def running(self) -> list[Running]:
@@ -183,6 +191,9 @@ class Supervisor:
     def environment(self, process: Process) -> dict[str, str]:
         """The environment ``process`` is started with."""
         env = {**self._inherited, **process.env, MARKER: self._marker}
+        if self._guard and self._guard.scratch.path and TEMPORARY[0] not in process.env:
+            place = str(self._guard.scratch.path)
+            env.update({name: place for name in TEMPORARY if name not in process.env})
         for name, parts in process.paths.items():
             env[name] = ":".join([*parts, *([env[name]] if env.get(name) else [])])
         for name, file in process.files.items():
@@ -234,21 +245,34 @@ class Supervisor:
                 else:
                     continue
                 pending.remove(running)
-                if self._guard:
-                    self._guard.remove(running.pid)
-                running.release()
+                self._let_go(running)
         with self._lock:
             self._write_table()
         return took
 
-    def kill_strays(self) -> list[int]:
-        """KILL what still carries the run's marker; says what there was."""
-        own = os.getpid()
-        found = [pid for pid in marked(self._marker) if pid != own]
-        for pid in found:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        return found
+    def _let_go(self, running: Running) -> None:
+        """Reap a stopped process; the guard keeps the number of a group that lives on."""
+        if self._guard and running.ended.is_set() and not group_members(running.pid):
+            self._guard.remove(running.pid)
+        running.release()
+
+    def kill_strays(self) -> tuple[list[Kin], list[Kin]]:
+        """KILL what descends from our processes or carries the run's marker, until nothing does.
+
+        Returns:
+            what there was, and what of it cannot be killed; the guard stays for that.
+        """
+        held = [running.pid for running in self.running if running.held]
+        found, left = self._orphans.end(held, lambda: marked(self._marker), DYING_WAIT)
+        if self._guard:
+            self._guard.unsure = bool(left)
+        return found, left
+
+    def _reap(self) -> None:
+        """An engine may make orphans for weeks; those that ended must not fill the table."""
+        pause = threading.Event()
+        while not pause.wait(REAP_SECONDS):
+            self._orphans.reap([running.pid for running in self.running])
 
     def records(self) -> tuple[ProcessRecord, ...]:
         """Every process as the record has it."""
@@ -338,7 +362,7 @@ def group_members(pgid: int) -> list[int]:
                 stat = stat_of(entry)
             except (OSError, ValueError, IndexError):
                 continue
-            if stat.group == pgid and stat.state not in "ZX":
+            if stat.group == pgid and stat.lives:
                 found.append(int(entry.name))
     return found
 

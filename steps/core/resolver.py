@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steps.core import VERSION, budgets, faults, gates, kvpool, proxies, vllmargs
+from steps.core import VERSION, budgets, faults, gates, kvpool, kvports, proxies, vllmargs
 from steps.core.case import Benchmark, Case, CaseNode, KvPool, Ranks
 from steps.core.cluster import Cluster, url_host
 from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
-from steps.core.numbers import loads
 from steps.core.plan import (
+    KV_TRANSFER,
     LEADER,
     BenchmarkPlan,
     Endpoint,
@@ -385,18 +385,11 @@ class _Resolver:
         return self._groups[key]
 
     def _kv_ports(self, process: Process, index: int) -> None:
-        text = vllmargs.value(process.argv, "--kv-transfer-config")
-        try:
-            config = loads(text) if text else {}
-            port = int(config.get("kv_port") or 0)
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            return
-        if 0 < port <= 65535:
-            # Each rank takes a port for each of its devices, in the order of the ranks.
-            width = max(vllmargs.number(process.argv, "--tensor-parallel-size", 1), 1)
-            first = min(port + max(process.rank or 0, 0) * width, 65535)
-            count = min(process.ranks * width, 65536 - first)
-            self.ports.append(Port(index, first, "kv-transfer", process.name, count, listens=False))
+        for found in kvports.of(process.argv, process.rank or 0, process.ranks):
+            first = min(found.first, 65535)
+            count = min(found.count, 65536 - first)
+            port = Port(index, first, KV_TRANSFER, process.name, count, found.listens)
+            self.ports.append(port)
 
     # KV pool and proxy
 

@@ -29,6 +29,10 @@ from steps.core.numbers import dumps, loads
 _CHUNK = 1 << 20
 #: No file that is read at once is longer.
 READ_LIMIT = 64 << 20
+#: Room that is held back in the directory of a run and of a node, for what must be written last.
+RESERVE, RESERVE_BYTES = ".reserve", 1 << 20
+#: With less than this a disk is full.
+FULL_BYTES = 64 << 10
 
 
 def new_run_id(now: float | None = None) -> str:
@@ -70,6 +74,14 @@ class NodeDir:
         """Create it, for the owner only."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self
+
+    def reserve(self) -> None:
+        """Hold room back for the record."""
+        _reserve(self.path / RESERVE)
+
+    def release(self) -> None:
+        """Give that room back; what filled the disk must have been stopped."""
+        _release(self.path / RESERVE)
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,15 @@ class RunDir:
             ) from None
         return self
 
+    def reserve(self) -> None:
+        """Hold room back for the verdict and what is made with it."""
+        _reserve(self.path / RESERVE)
+
+    def release(self) -> None:
+        """Give that room back, and that of node programs that could not."""
+        for path in (self.path / RESERVE, *self.path.glob(f"node-*/{RESERVE}")):
+            _release(path)
+
     def check_unused(self) -> None:
         """Raises UsageError when a run is in it."""
         if self.plan.exists():
@@ -157,6 +178,19 @@ class RunDir:
             raise UsageError(f"another run is going on in {self.path}", _ANOTHER) from None
         except OSError:  # a network file system without locks
             os.close(handle)
+
+
+def _reserve(path: Path) -> None:
+    """Zeros, for a file system that cannot allocate without writing; nothing where none fit."""
+    try:
+        path.write_bytes(bytes(RESERVE_BYTES))
+    except OSError:
+        _release(path)
+
+
+def _release(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def point_latest(run: Path) -> None:
@@ -226,6 +260,15 @@ def read_json(path: Path) -> Any:
         return loads(read_bounded(path).decode("utf-8", "replace"))
     except (OSError, ValueError):
         return None
+
+
+def full(path: Path) -> bool:
+    """Whether the file system of ``path`` has no room left."""
+    try:
+        stat = os.statvfs(path)
+    except OSError:
+        return False
+    return (stat.f_bavail if os.getuid() else stat.f_bfree) * stat.f_frsize < FULL_BYTES
 
 
 def sha256_of(path: Path) -> str:

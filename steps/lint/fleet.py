@@ -6,18 +6,18 @@ nothing. Everything here is read once and asked by many rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from steps.core import kvports
 from steps.core.case import Case, CaseNode
 from steps.core.errors import Place
 from steps.core.plan import NodePlan, Plan, Process
 from steps.lint.commands import Command, Option, parse
 
 #: Connectors that keep blocks in a pool, for which roles and sizes mean nothing.
-STORES = ("Store", "LMCache", "UCM", "Offload", "Pool", "Decode")
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,19 @@ class Server:
         return self.command.mapping("--kv-transfer-config")
 
     @cached_property
-    def connectors(self) -> tuple[dict[str, Any], ...]:
+    def connectors(self) -> tuple[Mapping[str, Any], ...]:
         """The connectors in it: those nested in a MultiConnector, or itself."""
-        extra = self.kv.get("kv_connector_extra_config")
-        nested = extra.get("connectors") if isinstance(extra, dict) else None
-        if isinstance(nested, list) and nested:
-            return tuple(entry for entry in nested if isinstance(entry, dict))
-        return (self.kv,) if self.kv else ()
+        return kvports.connectors(self.kv)
 
     @cached_property
-    def transfers(self) -> tuple[dict[str, Any], ...]:
+    def transfers(self) -> tuple[Mapping[str, Any], ...]:
         """The connectors that hand blocks from prefill to decode; no pools."""
-        return tuple(
-            entry
-            for entry in self.connectors
-            if not any(word in str(entry.get("kv_connector", "")) for word in STORES)
-        )
+        return kvports.transfers(self.kv)
+
+    @cached_property
+    def kv_ports(self) -> tuple[kvports.KvPorts, ...]:
+        """The ports on which its ranks hand blocks over."""
+        return tuple(kvports.of(self.process.argv, self.start, self.local))
 
     def key_place(self, option: str, key: str) -> Place:
         """Where ``"key"`` stands in the JSON of an option, else where the JSON starts."""

@@ -18,6 +18,8 @@ import pytest
 
 from steps import keep
 from steps.core import fleet
+from tests.core import strays
+from tests.core.waiting import eventually
 
 NODE = """
 import sys, time, os
@@ -26,6 +28,12 @@ print("a warning on stderr, Authorization: Bearer abcdefgh12345", file=sys.stder
 token = open(sys.argv[sys.argv.index("--token-file") + 1]).read()
 print('{"token": %d}' % len(token), flush=True)
 for line in sys.stdin:
+    if line.startswith("["):
+        import json, subprocess
+        for words in json.loads(line):
+            subprocess.Popen(words, start_new_session=True)
+        print('{"words": 1}', flush=True)
+        continue
     print('{"word": "%s"}' % line.strip(), flush=True)
 sys.exit(7)
 """
@@ -187,3 +195,25 @@ def test_clean_says_what_was_left(place: Path) -> None:
     finally:
         stray.kill()
         stray.wait()
+
+
+def test_what_a_killed_node_program_and_its_guard_left_is_ended_and_named(place: Path) -> None:
+    roster = place.parent / "roster"
+    talk = Talk(place)
+    talk.send(go=True, **follow())
+    talk.until_event('{"token": 20}')
+    talk.send(say=json.dumps([strays.argv(kind, roster) for kind in strays.KINDS]))
+    talk.until_event('{"words": 1}')
+    eventually(lambda: len(strays.listed(roster)) > 60)
+    talk.close()
+    done = subprocess.run(
+        [sys.executable, "-m", "steps.keep", "clean", str(place)],
+        cwd=fleet.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert strays.alive(roster) == []
+    left = json.loads(done.stdout)["left"]
+    assert any(name.startswith("VLLM::EngineCor (pid ") for name in left), done.stdout

@@ -131,5 +131,4 @@ def test_every_rank_must_have_served(counts, status):
 @pytest.mark.parametrize("count", ["NaN", "+Inf", "-Inf", "many"])
 def test_a_counter_that_is_no_number_proves_nothing(count):
     text = f'vllm:request_success_total{{engine="0"}} {count}\n'
-    with pytest.raises(ValueError):
-        prove.served(None, None, text)
+    assert prove.served(None, None, text).odd

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steps.core.errors import Severity
@@ -462,7 +462,7 @@ def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
         yield from _speculative_values(server)
 
 
-def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]:
+def _transfer_values(server: Server, entry: Mapping[str, Any]) -> Iterator[Finding]:
     option = "--kv-transfer-config"
     name = str(entry.get("kv_connector", ""))
     close = [known for known in _CONNECTORS if name not in _CONNECTORS and one_away(name, known)]

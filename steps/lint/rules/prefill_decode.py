@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from steps.core.errors import Place, Severity
-from steps.core.plan import LEADER
+from steps.core.plan import KV_TRANSFER, LEADER
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Group, Server
 from steps.lint.registry import Finding, rule
@@ -359,15 +359,6 @@ def _pushes(server: Server) -> bool:
     return server.side == "prefiller" and all("Layerwise" in name for name in names)
 
 
-def _kv_ports(server: Server) -> Iterator[tuple[int, int, int]]:
-    """(first port, ports taken by this server's ranks, offset of its first rank)."""
-    width = server.tp * server.pcp * server.pp
-    for entry in server.transfers:
-        port = _number(entry.get("kv_port"))
-        if port:
-            yield port, max(server.local, 1) * width, server.start * width
-
-
 @rule(
     "MN408",
     ERROR,
@@ -383,32 +374,30 @@ def _kv_ports(server: Server) -> Iterator[tuple[int, int, int]]:
     ),
 )
 def kv_ports(fleet: Fleet) -> Iterator[Finding]:
-    """A server's ranks listen from `kv_port` on, one port a device. None of these may be another
+    """A data-parallel rank hands blocks over from `kv_port` plus its number times its devices on,
+    one port a device. None of these may be another
     port of the same host: an API, rpc, proxy, pool or metrics port. The same `kv_port` on two
     hosts is fine."""
     for index, servers in fleet.nodes.items():
         others = _other_ports(fleet, index)
         reported: set[tuple[int, int]] = set()
         for server in servers:
-            for port, count, offset in _kv_ports(server):
+            for found in server.kv_ports:
                 for other, purpose in others:
-                    plain = port <= other < port + count
-                    shifted = port + offset <= other < port + offset + count
-                    if not (plain or shifted) or (port, other) in reported:
+                    if other not in found or (found.base, other) in reported:
                         continue
-                    reported.add((port, other))
-                    end = port + count - 1
+                    reported.add((found.base, other))
                     yield Finding(
-                        f"kv_port {port} of node {index} takes ports {port} to {end}, and "
-                        f"{other} is its {purpose} port",
+                        f"kv_port {found.base} of node {index} takes ports {found.first} to "
+                        f"{found.last}, and {other} is its {purpose} port",
                         server.key_place(KV, "kv_port"),
-                        f"Leave {count} ports free from kv_port on.",
+                        f"Leave {found.count} ports free from {found.first} on.",
                         (_port_place(fleet, server, purpose),),
-                        severity=ERROR if plain and (shifted or other == port) else WARNING,
                     )
-                if port + count - 1 > 65535:
+                if found.last > 65535:
                     yield Finding(
-                        f"kv_port {port} of node {index} leaves no room for {count} ports",
+                        f"kv_port {found.base} of node {index} leaves no room for ports up to "
+                        f"{found.last}",
                         server.key_place(KV, "kv_port"),
                         "Choose a lower one.",
                     )
@@ -418,7 +407,7 @@ def _other_ports(fleet: Fleet, node: int) -> list[tuple[int, str]]:
     found = [
         (port.port, port.purpose)
         for port in fleet.plan.ports
-        if port.node == node and port.listens and port.purpose != "control"
+        if port.node == node and port.purpose not in ("control", KV_TRANSFER)
     ]
     for server in fleet.nodes[node]:
         for name, purpose in (("--master-port", "master"), ("--data-parallel-rpc-port", "rpc")):
@@ -470,7 +459,7 @@ def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
             port = _number(entry.get("kv_port"))
             if not port:
                 continue
-            end = port + max(server.tp * server.pcp * server.pp, 1) * len(servers) - 1
+            end = max((each.last for s in servers for each in s.kv_ports), default=port)
             mooncake = "Mooncake" in str(entry.get("kv_connector"))
             if mooncake and (port in direct or end in direct):
                 yield Finding(
@@ -503,7 +492,7 @@ def ports_unique(fleet: Fleet) -> Iterator[Finding]:
     """Each port of a host has one purpose: API servers, rpc, pool, metrics, proxy."""
     by_port: dict[tuple[int, int], list[str]] = {}
     for port in fleet.plan.ports:
-        if not port.listens:
+        if port.purpose == KV_TRANSFER:  # MN408
             continue
         for number in range(port.port, port.port + port.count):
             by_port.setdefault((port.node, number), []).append(port.purpose)
