@@ -20,7 +20,7 @@ from steps.core import fleet, form, schema
 from steps.core.case import seconds
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.schema import DURATION, Field
-from steps.core.yamlsource import Source, load_yaml
+from steps.core.yamlsource import Source, enough, load_yaml
 
 CLUSTERS = fleet.ROOT / "configs" / "clusters"
 
@@ -237,7 +237,7 @@ def load_profile(path: Path) -> Profile:
     source = load_yaml(path)
     found = check(source)
     if errors_of(found):
-        raise CaseError(found)
+        raise CaseError(enough(found))
     return _build(source, path)
 
 
@@ -283,6 +283,14 @@ def _rules(source: Source) -> Iterator[Problem]:
         if entry.get("operator", "Equal") == "Equal" and not entry.get("key"):
             message = "operator Equal needs a key"
             yield source.problem("MN007", message, ("tolerations", i), refused)
+    given: dict[tuple[Any, ...], Any]
+    given = {(key,): data[key] for key in ("grace", "keep_for") if key in data}
+    given.update({("budgets", key): value for key, value in data.get("budgets", {}).items()})
+    for where, value in given.items():
+        try:
+            seconds(value)
+        except ValueError as error:
+            yield source.problem("MN007", str(error), where)
     for key in sorted(set(data.get("env", {})) & set(data.get("secret_env", {}))):
         yield source.problem("MN007", "is in env too", ("secret_env", key), "Keep one.")
     if re.search(r"\s", str(data["image"])):
