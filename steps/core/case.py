@@ -19,7 +19,7 @@ from typing import Any
 from steps.core import form, gates, schema, words
 from steps.core.errors import CaseError, Place, Problem, errors_of
 from steps.core.words import Word
-from steps.core.yamlsource import Source, enough, load_yaml
+from steps.core.yamlsource import Source, cut, enough, load_yaml
 
 #: Servers of a fleet; words and variables that a command, and all servers together, have.
 MAX_SERVERS = 4096
@@ -687,7 +687,7 @@ class _Builder:
             try:
                 gate = gates.parse(text)
             except ValueError as error:
-                self._problem("MN019", f"found {text!r}, {error}", "", *path, "gates", at)
+                self._problem("MN019", f"found {cut(text, 80)!r}, {error}", "", *path, "gates", at)
                 continue
             if gate.of_baseline and entry.get("baseline") is None:
                 self._problem(

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,10 @@ def _worker(args: argparse.Namespace, job: int, folder: Path) -> int:
     try:
         limits.room()
         code = _examples(args, job, folder / f"{job}")
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         sys.stdout.flush()
         os._exit(code)
 

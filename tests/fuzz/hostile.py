@@ -17,6 +17,13 @@ def _flags(words: str, text: str = PARALLEL) -> str:
     return text.replace(_COMMAND, f"{_COMMAND}      {words}\n", 1)
 
 
+def _escaped(count: int) -> str:
+    start = PARALLEL.index("server_cmd: >")
+    end = PARALLEL.index("  - server_cmd", start)
+    words = "\\u0041 " * count
+    return f'{PARALLEL[:start]}server_cmd: "vllm serve m {words}"\n{PARALLEL[end:]}'
+
+
 def _routing(old: str, new: str) -> str:
     assert old in ROUTING
     return ROUTING.replace(old, new, 1)
@@ -88,6 +95,7 @@ TEXTS: dict[str, Callable[[], str]] = {
     "big nnodes": lambda: _flags(f"--nnodes {10**17}"),
     "big nnodes, few nodes": lambda: _flags("--nnodes 100000000"),
     "big data parallel": lambda: _flags("--data-parallel-size 100000000"),
+    "big group": lambda: _nodes(1, "--data-parallel-size 100000000 --data-parallel-size-local 1"),
     "big local": lambda: _flags("--data-parallel-size-local 900000000"),
     "big start rank": lambda: _flags("--data-parallel-start-rank 999999999"),
     "negative sizes": lambda: _flags(
@@ -111,7 +119,8 @@ TEXTS: dict[str, Callable[[], str]] = {
         '--compilation-config \'{"cudagraph_capture_sizes": [true, null], "cudagraph_mode": 5}\''
     ),
     "json keys": lambda: _flags(_JSON.replace("{}", "{" + _many('"k{}":1,', 120_000) + '"z":1}')),
-    "unknown options": lambda: _flags(_many("--opt-{} 1 ", 300_000)),
+    "unknown options": lambda: _flags(_many("--opt-{} 1 ", 28_000)),
+    "20,000 options": lambda: _flags(_many("--opt-{} 1 ", 300_000)),
     "options of a template": lambda: _routing(
         "      - --max-model-len\n",
         _many("      - --opt-{}\n", 700_000) + "      - --max-model-len\n",
@@ -121,11 +130,8 @@ TEXTS: dict[str, Callable[[], str]] = {
     "long word": lambda: _flags("x" * 900_000),
     "abbreviations": lambda: _flags("--max-num-s 1 " * 2000),
     "stray words": lambda: _flags(_many("w{} ", 20_000)),
-    "escaped words": lambda: PARALLEL.replace(
-        "server_cmd: >\n      vllm serve",
-        'server_cmd: "vllm serve m ' + "\\u0041 " * 100_000 + '"\n  - x: >\n',
-        1,
-    ),
+    "escaped words": lambda: _escaped(2000),
+    "100,000 escaped words": lambda: _escaped(100_000),
     # Numbers of the dialects
     "many nodes said": lambda: PARALLEL.replace("num_nodes: 2", "num_nodes: 999999999"),
     "huge sizes": lambda: _routing("tp_size: 8", f"tp_size: {10**70}\n    pp_size: {10**70}"),

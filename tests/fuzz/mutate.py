@@ -26,7 +26,7 @@ kv_pool:
 """
 _OURS = """\
 timeouts: {load: 45m, bench: 3600}
-proxy: {script: proxy.py, args: [--x, $A]}
+proxy: {script: proxy.py, args: [--x, "1"]}
 cluster_hosts: [10.0.0.1, 10.0.0.2]
 special_dependencies: {transformers: 4.57.1}
 lint: {ignore: {MN302: a reason}}

@@ -231,7 +231,9 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
             place = server.command.place(option.value_at + number)
             expected = _type_problem(spec.type, value)
             if expected:
-                yield Finding(f"{spec.name}: found {value!r}, expected {expected}", place)
+                yield Finding(
+                    f"{spec.name}: found {shortened(value)!r}, expected {expected}", place
+                )
             elif spec.choices and value not in (*spec.choices, *_PLUGIN.get(spec.name, ())):
                 close = [
                     word
@@ -240,7 +242,8 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
                 ]
                 later = bool(close) and _letters(close[0]) == _letters(value)
                 yield Finding(
-                    f"{spec.name}: found {value!r}, expected one of {', '.join(spec.choices[:12])}",
+                    f"{spec.name}: found {shortened(value)!r}, expected one of "
+                    f"{', '.join(spec.choices[:12])}",
                     place,
                     f"Did you mean '{close[0]}'?" if close else "",
                     severity=ERROR if close and not later else WARNING,

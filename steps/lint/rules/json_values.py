@@ -378,7 +378,7 @@ def refused_value(fleet: Fleet) -> Iterator[Finding]:
             number = integer(value)
             if number not in allowed:
                 yield Finding(
-                    f"additional-config: {'.'.join(path)} is {value!r}, expected one of "
+                    f"additional-config: {'.'.join(path)} is {_shown(value)}, expected one of "
                     f"{', '.join(map(str, allowed))}",
                     server.key_place("--additional-config", path[-1]),
                     "The plugin refuses it when the engine starts.",
@@ -393,7 +393,7 @@ def refused_value(fleet: Fleet) -> Iterator[Finding]:
                 and not value.isdigit()
             ):
                 yield Finding(
-                    f"additional-config: {key} is {value!r}, expected true or false",
+                    f"additional-config: {key} is {_shown(value)}, expected true or false",
                     server.key_place("--additional-config", str(key)),
                 )
 
@@ -456,6 +456,10 @@ def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
         yield from _speculative_values(server)
 
 
+def _shown(value: Any) -> str:
+    return shortened(repr(value))
+
+
 def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]:
     option = "--kv-transfer-config"
     name = str(entry.get("kv_connector", ""))
@@ -476,7 +480,7 @@ def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]
         )
     if role is not None and role not in _ROLES:
         yield Finding(
-            f"kv-transfer-config: kv_role is {role!r}, expected one of {', '.join(_ROLES)}",
+            f"kv-transfer-config: kv_role is {_shown(role)}, expected one of {', '.join(_ROLES)}",
             server.key_place(option, "kv_role"),
         )
     port = entry.get("kv_port")
@@ -484,7 +488,7 @@ def _transfer_values(server: Server, entry: dict[str, Any]) -> Iterator[Finding]
         number = integer(port)
         if number is None or not 0 < number <= 65535:
             yield Finding(
-                f"kv-transfer-config: kv_port is {port!r}, expected a port from 1 to 65535",
+                f"kv-transfer-config: kv_port is {_shown(port)}, expected a port from 1 to 65535",
                 server.key_place(option, "kv_port"),
             )
 
@@ -495,7 +499,7 @@ def _speculative_values(server: Server) -> Iterator[Finding]:
     tokens = config.get("num_speculative_tokens")
     if tokens is not None and (integer(tokens) is None or (integer(tokens) or 0) < 1):
         yield Finding(
-            f"speculative-config: num_speculative_tokens is {tokens!r}, expected at least 1",
+            f"speculative-config: num_speculative_tokens is {_shown(tokens)}, expected at least 1",
             server.key_place(option, "num_speculative_tokens"),
         )
     method = config.get("method")
