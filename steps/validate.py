@@ -90,7 +90,7 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
         if case is not None:
             cases[Path(path)] = case
     if matrix is not None:
-        problems += lint_matrix(Path(matrix), cases)
+        problems += enough(lint_matrix(Path(matrix), cases))
     return sort_problems(problems)
 
 

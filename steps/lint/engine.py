@@ -65,7 +65,7 @@ def lint_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
         as_problem(entry, finding)
         for entry in RULES.values()
         if entry.check is not None and entry.code[2] == "8"
-        for finding in entry.check(matrix)
+        for finding in islice(entry.check(matrix), 2 * MAX_PROBLEMS)
     ]
     ignoring = {case.file: case.lint_ignore for case in cases.values()}
     return [p for p in found if p.rule not in ignoring.get(p.place.file, ())]

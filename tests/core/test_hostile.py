@@ -19,7 +19,7 @@ from steps.core.errors import CaseError, Problem, Severity
 from steps.core.variables import TooLong, fill
 from steps.lint.commands import integer, parse_json, whole
 from steps.lint.examples import PARALLEL
-from steps.validate import neutral_cluster, validate_one
+from steps.validate import neutral_cluster, validate, validate_one
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import hostile, limits, mutate
 
@@ -142,13 +142,13 @@ def test_a_failing_example_is_kept_smaller(
     monkeypatch.setattr(
         limits, "COMMANDS", {"validate": lambda path: 3 * (b"odd" in path.read_bytes())}
     )
-    monkeypatch.setattr(mutate, "example", lambda number: b"a\nodd\nb\nc\n" * (number == 1))
+    monkeypatch.setattr(mutate, "example", lambda number, *_: b"a\nodd\nb\nc\n" * (number == 1))
     monkeypatch.setattr(fuzz, "_TURNS", ((),))
     monkeypatch.setattr(hostile, "files", dict)
     keep = tmp_path / "kept"
     assert fuzz.main(["--examples", "3", "--jobs", "1", "--keep", str(keep)]) == 1
     assert (keep / "1-validate.yaml").read_bytes() == b"odd"
-    monkeypatch.setattr(mutate, "example", lambda number: b"")
+    monkeypatch.setattr(mutate, "example", lambda number, *_: b"")
     assert fuzz.main(["--examples", "3", "--jobs", "1", "--keep", str(keep)]) == 0
 
 
@@ -212,6 +212,20 @@ def test_a_duration_of_a_profile_is_checked(lines: str, tmp_path: Path) -> None:
     assert [p.rule for p in profile.problems(path)] == ["MN007"]
     with pytest.raises(CaseError):
         profile.load_profile(path)
+
+
+def test_a_name_in_a_file_may_be_any_text(tmp_path: Path) -> None:
+    long = "x" * 20_000
+    matrix = tmp_path / "matrix.yaml"
+    matrix.write_text(f"a3: [{{name: a, case: {long}}}]\nexcluded: none\n")
+    path = _write(tmp_path, PARALLEL + f"proxy: {{script: {long}.py}}\n")
+    assert [p.rule for p in validate([path], matrix)] == ["MN803", "MN801"]
+    assert limits.judged("plan", path).fault == ""
+
+
+def test_a_profile_may_hold_keys_of_its_own(tmp_path: Path) -> None:
+    path = _write(tmp_path, "image: a\nx-note: any\n")
+    assert profile.load_profile(path).image == "a"
 
 
 def _write(folder: Path, text: str) -> Path:

@@ -16,13 +16,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.fuzz import hostile, limits, mutate
 
 #: Commands that one example goes through besides ``validate``; the others take their turns.
 _TURNS = (("plan",), ("fix",), ("formats",), ())
+#: Of twenty turns, those of files that are no cases: the command, what they are made of.
+_OTHERS = {5: ("profile", (mutate.PROFILE,)), 15: ("matrix", (mutate.MATRIX,))}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,10 +95,15 @@ def _examples(args: argparse.Namespace, job: int, folder: Path) -> int:
     path = folder / "case.yaml"
     failed, count, slowest = 0, 0, 0.0
     for number in range(args.start + job, args.start + args.examples, args.jobs):
+        turn = number // args.jobs
+        commands: Sequence[str] = ("validate", *_TURNS[turn % len(_TURNS)])
         data = mutate.example(number)
+        if turn % 20 in _OTHERS:
+            command, bases = _OTHERS[turn % 20]
+            commands, data = (command,), mutate.example(number, bases)
         path.write_bytes(data)
         count += 1
-        for command in ("validate", *_TURNS[number // args.jobs % len(_TURNS)]):
+        for command in commands:
             found = limits.judged(command, path)
             slowest = max(slowest, found.seconds)
             heavy = found.megabytes > limits.MEGABYTES
@@ -109,7 +116,9 @@ def _examples(args: argparse.Namespace, job: int, folder: Path) -> int:
             if heavy or failed >= 20:
                 print(f"job {job}: given up after {count} examples", flush=True)
                 return 1
-    print(f"job {job}: {count} examples, slowest {slowest:.2f} s, peak {limits.peak():.0f} MB")
+    used = time.process_time()
+    told = f"slowest {slowest:.2f} s, peak {limits.peak():.0f} MB, {used:.0f} s of processor time"
+    print(f"job {job}: {count} examples, {told}")
     return int(failed > 0)
 
 

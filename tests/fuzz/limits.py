@@ -22,8 +22,8 @@ from typing import Any
 
 from steps import fix, validate
 from steps import resolve as plan
-from steps.core import excerpt
-from steps.core.errors import errors_of
+from steps.core import excerpt, profile
+from steps.core.errors import CaseError, errors_of
 from steps.lint import formats
 
 SECONDS = 5.0
@@ -65,11 +65,28 @@ def _plan(path: Path) -> int:
     return plan.main(["--case", str(path), "--rehearse", "--format", "json"])
 
 
+def _profile(path: Path) -> int:
+    """The file as a cluster's profile."""
+    try:
+        profile.load_profile(path)
+    except CaseError as error:
+        print(formats.as_sarif(error.problems, [str(path)]))
+        return 2
+    return 0
+
+
+def _matrix(path: Path) -> int:
+    """The file as the nightly's matrix."""
+    return validate.run(["configs/quickstart.yaml"], matrix=str(path))
+
+
 COMMANDS: dict[str, Command] = {
     "validate": _validate,
     "formats": _formats,
     "fix": _fix,
     "plan": _plan,
+    "profile": _profile,
+    "matrix": _matrix,
 }
 
 

@@ -11,11 +11,12 @@ import contextlib
 import copy
 import datetime
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
 
+from steps.core.yamlsource import Loader
 from steps.lint.examples import PARALLEL, ROUTING, SPLIT
 
 _POOL = """\
@@ -33,6 +34,29 @@ lint: {ignore: {MN302: a reason}}
 engine: vllm
 """
 BASES = (PARALLEL, SPLIT, ROUTING, PARALLEL + _OURS, ROUTING + _POOL + _OURS)
+PROFILE = """\
+image: quay.io/ascend/vllm-ascend:v0.11.0
+namespace: tests
+device: {resource: huawei.com/ascend-1980, per_node: 16}
+cpu: 4
+memory: 10Gi
+mounts: [{path: /a, host_path: /b}, {path: /c, claim: x, read_only: true}]
+tolerations: [{key: a, operator: Equal, value: b, effect: NoExecute, tolerationSeconds: 5}]
+node_selector: {a: b}
+grace: 60s
+env: {A: 1}
+secret_env: {B: x/y}
+paths: {PATH: [/opt]}
+budgets: {pulling: 5m}
+keep_for: 12h
+x-note: any
+"""
+MATRIX = """\
+a3:
+  - {name: quick, case: quickstart.yaml, size: 2}
+  - {name: large, config_file_path: DeepSeek-V3.yaml, size: 4}
+excluded: {GLM-5-W8A8-external-dp: too large}
+"""
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 NUMBERS: tuple[Any, ...] = (
@@ -72,14 +96,14 @@ Tree = Any
 Rng = random.Random
 
 
-def example(number: int) -> bytes:
-    """The file of one number."""
+def example(number: int, bases: Sequence[str] = BASES) -> bytes:
+    """The file of one number, made of one of ``bases``."""
     rng = random.Random(f"multinode {number}")
-    text = rng.choice(BASES)
+    text = rng.choice(bases)
     kind = rng.random()  # most have to stay cases, or no rule would ever see them
     edits = WORDS if kind < 0.55 else TREE if kind < 0.85 else ()
     if edits:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=Loader)
         for _ in range(_few(rng)):
             rng.choice(edits)(tree, rng)
         with contextlib.suppress(yaml.YAMLError, TypeError, ValueError):
@@ -259,7 +283,8 @@ def _environment(tree: Tree, rng: Rng) -> None:
     made = {
         name: "".join(f"${rng.choice(names)}" for _ in range(rng.randrange(4))) for name in names
     }
-    tree["env_common"] = {**(tree.get("env_common") or {}), **made} if rng.random() < 0.8 else made
+    before = tree.get("env_common")
+    tree["env_common"] = {**before, **made} if isinstance(before, dict) else made
 
 
 WORDS: tuple[Callable[[Tree, Rng], None], ...] = (_words, _words, _words, _environment, _number)
