@@ -24,7 +24,7 @@ from steps.core.yamlsource import Source, cut, enough, load_yaml
 #: Servers of a fleet; words and variables that a command, and all servers together, have.
 MAX_SERVERS = 4096
 MAX_WORDS = 4096
-MAX_WORK = 400_000
+MAX_WORK = 200_000
 MAX_RANK_DEVICES = 1024
 #: Characters of a pool's configuration on all nodes together.
 MAX_POOL = 8 << 20

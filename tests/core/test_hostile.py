@@ -214,6 +214,12 @@ def test_a_duration_of_a_profile_is_checked(lines: str, tmp_path: Path) -> None:
         profile.load_profile(path)
 
 
+@pytest.mark.parametrize("words", ["--seed 4294967296", "--kv-cache-memory-bytes 42949672960"])
+def test_a_large_number_that_is_no_size_of_the_fleet_is_fine(words: str, tmp_path: Path) -> None:
+    text = PARALLEL.replace("--max-num-seqs 32", f"--max-num-seqs 32 {words}")
+    assert not validate([_write(tmp_path, text)])
+
+
 def test_a_name_in_a_file_may_be_any_text(tmp_path: Path) -> None:
     long = "x" * 20_000
     matrix = tmp_path / "matrix.yaml"

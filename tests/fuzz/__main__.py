@@ -21,6 +21,8 @@ from pathlib import Path
 
 from tests.fuzz import hostile, limits, mutate
 
+#: Examples between which the processes are new ones: what commands remember is not one file's.
+_BATCH = 2000
 #: Commands that one example goes through besides ``validate``; the others take their turns.
 _TURNS = (("plan",), ("fix",), ("formats",), ())
 #: Of twenty turns, those of files that are no cases: the command, what they are made of.
@@ -42,10 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         failed = _written(Path(folder), args.keep)
         print(f"{len(hostile.files())} files by hand: {time.monotonic() - started:.0f} s")
-        workers = [_worker(args, job, Path(folder)) for job in range(args.jobs)]
-        for worker in workers:
-            failed |= os.waitpid(worker, 0)[1] != 0
-    last = args.start + args.examples - 1
+        last = args.start + args.examples - 1
+        for first in range(args.start, last + 1, _BATCH):
+            part = range(first, min(first + _BATCH, last + 1))
+            workers = [
+                _worker(args, part[job :: args.jobs], Path(folder)) for job in range(args.jobs)
+            ]
+            for worker in workers:
+                failed |= os.waitpid(worker, 0)[1] != 0
     seconds = time.monotonic() - started
     print(f"examples {args.start} to {last}: {'FAILED' if failed else 'good'}, {seconds:.0f} s")
     return int(failed)
@@ -73,7 +79,7 @@ def _written(folder: Path, keep: Path) -> bool:
     return failed
 
 
-def _worker(args: argparse.Namespace, job: int, folder: Path) -> int:
+def _worker(args: argparse.Namespace, numbers: range, folder: Path) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -81,7 +87,7 @@ def _worker(args: argparse.Namespace, job: int, folder: Path) -> int:
     code = 1
     try:
         limits.room()
-        code = _examples(args, job, folder / f"{job}")
+        code = _examples(args, numbers, folder / f"{numbers.start}")
     except BaseException:
         traceback.print_exc()
     finally:
@@ -90,11 +96,11 @@ def _worker(args: argparse.Namespace, job: int, folder: Path) -> int:
         os._exit(code)
 
 
-def _examples(args: argparse.Namespace, job: int, folder: Path) -> int:
+def _examples(args: argparse.Namespace, numbers: range, folder: Path) -> int:
     folder.mkdir()
     path = folder / "case.yaml"
     failed, count, slowest = 0, 0, 0.0
-    for number in range(args.start + job, args.start + args.examples, args.jobs):
+    for number in numbers:
         turn = number // args.jobs
         commands: Sequence[str] = ("validate", *_TURNS[turn % len(_TURNS)])
         data = mutate.example(number)
@@ -114,11 +120,11 @@ def _examples(args: argparse.Namespace, job: int, folder: Path) -> int:
             small = data if heavy else smaller(data, path, command, fault)
             _tell(args.keep, f"{number}-{command}", small, command, fault)
             if heavy or failed >= 20:
-                print(f"job {job}: given up after {count} examples", flush=True)
+                print(f"{numbers.start}: given up after {count} examples", flush=True)
                 return 1
     used = time.process_time()
     told = f"slowest {slowest:.2f} s, peak {limits.peak():.0f} MB, {used:.0f} s of processor time"
-    print(f"job {job}: {count} examples, {told}")
+    print(f"{numbers.start}: {count} examples, {told}")
     return int(failed > 0)
 
 

@@ -44,7 +44,8 @@ def _many(form: str, size: int = MB - 4096) -> str:
     return "".join(form.format(n) for n in range(size // len(form.format(10**5))))
 
 
-def _ranks(nodes: int, local: int) -> str:
+def _ranks(nodes: int, local: int, variables: int = 0) -> str:
+    own = ", ".join(f"V{n}: '${{DP_RANK}}'" for n in range(variables))
     config = "".join(
         f"  - {{port_start: 7000, dp_rpc_port: 12321, dp_size: {nodes * local}, "
         f"dp_size_local: {local}, dp_rank_start: {node * local}}}\n"
@@ -55,6 +56,7 @@ def _ranks(nodes: int, local: int) -> str:
     )
     return (
         f"model: m\nnum_nodes: {nodes}\nnpu_per_node: 16\n"
+        f"env_common: {{{own}}}\n"
         "routing: {type: generic_dp, groups: {worker: [0]}}\n"
         f"config:\n{config}templates:\n{template * nodes}benchmarks: {{}}\n"
     )
@@ -140,6 +142,15 @@ TEXTS: dict[str, Callable[[], str]] = {
     ),
     "many ranks": lambda: _ranks(64, 1000),
     "largest fleet": lambda: _ranks(256, 16),
+    "most words of ranks": lambda: _ranks(256, 16, 40),
+    "most words of nodes": lambda: _nodes(
+        1024, "", "env_common:\n" + "".join(f"  V{n}: $HOME\n" for n in range(185))
+    ),
+    "most repairs": lambda: _nodes(
+        1024,
+        "--max-num-s 1 --max-model-l 8 --max-num-b 5 --tensor-parallel-s 1 --pipeline-parallel-s 1",
+        "env_common:\n" + "".join(f"  V{n}: $HOME\n" for n in range(175)),
+    ),
     "large nodes": lambda: _nodes(1024, "--headless --data-parallel-size 4096"),
     "one group": lambda: _nodes(1024, "--data-parallel-size 65536 --data-parallel-size-local 1"),
     "huge groups": lambda: _nodes(1024, "--data-parallel-size 999999999 --nnodes 999999999"),

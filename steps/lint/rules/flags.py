@@ -186,8 +186,8 @@ def _type_problem(kind: str | None, value: str) -> str:
     """What a value should have been; empty when it is."""
     if kind == "int" and not re.fullmatch(r"\s*[+-]?\d[\d_]*\s*", value[:80]):
         return "a whole number"
-    if kind == "int" and (integer(value) is None or abs(integer(value) or 0) > MAX_NUMBER):
-        return f"a whole number of at most {MAX_NUMBER:,}"
+    if kind == "int" and integer(value) is None:
+        return "a whole number of 64 bits"
     if kind == "float":
         try:
             number = float(value)
@@ -198,6 +198,14 @@ def _type_problem(kind: str | None, value: str) -> str:
         if kind == "human-int-or-auto" and value in ("auto", "-1"):
             return ""
         return "a whole number, such as 8192 or 128K"
+    return ""
+
+
+def _size_problem(name: str, value: str) -> str:
+    """What a size, a rank or a port of the fleet should have been; empty when it is."""
+    of_fleet = name.endswith(("parallel-size", "-size-local", "-rank", "-port", "nnodes"))
+    if of_fleet and abs(integer(value) or 0) > MAX_NUMBER:
+        return f"a whole number of at most {MAX_NUMBER:,}"
     return ""
 
 
@@ -229,7 +237,7 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
             if "$" in value or _glued(value):
                 continue
             place = server.command.place(option.value_at + number)
-            expected = _type_problem(spec.type, value)
+            expected = _type_problem(spec.type, value) or _size_problem(spec.name, value)
             if expected:
                 yield Finding(
                     f"{spec.name}: found {shortened(value)!r}, expected {expected}", place
