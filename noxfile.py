@@ -116,6 +116,13 @@ def e2e_vllm(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed hostile cases to validate, fix and plan: [--examples 20000] [--file FILE]."""
+    install(session, "node", "runner")
+    run_module(session, "tests.fuzz")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
     install(session, "node", "runner", "dev")

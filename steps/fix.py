@@ -26,7 +26,7 @@ from steps.core import door
 from steps.core.case import build_case
 from steps.core.errors import CaseError, Exit, Place
 from steps.core.resolver import examine
-from steps.core.yamlsource import parse_yaml
+from steps.core.yamlsource import parse_yaml, read_text
 from steps.lint import flagtable
 from steps.lint.commands import Option, parse_json
 from steps.lint.fleet import Fleet, Server, build
@@ -233,10 +233,11 @@ def _apply(text: str, edits: Iterable[Edit]) -> tuple[str, list[str]]:
         if edit.whole_line:
             lines[row : row + 1] = []
             continue
+        end = "\r" if line.endswith("\r") else ""
         rest = (line[:spot] + edit.new + line[spot + len(edit.old) :]).rstrip()
         if not edit.new:
             rest = re.sub(r"(?<=\S)  +", " ", rest)
-        lines[row : row + 1] = [rest] if rest.strip() else []
+        lines[row : row + 1] = [rest + end] if rest.strip() else []
     return "\n".join(lines), applied
 
 
@@ -250,14 +251,10 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
     repaired = 0
     for path in [Path(name) for name in files] or default_paths():
         try:
-            before = path.read_text(encoding="utf-8")
+            before = read_text(path)
             after, rules = fixed(before, str(path))
         except CaseError as error:
             print(f"{path}: cannot be repaired before it can be read:\n{error}", file=sys.stderr)
-            failed = True
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
             failed = True
             continue
         if after == before:
@@ -269,7 +266,7 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
             print(line)
         print(f"{path}: {', '.join(f'{rules.count(r)} x {r}' for r in sorted(set(rules)))}\n")
         if not dry_run:
-            path.write_text(after, encoding="utf-8")
+            path.write_text(after, encoding="utf-8", newline="")
     if not repaired and not failed:
         print("nothing to repair")
     return Exit.USAGE if failed else Exit.PASS

@@ -30,6 +30,7 @@ from steps.core.errors import (
 )
 from steps.core.excerpt import render_all, summary
 from steps.core.resolver import examine
+from steps.core.yamlsource import enough
 from steps.lint import formats, reference
 from steps.lint.engine import lint, lint_matrix
 
@@ -89,14 +90,14 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
         if case is not None:
             cases[Path(path)] = case
     if matrix is not None:
-        problems += lint_matrix(Path(matrix), cases)
+        problems += enough(lint_matrix(Path(matrix), cases))
     return sort_problems(problems)
 
 
 def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
     """One case, if it can be read at all, and its problems; or a cluster's profile."""
     if path.parent.name == PROFILES:
-        return None, profile.problems(path)
+        return None, enough(profile.problems(path))
     try:
         case = load_case(path)
     except CaseError as error:
@@ -104,8 +105,8 @@ def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
     try:
         plan, problems = examine(case, neutral_cluster(case.num_nodes))
     except CaseError as error:
-        return case, list(error.problems)
-    return case, sort_problems([*problems, *lint(case, plan)])
+        return case, enough(error.problems)
+    return case, enough([*problems, *lint(case, plan)])
 
 
 def default_paths(root: Path = CONFIGS) -> list[Path]:

@@ -17,10 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from steps.core import form, gates, schema, words
-from steps.core.errors import CaseError, Place, Problem, errors_of, sort_problems
+from steps.core.errors import CaseError, Place, Problem, errors_of
 from steps.core.words import Word
-from steps.core.yamlsource import Source, load_yaml
+from steps.core.yamlsource import Source, cut, enough, load_yaml
 
+#: Servers of a fleet; words and variables that a command, and all servers together, have.
+MAX_SERVERS = 4096
+MAX_WORDS = 4096
+MAX_WORK = 200_000
+MAX_RANK_DEVICES = 1024
+#: Characters of a pool's configuration on all nodes together.
+MAX_POOL = 8 << 20
+#: The longest word or variable that Linux passes to a program (MAX_ARG_STRLEN).
+MAX_WORD = 131_071
 #: The longest a phase may take: a month.
 MAX_SECONDS = 30 * 86400.0
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -175,11 +184,11 @@ def build_case(source: Source) -> Case:
     source = form.plain_numbers(source)
     problems = form.check(source)
     if errors_of(problems):
-        raise CaseError(sort_problems(problems + _counts(source)))
+        raise CaseError(enough(problems + _counts(source)))
     builder = _Builder(source)
     case = builder.build()
     if builder.problems:
-        raise CaseError(sort_problems(builder.problems))
+        raise CaseError(enough(builder.problems))
     return case
 
 
@@ -251,7 +260,11 @@ class _Builder:
         data = self.data
         dialect = schema.dialect_of(data) or "deployment"
         size = data["num_nodes"]
+        if size * len(data.get("env_common") or ()) > MAX_WORK:
+            self._too_large("env_common", f"{len(data['env_common']):,} variables on {size} nodes")
+            raise CaseError(enough(self.problems))
         nodes = self._deployment() if dialect == "deployment" else self._routing()
+        self._bound(nodes)
         return Case(
             file=self.source.file,
             sha256=self.source.sha256,
@@ -285,6 +298,35 @@ class _Builder:
     def _problem(self, rule: str, message: str, hint: str, *path: Any) -> None:
         self.problems.append(self.source.problem(rule, message, path, hint))
 
+    def _too_large(self, key: str, found: str) -> None:
+        self._problem("MN016", f"found {found}", "No fleet is so large; correct it.", key)
+
+    def _bound(self, nodes: tuple[CaseNode, ...]) -> None:
+        """What a short text can make of a fleet: ranks, and all that each of them is told."""
+        ranks = [1 if node.ranks is None else node.ranks.dp_size_local for node in nodes]
+        told = [len(node.command) + len(node.envs) for node in nodes]
+        work = sum(rank * size for rank, size in zip(ranks, told, strict=True))
+        if sum(ranks) > MAX_SERVERS:
+            self._too_large("config", f"{sum(ranks):,} ranks, expected at most {MAX_SERVERS:,}")
+        elif work > MAX_WORK:
+            found = f"{work:,} words and variables of all servers, expected at most {MAX_WORK:,}"
+            self._too_large("num_nodes", found)
+        for node in nodes:
+            for name, text in node.envs.items():
+                if len(text) > MAX_WORD:
+                    self._too_long("envs", node, name)
+            if any(len(word.text) > MAX_WORD for word in node.command):
+                self._too_long("command", node)
+
+    def _too_long(self, what: str, node: CaseNode, *names: str) -> None:
+        self._problem(
+            "MN007",
+            f"holds a text of more than {MAX_WORD:,} characters",
+            "Linux passes none so long to a program.",
+            *node.paths[what],
+            *names,
+        )
+
     def _hosts(self) -> tuple[str, ...]:
         hosts = tuple(self.data.get("cluster_hosts") or ())
         if hosts and len(hosts) != self.data["num_nodes"]:
@@ -294,8 +336,9 @@ class _Builder:
                 "Give one address a node, in the order of the nodes.",
                 "cluster_hosts",
             )
+        seen: set[str] = set()
         for at, host in enumerate(hosts):
-            if host in hosts[:at]:
+            if host in seen:
                 self._problem(
                     "MN011",
                     f"'{host}' is listed twice",
@@ -303,6 +346,7 @@ class _Builder:
                     "cluster_hosts",
                     at,
                 )
+            seen.add(host)
         return hosts
 
     def _environment(self, *layers: Any) -> dict[str, str]:
@@ -350,7 +394,7 @@ class _Builder:
             place = self.source.place(*path)
             if span:
                 locator = words.Locator(self.source.file, self.source.lines, span)
-                for raw in text[: error.offset + 1].split():
+                for raw in text[: error.offset + 1].split()[:MAX_WORDS]:
                     place = locator.place(raw)
             self.problems.append(
                 self.source.problem(
@@ -364,6 +408,10 @@ class _Builder:
             return ()
         if not pieces:
             self._problem("MN014", "is empty, expected a vllm serve command", "", *path)
+            return ()
+        if len(pieces) > MAX_WORDS:
+            many = f"found {len(pieces):,} words, expected at most {MAX_WORDS:,}"
+            self._problem("MN007", many, "No command is so long.", *path)
             return ()
         if span is None:
             place = self.source.place(*path)
@@ -430,6 +478,8 @@ class _Builder:
                     at_config,
                     "dp_rank_start",
                 )
+            if ranks.devices_per_rank > MAX_RANK_DEVICES:
+                self._too_large("config", f"{ranks.devices_per_rank:,} devices of one rank")
             if ranks.port_start + ranks.dp_size_local - 1 > 65535:
                 self._problem(
                     "MN016",
@@ -554,6 +604,8 @@ class _Builder:
         }
         ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
         config = entry.get("config") or {}
+        if self.data["num_nodes"] * len(str(config)) > MAX_POOL:
+            self._too_large("kv_pool", f"{len(str(config)):,} characters of config on each node")
         self._plain(config, "kv_pool", "config")
         return KvPool(kind, ports, config)
 
@@ -635,7 +687,7 @@ class _Builder:
             try:
                 gate = gates.parse(text)
             except ValueError as error:
-                self._problem("MN019", f"found {text!r}, {error}", "", *path, "gates", at)
+                self._problem("MN019", f"found {cut(text, 80)!r}, {error}", "", *path, "gates", at)
                 continue
             if gate.of_baseline and entry.get("baseline") is None:
                 self._problem(

@@ -74,13 +74,14 @@ def _excerpt(place: Place, lines: Lines) -> list[str]:
     if not 0 < place.line <= len(text):
         return []
     # What a terminal would obey is shown as what cannot be shown.
-    line = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[place.line - 1].rstrip())
-    if not line.strip():
-        return []
+    line = text[place.line - 1].rstrip()
     start = max(place.column - 1, 0)
     if len(line) > _WIDTH:
         left = max(0, min(start - 20, len(line) - _WIDTH))
         line, start = line[left : left + _WIDTH], start - left
+    if not line.strip():
+        return []
+    line = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", line)
     pad = "".join("\t" if char == "\t" else " " for char in line[:start])
     gutter = " " * len(str(place.line))
     return [f"  {place.line} | {line}", f"  {gutter} | {pad}^"]

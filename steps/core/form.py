@@ -14,12 +14,12 @@ from functools import cache
 from typing import Any, ClassVar
 
 from cerberus import TypeDefinition, Validator
-from cerberus.errors import UNKNOWN_FIELD, ValidationError
+from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
 
 from steps.core import schema, unknown
 from steps.core.errors import Problem
 from steps.core.schema import BENCHMARK, Field
-from steps.core.yamlsource import DataPath, Source
+from steps.core.yamlsource import MAX_PROBLEMS, DataPath, Source
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
@@ -45,13 +45,35 @@ def _plain_numbers(value: Any, rules: Field) -> Any:
     return int(value) if whole and re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
 
 
+class _Unsorted(list[ValidationError]):
+    """Errors in the order in which they are found: cerberus sorts all of them at each new one."""
+
+    def sort(self, **_: Any) -> None:
+        """Leave them."""
+
+
+class _NoTree(ErrorTree):  # type: ignore[misc]
+    """No tree of errors: nobody asks for it, and it sorts too."""
+
+    def add(self, error: ValidationError) -> None:
+        """Forget it."""
+
+
 class _CaseValidator(Validator):  # type: ignore[misc]
     """Cerberus with the number types that authors really write."""
+
+    _errors: Any
 
     types_mapping: ClassVar[dict[str, Any]] = {
         **{name: kind for name, kind in Validator.types_mapping.items() if name != "number"},
         "strict_integer": TypeDefinition("strict_integer", (int,), (bool,)),
     }
+
+    def _error(self, *args: Any) -> None:
+        if not isinstance(self._errors, _Unsorted):
+            self._errors = _Unsorted(self._errors)
+            self.document_error_tree, self.schema_error_tree = _NoTree(), _NoTree()
+        super()._error(*args)
 
     def _validate_type_number(self, value: Any) -> bool:
         """A number that JSON can hold."""
@@ -104,7 +126,8 @@ def check(source: Source) -> list[Problem]:
         ]
     dialect = schema.dialect_of(data)
     if dialect is None:
-        close = difflib.get_close_matches("deployment", [str(k) for k in data], 1, 0.75)
+        keys = [str(key)[:30] for key in list(data)[:1000]]
+        close = difflib.get_close_matches("deployment", keys, 1, 0.75)
         wrong = f"found {close[0]!r}; " if close else ""
         return [
             Problem(
@@ -146,14 +169,24 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
     validator = _validator(dialect)
     validator.validate(_without_the_obvious(document), normalize=False)
     seen: set[tuple[DataPath, str]] = set()
-    for error in _flatten(validator._errors):
-        path = tuple(error.document_path)
+    found = [(tuple(error.document_path), error) for error in _flatten(validator._errors)]
+    found.sort(key=lambda entry: _position(source, entry[0]))
+    for at, (path, error) in enumerate(found):
+        if at > 2 * MAX_PROBLEMS:
+            # Nobody is shown so many: what is left is only counted.
+            yield source.problem("MN007", "is wrong", path)
+            continue
         if error.rule is None and not unknown.is_mistake(dialect, path):
             continue
         problem = _explain(source, path, error, dialect)
         if (path, problem.message) not in seen:
             seen.add((path, problem.message))
             yield problem
+
+
+def _position(source: Source, path: DataPath) -> tuple[int, int]:
+    place = source.place(*path)
+    return place.line, place.column
 
 
 def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -249,7 +282,8 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
 def _rule_text(rule: str, value: Any, error: ValidationError) -> str:
     constraint = error.constraint
     if rule == "allowed":
-        close = difflib.get_close_matches(str(value), [str(item) for item in constraint], 1)
+        near = [str(item) for item in constraint]
+        close = difflib.get_close_matches(str(value)[:60], near, 1)
         tail = f"; did you mean '{close[0]}'?" if close else ""
         return f"found {_show(value)}, expected one of {', '.join(map(str, constraint))}{tail}"
     if rule == "min":

@@ -10,6 +10,7 @@ problem of the file with its line. Touches: reads that file.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from steps.core import fleet, form, schema
 from steps.core.case import seconds
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.schema import DURATION, Field
-from steps.core.yamlsource import Source, load_yaml
+from steps.core.yamlsource import Source, enough, load_yaml
 
 CLUSTERS = fleet.ROOT / "configs" / "clusters"
 
@@ -215,7 +216,7 @@ def find_profile(name: str) -> Path:
     """
     known = sorted(path.stem for path in CLUSTERS.glob("*.yaml"))
     for path in (Path(name), CLUSTERS / name, CLUSTERS / f"{name}.yaml"):
-        if name and path.is_file():
+        if name and os.path.isfile(path):  # noqa: PTH113 (it takes any text)
             return path
     if not name:
         raise UsageError(
@@ -237,7 +238,7 @@ def load_profile(path: Path) -> Profile:
     source = load_yaml(path)
     found = check(source)
     if errors_of(found):
-        raise CaseError(found)
+        raise CaseError(enough(found))
     return _build(source, path)
 
 
@@ -283,6 +284,14 @@ def _rules(source: Source) -> Iterator[Problem]:
         if entry.get("operator", "Equal") == "Equal" and not entry.get("key"):
             message = "operator Equal needs a key"
             yield source.problem("MN007", message, ("tolerations", i), refused)
+    given: dict[tuple[Any, ...], Any]
+    given = {(key,): data[key] for key in ("grace", "keep_for") if key in data}
+    given.update({("budgets", key): value for key, value in data.get("budgets", {}).items()})
+    for where, value in given.items():
+        try:
+            seconds(value)
+        except ValueError as error:
+            yield source.problem("MN007", str(error), where)
     for key in sorted(set(data.get("env", {})) & set(data.get("secret_env", {}))):
         yield source.problem("MN007", "is in env too", ("secret_env", key), "Keep one.")
     if re.search(r"\s", str(data["image"])):
@@ -295,7 +304,7 @@ def _rules(source: Source) -> Iterator[Problem]:
 
 
 def _build(source: Source, path: Path) -> Profile:
-    data = dict(source.data)
+    data = {key: value for key, value in source.data.items() if key in FIELDS}
     data.pop("description", None)
     device = data.pop("device", None) or {}
     for key in ("cpu", "memory", "ephemeral_storage", "shm"):

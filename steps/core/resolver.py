@@ -10,7 +10,9 @@ where benchmarks go follow the upstream harness (vllm-ascend, multi_node).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +31,8 @@ from steps.core.plan import (
     Probe,
     Process,
 )
-from steps.core.variables import PATH_LISTS, fill, fill_environment
+from steps.core.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
+from steps.core.yamlsource import MAX_PROBLEMS, cut, enough
 
 DEFAULT_SERVER_PORT = "8080"
 DEFAULT_ENV = {
@@ -66,7 +69,7 @@ def resolve(case: Case, cluster: Cluster, options: Options | None = None) -> Pla
     """
     plan, problems = examine(case, cluster, options)
     if errors_of(problems):
-        raise CaseError(problems)
+        raise CaseError(enough(problems))
     return plan
 
 
@@ -78,10 +81,14 @@ def examine(
     Only the linter looks at a plan that has problems.
 
     Raises:
-        CaseError: the cluster has another number of nodes.
+        CaseError: the cluster has another number of nodes, or variables multiply.
     """
     resolver = _Resolver(case, cluster, options or Options())
-    plan = resolver.plan()
+    try:
+        plan = resolver.plan()
+    except TooLong as error:
+        hint = "Variables of variables multiply; write out what is meant."
+        raise CaseError([Problem("MN007", str(error), case.place(), hint)]) from None
     return plan, sort_problems(resolver.problems)
 
 
@@ -92,12 +99,10 @@ def side_of(case: Case, index: int) -> str:
     """
     if case.split is None:
         return "plain"
-    for at in range(index, -1, -1):
-        if at in case.split.prefillers:
-            return "prefiller"
-        if at in case.split.decoders:
-            return "decoder"
-    return "prefiller"
+    before = [at for at in (*case.split.prefillers, *case.split.decoders) if at <= index]
+    if not before or max(before) in case.split.prefillers:
+        return "prefiller"
+    return "decoder"
 
 
 def master_index(case: Case, index: int) -> int:
@@ -106,7 +111,7 @@ def master_index(case: Case, index: int) -> int:
     Node 0's; under disaggregated prefill the first decoder's for every node
     that is no prefiller.
     """
-    node = next((n for n in case.nodes if n.index == index), None)
+    node = next((n for n in case.nodes[index : index + 1] if n.index == index), None)
     if node is not None and node.master_index is not None:
         return node.master_index
     if case.split is not None and case.split.decoders and side_of(case, index) != "prefiller":
@@ -123,6 +128,9 @@ class _Resolver:
         self.notes: list[str] = []
         self.ports: list[Port] = []
         self._groups: dict[Any, str] = {}
+        self._named: Counter[str] = Counter()
+        self._filled = 0
+        self._unknown: set[tuple[Any, str]] = set()
         self._budgets = budgets.of(case, cluster, self.options.timeouts, self.options.driver)
 
     def plan(self) -> Plan:
@@ -227,6 +235,7 @@ class _Resolver:
             self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
 
         own, paths = fill_environment(node.envs, given, unknown, braced)
+        self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
         env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
         merged = {key: tuple(value) for key, value in self.cluster.paths.items()}
         for key, value in paths.items():
@@ -258,6 +267,7 @@ class _Resolver:
                 self._unresolved(name, "server_cmd", node.paths["command"], table, place)
 
             argv.append(fill(word.text, table, unknown))
+        self._made(map(len, argv))
         size = vllmargs.number(argv, "--data-parallel-size", 1)
         local = vllmargs.number(argv, "--data-parallel-size-local", size)
         start = vllmargs.number(argv, "--data-parallel-start-rank", 0)
@@ -297,6 +307,7 @@ class _Resolver:
                 )
 
             argv.append(fill(word.text, table, unknown, braced))
+        self._made(map(len, argv))
         process = Process(
             name=name,
             kind="server",
@@ -380,8 +391,8 @@ class _Resolver:
         else:
             key = (side, index, process.name)
         if key not in self._groups:
-            same = sum(1 for name in self._groups.values() if name.startswith(f"{side}-"))
-            self._groups[key] = f"{side}-{same}"
+            self._groups[key] = f"{side}-{self._named[side]}"
+            self._named[side] += 1
         return self._groups[key]
 
     def _kv_ports(self, process: Process, index: int) -> None:
@@ -572,6 +583,12 @@ class _Resolver:
             Problem(rule, message, self.case.place(*path), hint, field=".".join(map(str, path)))
         )
 
+    def _made(self, lengths: Iterable[int]) -> None:
+        """Counts the text that filling makes of all servers together."""
+        self._filled += sum(lengths)
+        if self._filled > 256 * MAX_FILLED:
+            raise TooLong(f"variables multiply to more than {256 * MAX_FILLED:,} characters")
+
     def _unresolved(
         self,
         name: str,
@@ -582,9 +599,11 @@ class _Resolver:
         must: bool = True,
     ) -> None:
         """``must``: it has to have a value; a directory of a list can be left out."""
-        import difflib
-
-        close = difflib.get_close_matches(name, list(known), 1, 0.75)
+        at = place or self.case.place(*path)
+        if (at, name) in self._unknown or len(self._unknown) > 2 * MAX_PROBLEMS:
+            return
+        self._unknown.add((at, name))
+        close = difflib.get_close_matches(name, list(known), 1, 0.75) if len(name) < 100 else []
         hint = (
             f"Did you mean '${close[0]}'?"
             if close
@@ -593,8 +612,8 @@ class _Resolver:
         self.problems.append(
             Problem(
                 "MN020",
-                f"{where}: nobody defines the variable '{name}'",
-                place or self.case.place(*path),
+                f"{where}: nobody defines the variable '{cut(name, 200)}'",
+                at,
                 hint,
                 Severity.ERROR if must or close else Severity.WARNING,
                 field=".".join(map(str, path)),

@@ -59,12 +59,17 @@ def _environment(doc: str) -> Field:
     )
 
 
+#: No fleet is so large: nodes, and ranks or devices of all of them.
+MAX_NODES = 1024
+MAX_RANKS = 65536
+
+
 def _index(doc: str) -> Field:
-    return _field("strict_integer", doc, min=0)
+    return _field("strict_integer", doc, min=0, max=MAX_RANKS - 1)
 
 
 def _count(doc: str, **rules: Any) -> Field:
-    return _field("strict_integer", doc, min=1, **rules)
+    return _field("strict_integer", doc, min=1, **{"max": MAX_RANKS, **rules})
 
 
 def _port(doc: str, **rules: Any) -> Field:
@@ -159,7 +164,7 @@ BENCHMARK: Field = {
 _COMMON: Field = {
     "test_name": _field("string", "Free name, used in reports."),
     "model": _field("string", "Hub id or path of the weights.", required=True, empty=False),
-    "num_nodes": _count("Nodes of the fleet.", required=True, max=4096),
+    "num_nodes": _count("Nodes of the fleet.", required=True, max=MAX_NODES),
     "npu_per_node": _field(
         "strict_integer", "Devices of each node.", required=True, min=0, max=1024
     ),
@@ -301,7 +306,10 @@ ROUTING: Field = {
                 "host": _field("string", "Address its ranks bind; `${HOST}` in templates."),
                 "dp_group": _field(["string", "number"], "Label of its group; not used."),
                 "node_group": _field(
-                    "strict_integer", "Nodes that hold one rank together.", min=-1
+                    "strict_integer",
+                    "Nodes that hold one rank together.",
+                    min=-1,
+                    max=MAX_RANKS - 1,
                 ),
                 "port_start": _port("API port of the node's first rank.", required=True),
                 "dp_rpc_port": _port("Port where the ranks of a group meet.", required=True),

@@ -26,6 +26,10 @@ LATER = frozenset(
         "test_content",
     }
 )
+#: A line that goes on so far behind a key holds more than an anchor.
+_LONG = 300
+#: No key that a person misspelled is longer.
+_LONGEST_KEY = 60
 #: Ends of fields that later upstream harnesses have, near some field that is here.
 _LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
 
@@ -77,14 +81,21 @@ def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
 
 def holds_anchor(source: Source, key: Any) -> bool:
     """A key that is not ours but only holds a YAML anchor for others is no mistake."""
-    line = source.place(key).line
-    text = source.lines[line - 1] if line <= len(source.lines) else ""
-    return bool(re.search(r":\s*&[\w-]+\s*(#.*)?$", text)) or str(key).startswith(("x-", "."))
+    if str(key).startswith(("x-", ".")):
+        return True
+    place = source.place(key)
+    text = source.lines[place.line - 1] if place.line <= len(source.lines) else ""
+    if len(text) > place.column + len(str(key)) + _LONG:
+        return False
+    return bool(re.search(r":\s*&[\w-]+\s*(#.*)?$", text[place.column - 1 :]))
 
 
 def _close(dialect: str, path: DataPath, ratio: float) -> str:
     """The key that may stand here and is spelled nearly so; empty when there is none."""
-    close = difflib.get_close_matches(str(path[-1]), known_keys(dialect, path[:-1]), 1, ratio)
+    key = str(path[-1])
+    if len(key) > _LONGEST_KEY:
+        return ""
+    close = difflib.get_close_matches(key, known_keys(dialect, path[:-1]), 1, ratio)
     return close[0] if close else ""
 
 

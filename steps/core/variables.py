@@ -15,6 +15,15 @@ _ANY = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))"
 PATH_LISTS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LD_PRELOAD")
 
 
+#: The longest text that filling may make, and how far variables may hang on one another.
+MAX_FILLED = 131_071
+_MAX_CHAIN = 100
+
+
+class TooLong(ValueError):
+    """Variables multiply to a text that no program can be given."""
+
+
 def names_in(text: str) -> list[str]:
     """Every variable ``text`` uses, in order."""
     return [braced or plain for braced, plain in _ANY.findall(text)]
@@ -32,16 +41,25 @@ def fill(
         plain: values of ``$NAME``, and of ``${NAME}`` when ``braced`` is None.
         unknown: told each name that has no value; the text keeps it.
         braced: values of ``${NAME}`` in the routing dialect.
+
+    Raises:
+        TooLong: no program takes a text so long.
     """
 
     if "$" not in text:
         return text
 
+    made = len(text)
+
     def value(match: re.Match[str]) -> str:
+        nonlocal made
         in_braces, bare = match.groups()
         table = braced if in_braces and braced is not None else plain
         name = in_braces or bare
         if name in table:
+            made += len(table[name])
+            if made > MAX_FILLED:
+                raise TooLong(f"{text[:60]!r} becomes longer than {MAX_FILLED:,} characters")
             return table[name]
         unknown(name)
         return match[0]
@@ -77,8 +95,10 @@ def fill_environment(
         if "$" not in text:
             done[name] = text
             return text
+        if len(trail) > _MAX_CHAIN:
+            raise TooLong(f"{name} hangs on more than {_MAX_CHAIN} other variables in a row")
         table = {**given}
-        for used in names_in(text):
+        for used in dict.fromkeys(names_in(text)):
             if used in envs and used not in trail and used != name:
                 table[used] = render(used, (*trail, name))
         done_text = fill(text, table, partial(unknown, name), braced)

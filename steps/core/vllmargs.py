@@ -24,6 +24,8 @@ SHORT = {
     "-dpa": "--data-parallel-address",
     "-dpp": "--data-parallel-rpc-port",
 }
+#: No number that a plan is made of is larger.
+MAX_NUMBER = 10**9
 #: vLLM's default API port when a command has no ``--port``.
 DEFAULT_PORT = 8000
 DEFAULT_RPC_PORT = 29550
@@ -64,12 +66,13 @@ def value(argv: Sequence[str], name: str) -> str | None:
 
 
 def number(argv: Sequence[str], name: str, default: int) -> int:
-    """The value of ``name`` as a whole number; ``default`` when absent or no number."""
+    """The value of ``name`` as a whole number; ``default`` when absent, none, or absurd."""
     text = value(argv, name)
     try:
-        return int(text) if text is not None else default
+        found = int(text) if text is not None and len(text) < 40 else default
     except ValueError:
         return default
+    return found if abs(found) <= MAX_NUMBER else default
 
 
 def has(argv: Sequence[str], name: str) -> bool:

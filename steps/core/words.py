@@ -98,6 +98,10 @@ def split(text: str) -> list[tuple[str, int, int]]:
     return words
 
 
+#: Pieces that are written otherwise in the file (escapes); after so many the search is given up.
+_MISSES = 8
+
+
 class Locator:
     """Finds words of a scalar in the file's lines, front to back.
 
@@ -109,6 +113,7 @@ class Locator:
         first, column, last, style = span
         self._file = file
         self._lines = lines[:last]
+        self._misses = 0
         self._row = first - 1
         self._column = column - 1
         if style in "|>" and style:
@@ -126,6 +131,8 @@ class Locator:
         return found or Place(self._file, self._row + 1, self._column + 1)
 
     def _find(self, piece: str) -> Place | None:
+        if self._misses >= _MISSES:
+            return None
         row, column = self._row, self._column
         while row < len(self._lines):
             spot = self._lines[row].find(piece, column)
@@ -133,4 +140,5 @@ class Locator:
                 self._row, self._column = row, spot + len(piece)
                 return Place(self._file, row + 1, spot + 1)
             row, column = row + 1, 0
+        self._misses += 1
         return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,18 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from steps.core.errors import CaseError, Place, Problem, sort_problems
+from steps.core.errors import CaseError, Place, Problem, Severity, errors_of, sort_problems
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 200_000
+#: What a file may make, its aliases and merge keys counted each time: values, and their text.
+MAX_VALUES = 40_000
+MAX_TEXT = 4 << 20
 MAX_DEPTH = 60
 MAX_BITS = 256
+#: The longest text that can be a number or a date.
+_MAX_DIGITS = 100
+#: Problems of one file that are told; a file with more is not read line by line.
+MAX_PROBLEMS = 200
 
 DataPath = tuple[Any, ...]
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,9 +89,28 @@ class Source:
         Args:
             place: where it shows best; absent: where the value stands.
         """
-        name = ".".join(map(str, path)) or "the document"
+        name = cut(".".join(cut(str(part), 80) for part in path)) or "the document"
         where = place or self.place(*path)
-        return Problem(rule, f"{name}: {message}", where, hint, field=name, related=related)
+        message = cut(f"{name}: {message}")
+        return Problem(rule, message, where, cut(hint), field=name, related=related)
+
+
+def enough(problems: Iterable[Problem]) -> list[Problem]:
+    """What is told of a file: in reading order, errors first when there are too many."""
+    every = sort_problems(problems)
+    if len(every) <= MAX_PROBLEMS:
+        return every
+    chosen = sorted(every, key=lambda problem: problem.severity is not Severity.ERROR)
+    left = chosen[MAX_PROBLEMS:]
+    severity = Severity.ERROR if errors_of(left) else Severity.WARNING
+    more = f"and {len(left):,} more problems, which are not shown"
+    last = Problem("MN009", more, left[-1].place, "Mend some of these first.", severity)
+    return [*sort_problems(chosen[:MAX_PROBLEMS]), last]
+
+
+def cut(text: str, most: int = 1000) -> str:
+    """A text as a message shows it: no longer than ``most``."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def load_yaml(path: Path) -> Source:
@@ -95,7 +120,7 @@ def load_yaml(path: Path) -> Source:
         CaseError: the file is absent, unreadable, too large, not UTF-8, or not
             one well-formed YAML document.
     """
-    text = _read(path)
+    text = read_text(path)
     return parse_yaml(text, str(path))
 
 
@@ -107,7 +132,7 @@ def parse_yaml(text: str, file: str) -> Source:
     """
     tab = re.search(r"^ *\t", text, re.MULTILINE)
     try:
-        _check_depth(text, file)
+        _check_size(text, file)
         loader = Loader(text)
         try:
             root = loader.get_single_node()
@@ -120,9 +145,9 @@ def parse_yaml(text: str, file: str) -> Source:
             [Problem("MN001", f"not YAML: {error or 'nested too deeply'}", Place(file))]
         ) from None
     builder = _Builder(file)
-    data = builder.build(root, ()) if root is not None else None
+    data = builder.root(root)
     if builder.problems:
-        raise CaseError(sort_problems(builder.problems))
+        raise CaseError(enough(builder.problems))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return Source(file, data, digest, tuple(text.splitlines()), builder.marks, builder.spans)
 
@@ -132,7 +157,13 @@ def _is_passed(path: Path) -> bool:
     return str(path).startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, its line ends as they are.
+
+    Raises:
+        CaseError: the file is absent, unreadable, too large, or not UTF-8.
+    """
+
     def refuse(rule: str, message: str, hint: str) -> CaseError:
         return CaseError([Problem(rule, message, Place(str(path)), hint)])
 
@@ -180,20 +211,30 @@ def _too_deep(file: str, mark: Any) -> Problem:
     return Problem("MN001", f"nested more than {MAX_DEPTH} levels deep", place, hint)
 
 
-def _check_depth(text: str, file: str) -> None:
-    """Refuse absurd nesting before a recursive parser meets it."""
+def _too_much(file: str, mark: Any, what: str) -> Problem:
+    place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+    return Problem("MN001", what, place, "A case is a few hundred lines; is this the right file?")
+
+
+def _check_size(text: str, file: str) -> None:
+    """Refuse absurd nesting and absurdly many values before a recursive parser meets them."""
     flow = max(text.count("["), text.count("{")) > MAX_DEPTH
     indent = max((len(line) - len(line.lstrip(" -?")) for line in text.splitlines()), default=0)
-    if not flow and indent < 2 * MAX_DEPTH:
+    if not flow and indent < 2 * MAX_DEPTH and len(text) < MAX_VALUES:
         return
     depth = 0
-    for event in yaml.parse(text, Loader=Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=Loader)):
+        if count > 2 * MAX_VALUES:
+            raise CaseError([_too_much(file, event.start_mark, _MANY)])
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             depth += 1
             if depth > MAX_DEPTH:
                 raise CaseError([_too_deep(file, event.start_mark)])
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             depth -= 1
+
+
+_MANY = f"more than {MAX_VALUES:,} values"
 
 
 def _bytes_before(text: str, error: yaml.reader.ReaderError) -> str:
@@ -231,8 +272,16 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str, has_tab: bool) 
     return Problem("MN001", f"not YAML: {reason}", Place(file, line, column), hint)
 
 
+class _Enough(Exception):
+    """The file has been refused; what comes after it is not looked at."""
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+_Pairs = dict[Any, tuple[Node, Node]]
+
+
 class _Builder:
-    """Walks a composed node tree; notes marks; counts what aliases multiply."""
+    """Walks a composed node tree; notes marks; counts what aliases and merge keys multiply."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -240,15 +289,23 @@ class _Builder:
         self.spans: dict[DataPath, tuple[int, int, int, str]] = {}
         self.problems: list[Problem] = []
         self._count = 0
+        self._text = 0
         self._scalars = SafeConstructor()
         self._open: set[int] = set()
+        self._merging: set[int] = set()
+        self._merged: dict[int, _Pairs] = {}
+
+    def root(self, node: Node | None) -> Any:
+        """The document's data; none, with a problem, when it is too much or without end."""
+        try:
+            return None if node is None else self.build(node, ())
+        except _Enough:
+            return None
 
     def build(self, node: Node, path: DataPath) -> Any:
-        self._count += 1
-        if self._count > MAX_VALUES or id(node) in self._open:
-            if not self.problems:
-                self._problem(node, "aliases multiply or contain themselves without end")
-            return None
+        self._spend(node)
+        if id(node) in self._open:
+            self._refuse(node, "aliases contain themselves without end")
         self.marks.setdefault(path, _mark(node))
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
@@ -265,6 +322,19 @@ class _Builder:
             self._open.discard(id(node))
         raise TypeError(type(node))
 
+    def _spend(self, node: Node, values: int = 1) -> None:
+        self._count += values
+        self._text += len(node.value) if isinstance(node, ScalarNode) else 0
+        if self._count > MAX_VALUES:
+            self._refuse(node, f"aliases and merge keys multiply to {_MANY}")
+        if self._text > MAX_TEXT:
+            self._refuse(node, f"aliases multiply to more than {MAX_TEXT:,} characters")
+
+    def _refuse(self, node: Node, message: str) -> None:
+        self.problems.clear()
+        self._problem(node, message, "Write out what is meant.")
+        raise _Enough
+
     def _scalar(self, node: ScalarNode, path: DataPath) -> Any:
         self.spans[path] = (
             node.start_mark.line + 1,
@@ -275,13 +345,19 @@ class _Builder:
         return self._construct(node)
 
     def _construct(self, node: ScalarNode) -> Any:
-        shown = node.value if len(node.value) <= 80 else f"{node.value[:77]}..."
+        shown = cut(node.value, 80)
+        if node.tag in _SHORT and len(node.value) > _MAX_DIGITS:
+            self._problem(node, f"number {shown!r} is absurdly large for {node.tag}")
+            return 0
         try:
             value = self._scalars.construct_object(node)
         except _UNCONSTRUCTABLE as error:
             self._scalars.recursive_objects.clear()
             reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            self._problem(node, f"value {shown!r} of type {node.tag}: {reason}")
+            self._problem(node, f"value {shown!r} of type {cut(node.tag, 80)}: {cut(reason)}")
+            return None
+        if isinstance(value, (list, set, dict)):  # such as !!set on a word
+            self._problem(node, f"value {shown!r} of type {node.tag}", "Remove the tag.")
             return None
         if isinstance(value, str) and "\0" in value:
             self._problem(node, f"value {shown!r} holds a NUL character", "No program can take it.")
@@ -291,51 +367,53 @@ class _Builder:
         return value
 
     def _mapping(self, node: MappingNode, path: DataPath) -> dict[Any, Any]:
-        own: dict[Any, Any] = {}
-        merged: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                for pairs in reversed(list(self._merge_sources(value_node))):
-                    for key, child in pairs:
-                        merged[key] = child
-                continue
-            key = self._key(key_node)
-            if key in own:
-                self._problem(
-                    key_node,
-                    f"key {key!r} is given twice in one mapping",
-                    "Keep one; YAML would silently keep the last.",
-                )
-            own[key] = (key_node, value_node)
         result: dict[Any, Any] = {}
-        for key, (key_node, value_node) in {**merged, **own}.items():
+        for key, (key_node, value_node) in self._pairs(node).items():
             inner = (*path, key)
             self.marks[inner] = _mark(key_node)
             result[key] = self.build(value_node, inner)
         return result
 
-    def _merge_sources(
-        self, node: Node, depth: int = 0
-    ) -> Iterator[list[tuple[Any, tuple[Node, Node]]]]:
-        self._count += 1
-        if depth > MAX_DEPTH or self._count > MAX_VALUES:
-            self._problem(node, "merge keys contain themselves without end")
-            return
-        if isinstance(node, SequenceNode):
-            for item in node.value:
-                yield from self._merge_sources(item, depth + 1)
-        elif isinstance(node, MappingNode):
-            pairs: dict[Any, tuple[Node, Node]] = {}
-            for key_node, value_node in node.value:
-                if key_node.tag == "tag:yaml.org,2002:merge":
-                    for inherited in reversed(list(self._merge_sources(value_node, depth + 1))):
-                        pairs.update(inherited)
-            for key_node, value_node in node.value:
-                if key_node.tag != "tag:yaml.org,2002:merge":
-                    pairs[self._key(key_node)] = (key_node, value_node)
-            yield list(pairs.items())
-        elif not (isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
+    def _pairs(self, node: MappingNode) -> _Pairs:
+        """A mapping's keys, those it merges before its own; worked out once a mapping."""
+        known = self._merged.get(id(node))
+        if known is not None:
+            return known
+        own: _Pairs = {}
+        merged: _Pairs = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for source in reversed(self._sources(value_node)):
+                    self._spend(node, len(source))
+                    merged.update(source)
+                continue
+            key = self._key(key_node)
+            if key in own:
+                self._problem(
+                    key_node,
+                    f"key {cut(repr(key), 80)} is given twice in one mapping",
+                    "Keep one; YAML would silently keep the last.",
+                )
+            own[key] = (key_node, value_node)
+        self._merged[id(node)] = pairs = {**merged, **own}
+        return pairs
+
+    def _sources(self, node: Node) -> list[_Pairs]:
+        """The mappings that a ``<<`` names."""
+        self._spend(node)
+        if id(node) in self._merging or len(self._merging) > 2 * MAX_DEPTH:
+            self._refuse(node, "merge keys contain themselves without end")
+        self._merging.add(id(node))
+        try:
+            if isinstance(node, MappingNode):
+                return [self._pairs(node)]
+            if isinstance(node, SequenceNode):
+                return [pairs for item in node.value for pairs in self._sources(item)]
+        finally:
+            self._merging.discard(id(node))
+        if not (isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
             self._problem(node, "'<<' takes a mapping or a list of mappings")
+        return []
 
     def _key(self, node: Node) -> Any:
         if not isinstance(node, ScalarNode):
@@ -348,6 +426,12 @@ class _Builder:
     def _problem(self, node: Node, message: str, hint: str = "") -> None:
         line, column = _mark(node)
         self.problems.append(Problem("MN001", message, Place(self.file, line, column), hint))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _Enough
+
+
+#: Types whose constructors take long with long text.
+_SHORT = tuple(f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp", "bool"))
 
 
 def _mark(node: Node) -> tuple[int, int]:

@@ -7,6 +7,7 @@ nothing. Judging what is read is the work of ``rules.flags`` and ``rules.json_va
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,12 +95,12 @@ class Command:
         return found.value if found and found.values else default
 
     def number(self, name: str, default: int) -> int:
-        """Its value as a whole number, ``130k`` included; ``default`` when absent or none."""
+        """Its value as a whole number, ``130k`` included; ``default`` when absent or absurd."""
         found = self.by_name.get(name)
         if found is None or not found.values:
             return default
         value = whole(found.value)
-        return default if value is None else value
+        return default if value is None or value > vllmargs.MAX_NUMBER else value
 
     def json(self, name: str) -> Any:
         """Its JSON value; None when absent or not JSON."""
@@ -141,15 +142,43 @@ def parse_json(text: str) -> Any:
     """JSON, remembered: the commands of a fleet repeat it. Callers do not change it.
 
     Raises:
-        ValueError: not JSON.
+        ValueError: not JSON, or with numbers that no program keeps.
     """
-    return json.loads(text)
+    try:
+        return json.loads(text, parse_int=_json_int, parse_float=_json_float, parse_constant=_none)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _none(text: str) -> Any:
+    raise ValueError(f"{text[:40]} is no number that JSON has")
+
+
+def _json_int(text: str) -> int:
+    number = integer(text)
+    return _none(text) if number is None else number
+
+
+def _json_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _none(text)
+
+
+def integer(value: Any) -> int | None:
+    """A whole number as Python reads one; None when it is none, or larger than 64 bits."""
+    if isinstance(value, str) and len(value) > 40:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1 << 63 else None
 
 
 @lru_cache(maxsize=4096)
 def whole(text: str) -> int | None:
     """A whole number as vLLM reads one: ``8192``, ``130k`` (thousands), ``128K`` (of 1024)."""
-    match = _HUMAN.match(text.strip())
+    match = _HUMAN.match(text.strip()) if len(text) <= 40 else None
     if not match:
         return None
     number, unit = match.groups()

@@ -7,21 +7,25 @@ but for :func:`lint_matrix`, which reads the matrix.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from steps.core.case import Case
 from steps.core.errors import CaseError, Place, Problem, Severity, sort_problems
 from steps.core.plan import Plan
-from steps.core.yamlsource import Source
+from steps.core.yamlsource import MAX_PROBLEMS, Source, cut
 from steps.lint import rules  # noqa: F401  (registers every rule)
 from steps.lint.fleet import build
 from steps.lint.matrix import read as read_matrix
 from steps.lint.registry import RULES, Finding, Rule
 
-IGNORE = re.compile(r"#\s*multinode:\s*ignore\[([^\]]*)\]\s*(.*?)\s*$")
+IGNORE = re.compile(r"#\s{0,9}multinode:\s{0,9}ignore\[([^\]]{0,200})\](.*)$")
 USELESS_IGNORE = "MN199"
+#: Further places that are shown of one finding.
+MAX_RELATED = 20
 
 
 @dataclass
@@ -46,7 +50,8 @@ def lint(case: Case, plan: Plan) -> list[Problem]:
     found: list[Problem] = []
     for entry in RULES.values():
         if entry.check is not None and entry.code[2] != "8":
-            found += (as_problem(entry, finding) for finding in entry.check(fleet))
+            few = islice(entry.check(fleet), 2 * MAX_PROBLEMS)
+            found += (as_problem(entry, finding) for finding in few)
     return sort_problems(honour(case, found))
 
 
@@ -60,7 +65,7 @@ def lint_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
         as_problem(entry, finding)
         for entry in RULES.values()
         if entry.check is not None and entry.code[2] == "8"
-        for finding in entry.check(matrix)
+        for finding in islice(entry.check(matrix), 2 * MAX_PROBLEMS)
     ]
     ignoring = {case.file: case.lint_ignore for case in cases.values()}
     return [p for p in found if p.rule not in ignoring.get(p.place.file, ())]
@@ -69,13 +74,14 @@ def lint_matrix(path: Path, cases: Mapping[Path, Case]) -> list[Problem]:
 def as_problem(entry: Rule, finding: Finding) -> Problem:
     """A finding as the value every command prints."""
     related = tuple(place for place in dict.fromkeys(finding.related) if place != finding.place)
+    related = related[:MAX_RELATED]
     return Problem(
         entry.code,
-        finding.message,
+        cut(finding.message),
         finding.place,
-        finding.hint,
+        cut(finding.hint),
         finding.severity or entry.severity,
-        finding.field,
+        cut(finding.field),
         related,
     )
 
@@ -83,8 +89,11 @@ def as_problem(entry: Rule, finding: Finding) -> Problem:
 def honour(case: Case, problems: Iterable[Problem]) -> Iterator[Problem]:
     """Leave out what is ignored; report ignores that ignore nothing, or give no reason."""
     ignores = [*_in_comments(case.source), *_in_case(case)]
+    by_code: dict[str, list[_Ignore]] = {}
+    for ignore in ignores:
+        by_code.setdefault(ignore.code, []).append(ignore)
     for problem in problems:
-        covering = [ignore for ignore in ignores if ignore.covers(problem)]
+        covering = [ig for ig in by_code.get(problem.rule, ()) if ig.covers(problem)]
         for ignore in covering:
             ignore.used = True
         if not covering:
@@ -107,37 +116,43 @@ def _in_case(case: Case) -> Iterator[_Ignore]:
 
 
 def _in_comments(source: Source) -> Iterator[_Ignore]:
+    blocks: dict[int, int] | None = None
+    starts: list[int] = []
     for row, line in enumerate(source.lines, 1):
         if "multinode:" not in line:
             continue
         match = IGNORE.search(line)
-        if match is None or _inside_text(source, row):
+        if match is None:
+            continue
+        blocks = _blocks(source) if blocks is None else blocks
+        starts = starts or list(blocks)
+        if _inside_text(blocks, starts, row):
             continue
         alone = not line[: match.start()].strip()
         lines = range(row, row + 2 if alone else row + 1)
-        last = _end_of_text(source, lines[-1])
+        last = blocks.get(lines[-1], lines[-1])
         lines = range(row, max(last, lines[-1]) + 1)
         for code in match[1].split(","):
             place = Place(source.file, row, match.start() + 1)
-            yield _Ignore(code.strip(), place, lines, match[2])
+            yield _Ignore(code.strip(), place, lines, match[2].strip())
 
 
-def _inside_text(source: Source, row: int) -> bool:
+def _blocks(source: Source) -> dict[int, int]:
+    """Each block of text: the line on which it starts -> its last one."""
+    found: dict[int, int] = {}
+    known: dict[tuple[int, int], int] = {}  # aliases stand on the same lines
+    for first, _, last, style in source.spans.values():
+        if style in ("|", ">"):
+            if (first, last) not in known:
+                known[first, last] = _last(source, first, last)
+            found[first] = max(found.get(first, 0), known[first, last])
+    return dict(sorted(found.items()))
+
+
+def _inside_text(blocks: dict[int, int], starts: list[int], row: int) -> bool:
     """Whether the line belongs to a block of text, where ``#`` starts no comment."""
-    return any(
-        style in ("|", ">") and first < row <= _last(source, first, last)
-        for first, _, last, style in source.spans.values()
-    )
-
-
-def _end_of_text(source: Source, row: int) -> int:
-    """The last line of the block of text that starts on ``row``; ``row`` when none does."""
-    ends = [
-        _last(source, first, last)
-        for first, _, last, style in source.spans.values()
-        if style in ("|", ">") and first == row
-    ]
-    return max(ends, default=row)
+    at = bisect_left(starts, row) - 1
+    return at >= 0 and row <= blocks[starts[at]]
 
 
 def _last(source: Source, first: int, last: int) -> int:

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import difflib
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+#: No option is longer.
+_LONGEST = 80
 _DATA = Path(__file__).resolve().parent / "data"
 
 
@@ -84,16 +88,24 @@ def former() -> dict[str, str]:
     return found
 
 
-@cache
+@lru_cache(maxsize=4096)
 def abbreviated(name: str) -> tuple[str, ...]:
     """The long options that ``name`` is the beginning of."""
     if not name.startswith("--") or len(name) < 4:
         return ()
-    return tuple(sorted(option for option in options() if option.startswith(name)))
+    first = bisect_left(_ordered(), name)
+    return tuple(takewhile(lambda option: option.startswith(name), _ordered()[first:]))
 
 
 @cache
+def _ordered() -> tuple[str, ...]:
+    return tuple(sorted(options()))
+
+
+@lru_cache(maxsize=4096)
 def near(name: str) -> str:
     """The known option that ``name`` probably means; empty when none is near."""
+    if len(name) > _LONGEST:
+        return ""
     found = difflib.get_close_matches(name, list(options()), 1, 0.84)
     return found[0] if found else ""

@@ -6,6 +6,7 @@ nothing. Everything here is read once and asked by many rules.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -167,7 +168,15 @@ class Group:
 
     name: str
     side: str
-    members: list[Server]
+    members: list[Server] = field(default_factory=list)
+    ranks: int = 0
+    node_ranks: set[int] = field(default_factory=set)
+
+    def add(self, server: Server) -> None:
+        """Its next member."""
+        self.members.append(server)
+        self.ranks += max(server.local, 1)
+        self.node_ranks.add(server.command.number("--node-rank", 0))
 
     @property
     def first(self) -> Server:
@@ -201,6 +210,11 @@ class Fleet:
         for server in self.servers:
             found.setdefault(server.index, []).append(server)
         return found
+
+    @cached_property
+    def node_groups(self) -> Counter[int]:
+        """Nodes of each node group of the routing dialect."""
+        return Counter(n.ranks.node_group for n in self.case.nodes if n.ranks is not None)
 
     @cached_property
     def commands(self) -> tuple[Server, ...]:
@@ -267,9 +281,9 @@ def _groups(servers: list[Server]) -> Iterator[Group]:
         if group is None or not _joins(group, server):
             number = counts.get(server.side, 0)
             counts[server.side] = number + 1
-            group = Group(f"{server.side}-{number}", server.side, [])
+            group = Group(f"{server.side}-{number}", server.side)
             made.append(group)
-        group.members.append(server)
+        group.add(server)
         open_group[server.side] = group
     yield from made
 
@@ -278,17 +292,16 @@ def _joins(group: Group, server: Server) -> bool:
     """Whether ``server`` continues the group before it on its side."""
     first = group.first
     if server.nnodes > 1 or first.nnodes > 1:
-        held = {member.command.number("--node-rank", 0) for member in group.members}
         rank = server.command.number("--node-rank", 0)
-        return len(group.members) < first.nnodes and (server.headless or rank not in held)
+        known = rank in group.node_ranks
+        return len(group.members) < first.nnodes and (server.headless or not known)
     if server.ray or first.ray:
         return False
-    held_ranks = sum(max(member.local, 1) for member in group.members)
     if server.headless:
         return True
     if not server.spans and not first.spans:
         return False
-    full = held_ranks >= max(first.dp_size, 1)
+    full = group.ranks >= max(first.dp_size, 1)
     if full:
         return False
     starts_over = server.start == 0 and first.start == 0

@@ -18,7 +18,8 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "MN001",
         "Not YAML",
         "The text cannot be read as one YAML document: broken quotes or indentation, a tab, a key "
-        "given twice in one mapping (PyYAML would silently keep the last), or absurd nesting.",
+        "given twice in one mapping (PyYAML would silently keep the last), absurd nesting, or more "
+        "values than any case has, which aliases and merge keys can make of a short text.",
         (parallel(("num_nodes: 2", "num_nodes: 2\nnum_nodes: 2")),),
     ),
     ("MN002", "Not readable", "There is no such file, it may not be read, or it is too large.", ()),
@@ -59,6 +60,12 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "Value not allowed",
         "The value has the right type but is not one of those allowed, or out of range.",
         (parallel(("case_type: accuracy", "case_type: accurracy")),),
+    ),
+    (
+        "MN009",
+        "More problems than are shown",
+        "Of each file 200 problems are shown, errors first. Mend some, and ask again.",
+        (),
     ),
     (
         "MN010",
@@ -106,7 +113,7 @@ _ENTRIES: tuple[tuple[str, str, str, tuple[Example, ...]], ...] = (
         "MN016",
         "Ranks or ports out of range",
         "`dp_rank_start + dp_size_local` is at most `dp_size`; the ports of all ranks are at most "
-        "65535.",
+        "65535; a fleet is no larger than any that exists.",
         (routing(("dp_rank_start: 0\n    tp_size: 4", "dp_rank_start: 2\n    tp_size: 4")),),
     ),
     (

@@ -81,23 +81,16 @@ def ranks_tile(fleet: Fleet) -> Iterator[Finding]:
         size = group.size
         if len({member.dp_size for member in group.members}) > 1:
             continue
-        holders: dict[int, list[Server]] = {}
-        for member in group.members:
-            for rank in range(member.start, member.start + max(member.local, 1)):
-                holders.setdefault(rank, []).append(member)
-        twice = sorted(rank for rank, servers in holders.items() if len(servers) > 1)
-        absent = sorted(set(range(size)) - set(holders))
-        beyond = sorted(rank for rank in holders if rank >= size)
+        absent, twice, beyond, wrong = _tiling(group)
         if not (twice or absent or beyond):
             continue
         parts = []
         if absent:
-            parts.append(f"nobody has {_ranks(absent)}")
+            parts.append(f"nobody has {_ranks(*absent)}")
         if twice:
-            parts.append(f"{_ranks(twice)} twice")
+            parts.append(f"{_ranks(*twice)} twice")
         if beyond:
-            parts.append(f"{_ranks(beyond)} beyond the group")
-        wrong = holders[(twice or beyond)[0]][-1] if twice or beyond else group.members[-1]
+            parts.append(f"{_ranks(*beyond)} beyond the group")
         names = (_START, "--data-parallel-rank", "--data-parallel-size-local")
         place = wrong.command.place_of(*names)
         related: tuple[Place, ...] = tuple(
@@ -121,15 +114,38 @@ def ranks_tile(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
-def _ranks(ranks: range | list[int]) -> str:
-    values = list(ranks)
-    if not values:
+def _tiling(group: Group) -> tuple[list[range], list[range], list[range], Server]:
+    """Ranks that nobody has, that two have, that are too many; the member to show it at."""
+    absent: list[range] = []
+    twice: list[range] = []
+    beyond: list[range] = []
+    wrong = late = group.members[-1]
+    reached = 0
+    for member in sorted(group.members, key=lambda m: m.start):
+        start, end = member.start, member.start + max(member.local, 1)
+        if reached < min(start, group.size):
+            absent.append(range(reached, min(start, group.size)))
+        if start < reached:
+            wrong = wrong if twice else member
+            twice.append(range(start, min(end, reached)))
+        if end > group.size:
+            late = late if beyond else member
+            beyond.append(range(max(start, group.size, reached), end))
+        reached = max(reached, end)
+    if reached < group.size:
+        absent.append(range(reached, group.size))
+    beyond = [ranks for ranks in beyond if ranks]
+    return absent, twice, beyond, wrong if twice else late
+
+
+def _ranks(*runs: range) -> str:
+    """A few of the ranks, as people write them."""
+    held = [run for run in runs if run]
+    if not held:
         return "no rank"
-    if len(values) == 1:
-        return f"rank {values[0]}"
-    if values == list(range(values[0], values[-1] + 1)):
-        return f"ranks {values[0]}-{values[-1]}"
-    return f"ranks {', '.join(map(str, values))}"
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in held[:20]]
+    many = len(held) > 1 or len(held[0]) > 1
+    return f"rank{'s' if many else ''} {', '.join(words)}{', ...' if len(held) > 20 else ''}"
 
 
 def _lacks_start(group: Group, member: Server) -> bool:
@@ -446,7 +462,7 @@ def engine_nodes(fleet: Fleet) -> Iterator[Finding]:
         if first.nnodes < 2:
             continue
         ranks = [member.command.number("--node-rank", 0) for member in group.members]
-        if sorted(ranks) != list(range(first.nnodes)):
+        if len(ranks) != first.nnodes or sorted(ranks) != list(range(len(ranks))):
             last = group.members[-1]
             yield Finding(
                 f"--node-rank of {group.name} are {', '.join(map(str, ranks))}, expected 0 to "

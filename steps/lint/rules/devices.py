@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steps.core.errors import Severity
+from steps.lint.commands import integer
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
@@ -36,8 +37,7 @@ def _has(fleet: Fleet, servers: list[Server]) -> int:
     group = ranks.node_group if ranks is not None else -1
     if group < 0:
         return fleet.case.npu_per_node
-    members = [n for n in fleet.case.nodes if n.ranks is not None and n.ranks.node_group == group]
-    return fleet.case.npu_per_node * len(members)
+    return fleet.case.npu_per_node * fleet.node_groups[group]
 
 
 def _needs(fleet: Fleet, servers: list[Server]) -> int:
@@ -113,10 +113,8 @@ def unused(fleet: Fleet) -> Iterator[Finding]:
 
 def _visible(server: Server) -> list[int] | None:
     text = server.process.env.get(VISIBLE, "")
-    try:
-        return [int(part) for part in text.split(",")] if text.strip() else None
-    except ValueError:
-        return None
+    found = [integer(part) for part in text.split(",")] if text.strip() else [None]
+    return None if None in found else [device for device in found if device is not None]
 
 
 @rule(

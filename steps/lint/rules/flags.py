@@ -6,12 +6,14 @@ Source: the parser of vLLM 0.32 (``data/vllm_flags.json``).
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator
 
 from steps.core.errors import Severity
+from steps.core.vllmargs import MAX_NUMBER
 from steps.lint import flagtable
-from steps.lint.commands import Option, parse_json, whole
+from steps.lint.commands import Option, integer, parse_json, whole
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
@@ -38,10 +40,14 @@ def _known(word: str) -> bool:
     return name in flagtable.options() or name in flagtable.former()
 
 
+#: No two options together are longer.
+_LONGEST = 200
+
+
 def _two_in_one(name: str) -> tuple[str, str] | None:
     """A flag with its value, or with another flag, glued on without a space."""
     table = flagtable.options()
-    for cut in range(len(name) - 1, 4, -1):
+    for cut in range(min(len(name), _LONGEST) - 1, 4, -1):
         head, tail = name[:cut], name[cut:]
         if head in table and (
             tail.startswith("--") or (tail[0].isdigit() and table[head].nargs is None)
@@ -178,17 +184,28 @@ def glued_arguments(fleet: Fleet) -> Iterator[Finding]:
 
 def _type_problem(kind: str | None, value: str) -> str:
     """What a value should have been; empty when it is."""
-    if kind == "int" and not re.fullmatch(r"\s*[+-]?\d[\d_]*\s*", value):
+    if kind == "int" and not re.fullmatch(r"\s*[+-]?\d[\d_]*\s*", value[:80]):
         return "a whole number"
+    if kind == "int" and integer(value) is None:
+        return "a whole number of 64 bits"
     if kind == "float":
         try:
-            float(value)
+            number = float(value)
         except ValueError:
             return "a number"
+        return "" if math.isfinite(number) else "a finite number"
     if kind in ("human-int", "human-int-or-auto") and whole(value) is None:
         if kind == "human-int-or-auto" and value in ("auto", "-1"):
             return ""
         return "a whole number, such as 8192 or 128K"
+    return ""
+
+
+def _size_problem(name: str, value: str) -> str:
+    """What a size, a rank or a port of the fleet should have been; empty when it is."""
+    of_fleet = name.endswith(("parallel-size", "-size-local", "-rank", "-port", "nnodes"))
+    if of_fleet and abs(integer(value) or 0) > MAX_NUMBER:
+        return f"a whole number of at most {MAX_NUMBER:,}"
     return ""
 
 
@@ -220,18 +237,21 @@ def wrong_type(fleet: Fleet) -> Iterator[Finding]:
             if "$" in value or _glued(value):
                 continue
             place = server.command.place(option.value_at + number)
-            expected = _type_problem(spec.type, value)
+            expected = _type_problem(spec.type, value) or _size_problem(spec.name, value)
             if expected:
-                yield Finding(f"{spec.name}: found {value!r}, expected {expected}", place)
+                yield Finding(
+                    f"{spec.name}: found {shortened(value)!r}, expected {expected}", place
+                )
             elif spec.choices and value not in (*spec.choices, *_PLUGIN.get(spec.name, ())):
                 close = [
                     word
-                    for word in difflib.get_close_matches(value, spec.choices, 1, 0.75)
+                    for word in difflib.get_close_matches(value[:60], spec.choices, 1, 0.75)
                     if word not in value and value not in word
                 ]
                 later = bool(close) and _letters(close[0]) == _letters(value)
                 yield Finding(
-                    f"{spec.name}: found {value!r}, expected one of {', '.join(spec.choices[:12])}",
+                    f"{spec.name}: found {shortened(value)!r}, expected one of "
+                    f"{', '.join(spec.choices[:12])}",
                     place,
                     f"Did you mean '{close[0]}'?" if close else "",
                     severity=ERROR if close and not later else WARNING,
@@ -292,11 +312,12 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                     command.place(option.at),
                     f"Write {_negated(option.name) if negative else option.name}.",
                 )
+        placed = {option.at: option for option in command.options}
         for at in command.stray:
             word = command.argv[at]
             if _glued(word) or _glued(command.argv[at - 1]) or re.match(r"^[\w./:]+--[a-z]", word):
                 continue
-            before = next((o for o in reversed(command.options) if o.at == at - 1), None)
+            before = placed.get(at - 1)
             hint = "Quote it together with its flag's value, or remove it."
             if before is not None and before.spec is not None and before.spec.nargs == 0:
                 hint = f"'{before.name}' takes no value: remove '{word}'."
@@ -304,7 +325,9 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                     hint = f"Write {_negated(before.name)}."
             elif f"--{word}" in flagtable.options():
                 hint = f"Did you mean '--{word}'?"
-            if word.startswith("#"):
+            if not word:
+                hint = "It is empty: remove the quotes."
+            elif word.startswith("#"):
                 hint = "There are no comments inside of a command: move it above the command."
             elif word[0] in "\u2010\u2011\u2012\u2013\u2014\u2212":
                 hint = f"It begins with {word[0]!r}, a dash of typography: write '--'."

@@ -14,7 +14,7 @@ from typing import Any
 
 from steps.core.errors import Severity
 from steps.lint import flagtable
-from steps.lint.commands import parse_json
+from steps.lint.commands import integer, parse_json
 from steps.lint.examples import split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
@@ -146,7 +146,8 @@ def unknown_key(fleet: Fleet) -> Iterator[Finding]:
             for key in mapping:
                 if key in keys or _misplaced(option, path, key):
                     continue
-                close = difflib.get_close_matches(str(key), sorted(keys - set(mapping)), 1, 0.8)
+                known = sorted(keys - set(mapping))
+                close = difflib.get_close_matches(str(key)[:60], known, 1, 0.8)
                 surely = (
                     bool(close)
                     and key not in former
@@ -215,7 +216,7 @@ def _unknown_additional(server: Server) -> Iterator[Finding]:
         for key in mapping:
             if key in known or _misplaced_additional(path, key):
                 continue
-            close = difflib.get_close_matches(str(key), known, 1, 0.8)
+            close = difflib.get_close_matches(str(key)[:60], known, 1, 0.8)
             yield Finding(
                 f"additional-config: unknown key '{path}{key}'",
                 server.key_place("--additional-config", str(key)),
@@ -374,10 +375,10 @@ def refused_value(fleet: Fleet) -> Iterator[Finding]:
                 value = value.get(key) if isinstance(value, dict) else None
             if value is None or isinstance(value, (dict, list)):
                 continue
-            number = _as_int(value)
+            number = integer(value)
             if number not in allowed:
                 yield Finding(
-                    f"additional-config: {'.'.join(path)} is {value!r}, expected one of "
+                    f"additional-config: {'.'.join(path)} is {_shown(value)}, expected one of "
                     f"{', '.join(map(str, allowed))}",
                     server.key_place("--additional-config", path[-1]),
                     "The plugin refuses it when the engine starts.",
@@ -392,16 +393,9 @@ def refused_value(fleet: Fleet) -> Iterator[Finding]:
                 and not value.isdigit()
             ):
                 yield Finding(
-                    f"additional-config: {key} is {value!r}, expected true or false",
+                    f"additional-config: {key} is {_shown(value)}, expected true or false",
                     server.key_place("--additional-config", str(key)),
                 )
-
-
-def _as_int(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
 
 
 _ROLES = ("kv_producer", "kv_consumer", "kv_both")
@@ -462,6 +456,10 @@ def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
         yield from _speculative_values(server)
 
 
+def _shown(value: Any) -> str:
+    return shortened(repr(value))
+
+
 def _transfer_values(server: Server, entry: Mapping[str, Any]) -> Iterator[Finding]:
     option = "--kv-transfer-config"
     name = str(entry.get("kv_connector", ""))
@@ -482,15 +480,15 @@ def _transfer_values(server: Server, entry: Mapping[str, Any]) -> Iterator[Findi
         )
     if role is not None and role not in _ROLES:
         yield Finding(
-            f"kv-transfer-config: kv_role is {role!r}, expected one of {', '.join(_ROLES)}",
+            f"kv-transfer-config: kv_role is {_shown(role)}, expected one of {', '.join(_ROLES)}",
             server.key_place(option, "kv_role"),
         )
     port = entry.get("kv_port")
     if port is not None and "$" not in str(port):
-        number = _as_int(port)
+        number = integer(port)
         if number is None or not 0 < number <= 65535:
             yield Finding(
-                f"kv-transfer-config: kv_port is {port!r}, expected a port from 1 to 65535",
+                f"kv-transfer-config: kv_port is {_shown(port)}, expected a port from 1 to 65535",
                 server.key_place(option, "kv_port"),
             )
 
@@ -499,9 +497,9 @@ def _speculative_values(server: Server) -> Iterator[Finding]:
     option = "--speculative-config"
     config = server.command.mapping(option)
     tokens = config.get("num_speculative_tokens")
-    if tokens is not None and (_as_int(tokens) is None or (_as_int(tokens) or 0) < 1):
+    if tokens is not None and (integer(tokens) is None or (integer(tokens) or 0) < 1):
         yield Finding(
-            f"speculative-config: num_speculative_tokens is {tokens!r}, expected at least 1",
+            f"speculative-config: num_speculative_tokens is {_shown(tokens)}, expected at least 1",
             server.key_place(option, "num_speculative_tokens"),
         )
     method = config.get("method")

@@ -9,7 +9,7 @@ from typing import Any
 
 from steps.core.case import Benchmark
 from steps.core.errors import Severity
-from steps.lint.commands import whole
+from steps.lint.commands import integer, whole
 from steps.lint.examples import parallel, split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
@@ -122,7 +122,7 @@ def input_length(entry: Benchmark) -> int | None:
     match = _INPUT.search(name)
     if not match:
         return None
-    return int(match[1]) * (1000 if match[2] else 1)
+    return (integer(match[1]) or 0) * (1000 if match[2] else 1)
 
 
 def _longest(server: Server) -> int | None:
@@ -220,10 +220,7 @@ def _speculative(server: Server) -> int:
     value: Any = server.command.mapping("--speculative-config").get("num_speculative_tokens", 0)
     if not value:
         value = server.command.number("--spec-tokens", 0)
-    try:
-        return max(int(value), 0)
-    except (TypeError, ValueError):
-        return 0
+    return max(integer(value) or 0, 0)
 
 
 @rule(

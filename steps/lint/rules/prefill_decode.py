@@ -9,11 +9,12 @@ ports from 20000 on, 1000 for each device of the node.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from steps.core.errors import Place, Severity
 from steps.core.plan import KV_TRANSFER, LEADER
+from steps.lint.commands import integer
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Group, Server
 from steps.lint.registry import Finding, rule
@@ -224,9 +225,11 @@ def _sizes(groups: list[Group]) -> dict[str, set[int]]:
     dp: set[int] = set()
     for group in groups:
         dp |= {group.size, sum(max(member.local, 1) for member in group.members)}
+        nodes: Counter[int] = Counter()
         for member in group.members:
-            nodes = sum(m.local for m in group.members if m.index == member.index)
-            dp |= {member.dp_size, max(member.local, 1), nodes}
+            nodes[member.index] += member.local
+        for member in group.members:
+            dp |= {member.dp_size, max(member.local, 1), nodes[member.index]}
             ranks = member.node.ranks
             if ranks is not None:
                 dp |= {ranks.dp_size, ranks.dp_size_local}
@@ -273,7 +276,7 @@ def real_sizes(fleet: Fleet) -> Iterator[Finding]:
             for side, short in SIDES.items():
                 said = extra.get(short)
                 for key, accepted in real[short].items():
-                    value = _number(said.get(key)) if isinstance(said, dict) else None
+                    value = integer(said.get(key)) if isinstance(said, dict) else None
                     leader = leaders[side]
                     if value is None or value in accepted or leader is None:
                         continue
@@ -288,13 +291,6 @@ def real_sizes(fleet: Fleet) -> Iterator[Finding]:
 
 def _list(values: set[int]) -> str:
     return " or ".join(map(str, sorted(value for value in values if value > 0)))
-
-
-def _number(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _in_side(server: Server, side: str, key: str) -> Place:
@@ -411,12 +407,12 @@ def _other_ports(fleet: Fleet, node: int) -> list[tuple[int, str]]:
     ]
     for server in fleet.nodes[node]:
         for name, purpose in (("--master-port", "master"), ("--data-parallel-rpc-port", "rpc")):
-            text = server.command.text(name)
-            if text.isdigit() and (purpose == "master" or server.start == 0):
-                found.append((int(text), purpose))
-        base = server.process.env.get("HCCL_IF_BASE_PORT", "")
-        if base.isdigit():
-            found += [(int(base) + n, "HCCL base") for n in range(16)]
+            port = integer(server.command.text(name))
+            if port is not None and (purpose == "master" or server.start == 0):
+                found.append((port, purpose))
+        base = integer(server.process.env.get("HCCL_IF_BASE_PORT"))
+        if base is not None:
+            found += [(base + n, "HCCL base") for n in range(16)]
     return list(dict.fromkeys(found))
 
 
@@ -456,7 +452,7 @@ def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
     for servers in fleet.nodes.values():
         server = servers[0]
         for entry in server.transfers:
-            port = _number(entry.get("kv_port"))
+            port = integer(entry.get("kv_port"))
             if not port:
                 continue
             end = max((each.last for s in servers for each in s.kv_ports), default=port)
@@ -498,9 +494,9 @@ def ports_unique(fleet: Fleet) -> Iterator[Finding]:
             by_port.setdefault((port.node, number), []).append(port.purpose)
     for servers in fleet.nodes.values():
         server = servers[0]
-        master = server.command.text("--master-port")
-        if master.isdigit() and server.command.number("--node-rank", 0) == 0:
-            by_port.setdefault((server.index, int(master)), []).append("master")
+        master = integer(server.command.text("--master-port"))
+        if master is not None and server.command.number("--node-rank", 0) == 0:
+            by_port.setdefault((server.index, master), []).append("master")
     for (node, number), purposes in sorted(by_port.items()):
         if len(set(purposes)) < 2:
             continue

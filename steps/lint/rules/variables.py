@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 from steps.core.errors import Severity
 from steps.core.variables import names_in
@@ -121,11 +121,16 @@ def _names() -> frozenset[str]:
 
 
 @cache
+def _ordered() -> tuple[str, ...]:
+    return tuple(sorted(_names()))
+
+
+@lru_cache(maxsize=4096)
 def near(name: str) -> str:
     """The known variable that is one letter away from ``name``; empty when none is."""
     if name in _names():
         return ""
-    for known in sorted(_names()):
+    for known in _ordered():
         if abs(len(known) - len(name)) <= 1 and known[:2] == name[:2] and one_away(name, known):
             return known
     return ""
