@@ -55,6 +55,8 @@ LEADERLESS_SECONDS = 0.5
 #: A clock that is further off makes times of different nodes hard to compare.
 SKEW_SECONDS = 2.0
 TOLD_WAIT = ROLL_WAIT + 3.0
+#: What a failure before the run is for the others.
+_EARLY = {Exit.USAGE: "config", Exit.DEADLINE: "hang"}
 #: How many of many a line names.
 NAMED = 10
 
@@ -108,7 +110,7 @@ class Program:
             self.events.emit("warning", text=f"{reason}; nothing was started")
             return int(Exit.INTERRUPTED)
         except MultinodeError as error:
-            verdict = "config" if error.exit_code is Exit.USAGE else "infra"
+            verdict = _EARLY.get(error.exit_code, "infra")
             self._give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
