@@ -10,7 +10,7 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``load=S``          seconds until it listens
 ``ttft=S itl=S``    seconds before the first token, and between tokens
 ``warm=F``          factor on ``ttft`` for a prompt it has seen (a prefix cache)
-``fail_first=N``    the first N completions answer 500
+``fail=A-B``        completions A to B answer 500
 ``wrong``           sums are answered one too high
 ``crash=WHEN``      ends with ``code=N``, below 0 by that signal; WHEN is start, load, request:N
 ``hang=WHEN``       answers nothing any more, and lives on

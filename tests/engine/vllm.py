@@ -170,7 +170,8 @@ class Api(Handler):
         if body.get("model") != engine.name:
             message = f"The model `{body.get('model')}` does not exist."
             return self.plain(404, {"error": {"message": message, "code": 404}})
-        if number <= engine.number("fail_first"):
+        first, _, last = engine.knobs.get("fail", "1-0").partition("-")
+        if int(first) <= number <= int(last):
             return self.plain(500, {"error": {"message": "told to fail", "code": 500}})
         self.complete(body, "messages" in body)
 
@@ -186,7 +187,11 @@ class Api(Handler):
         engine.count(prompt, bool(wanted.get("do_remote_prefill")))
         pieces = engine.answer(prompt, tokens)
         count = len(prompt.split())
-        usage = {"prompt_tokens": count, "completion_tokens": tokens, "total_tokens": count + tokens}
+        usage = {
+            "prompt_tokens": count,
+            "completion_tokens": tokens,
+            "total_tokens": count + tokens,
+        }
         common = {"id": "cmpl-1", "model": engine.name}
         if not body.get("stream"):
             text = "".join(pieces)

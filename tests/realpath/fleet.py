@@ -79,7 +79,9 @@ def routing(pool_port: int, knobs: str = "", **more: Any) -> Case:
     """The routing dialect, two nodes of two ranks, with Mooncake's pool."""
     ranks = {"dp_rpc_port": 12321, "dp_size": 2, "dp_size_local": 2, "dp_rank_start": 0}
     words = "vllm serve $MODELS/tiny --served-model-name tiny --host $LOCAL_IP".split()[3:]
-    words += "--port ${PORT} --data-parallel-size ${DP_SIZE} --data-parallel-rank ${DP_RANK}".split()
+    words += (
+        "--port ${PORT} --data-parallel-size ${DP_SIZE} --data-parallel-rank ${DP_RANK}".split()
+    )
     return {
         "test_name": "realpath routing",
         "model": "$MODELS/tiny",
@@ -96,7 +98,11 @@ def routing(pool_port: int, knobs: str = "", **more: Any) -> Case:
             for i in (0, 1)
         ],
         "templates": [
-            {"node_index": i, "envs": {"TEST_ENGINE": knobs or "load=0"}, "server_cmd_template": words}
+            {
+                "node_index": i,
+                "envs": {"TEST_ENGINE": knobs or "load=0"},
+                "server_cmd_template": words,
+            }
             for i in (0, 1)
         ],
         "kv_pool": {
@@ -187,7 +193,9 @@ class Nodes:
     def __init__(self, tmp: Path, data: Case, *options: str, **env: str) -> None:
         network = free_network(28999)
         count = data["num_nodes"]
-        file = written(tmp, {**data, "cluster_hosts": [f"127.{network}.{i + 1}" for i in range(count)]})
+        file = written(
+            tmp, {**data, "cluster_hosts": [f"127.{network}.{i + 1}" for i in range(count)]}
+        )
         self.dirs = [tmp / f"run-{index}" for index in range(count)]
         self.logs = [tmp / f"node-{index}.txt" for index in range(count)]
         self.running = []

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from steps.core.fleet import free_network
 from tests.realpath import fleet
 from tests.realpath.fleet import CHAT, SUMS, case, cause, checks, local, routing, split
 
@@ -106,9 +105,7 @@ def test_one_node_installs(tmp_path):
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_an_install_that_fails_is_the_cause(nodes, tmp_path):
-    found = local(
-        tmp_path, case(nodes, **INSTALL), "--timeout", "preflight=8", TEST_PIP="fail=1"
-    )
+    found = local(tmp_path, case(nodes, **INSTALL), "--timeout", "preflight=8", TEST_PIP="fail=1")
     assert found.code == 3, found.output
     assert cause(found, "kind", "verdict", "phase") == ("install", "infra", "install")
     assert "No matching distribution" in "".join(found.verdict["cause"]["evidence"])
@@ -131,14 +128,18 @@ def test_accuracy_is_judged(knobs, code, verdict, tmp_path):
 
 
 def test_requests_that_fail_are_no_pass(tmp_path):
-    found = local(tmp_path, case(1, {0: "fail_first=4"}))
-    assert found.code == 1, found.output
-    assert found.verdict["benchmarks"][0]["fault"] == "functional"
-    assert found.verdict["benchmarks"][0]["requests"]["failed"] == 2  # the probe and the warm-up
+    found = local(tmp_path, case(1, {0: "fail=4-5"}))
+    assert (found.code, found.verdict["verdict"]) == (1, "functional"), found.output
+    assert found.verdict["benchmarks"][0]["requests"]["failed"] == 2
+
+
+def test_a_real_fleet_may_fail_more_completions_at_first_than_a_rehearsed_one(tmp_path):
+    found = local(tmp_path, case(1, {0: "fail=1-6"}))
+    assert found.code == 0, found.output
 
 
 def test_the_smoke_client_judges_no_speed_and_says_so(tmp_path):
-    gates = ["success_ratio == 1", "output_throughput > 1e7"]
+    gates = ["success_ratio == 1", "output_throughput > 10000000"]
     found = local(tmp_path, case(2, benchmarks=bench(gates=gates)), "--bench", "smoke")
     assert found.code == 0, found.output
     assert [gate["passed"] for gate in found.verdict["benchmarks"][0]["gates"]] == [True, None]
@@ -182,8 +183,8 @@ def test_what_counts_goes_into_the_history(tmp_path):
         check=False,
     )
     assert told.returncode == 0, told.stderr
-    assert found.verdict["run"] in told.stdout
-    assert "output_throughput" in told.stdout
+    assert "case: 1 runs" in told.stdout
+    assert "over the last 1 good runs" in told.stdout, told.stdout
     assert "rehearsed" not in told.stdout
 
 
@@ -232,7 +233,9 @@ def test_a_load_that_takes_too_long(tmp_path):
 
 
 def test_an_engine_that_answers_no_more(tmp_path):
-    found = local(tmp_path, case(1, {0: "hang=request:4"}), "--timeout", "bench=3")
+    found = local(
+        tmp_path, case(1, {0: "hang=request:4"}), "--timeout", "bench=3", "--bench", "smoke"
+    )
     assert (found.code, found.verdict["verdict"]) == (4, "hang"), found.output
     assert cause(found, "node", "process", "phase") == (0, "server", "bench")
 
@@ -241,24 +244,22 @@ def test_an_engine_that_answers_no_more(tmp_path):
 
 
 def test_what_preflight_finds(tmp_path):
-    network = free_network(28999)
-    with socket.create_server((f"127.{network}.2", 8080)):
-        data = case(2, benchmarks=bench(dataset_path_local="$DATASETS/none"))
-        data["deployment"][0]["server_cmd"] = data["deployment"][0]["server_cmd"].replace(
-            "/tiny", "/absent"
-        )
-        found = local(tmp_path, data, "--network", network, TEST_NPU="python3")
+    with socket.create_server(("0.0.0.0", 0)) as holder:
+        port = holder.getsockname()[1]
+        data = case(2, benchmarks=bench(dataset_path_local="$DATASETS/none"), model="/absent")
+        for entry in data["deployment"]:
+            entry["server_cmd"] = entry["server_cmd"].replace("$MODELS/tiny", "/absent")
+        data["env_common"]["SERVER_PORT"] = port
+        found = local(tmp_path, data, TEST_NPU="python3")
     assert (found.code, found.verdict["verdict"]) == (3, "infra"), found.output
     said = found.output + json.dumps(found.verdict)
     for words in (
-        "the model directory",
-        "absent is not there",
+        "the model directory /absent is not there",
         "device 0/0 is busy: process python3 (pid 4711) holds it",
         "the data set",
+        f"port {port} (api of server) is in use by",
     ):
         assert words in said, said
-    record = json.loads((found.path / "node-1" / "record.json").read_text())
-    assert "port 8080" in json.dumps(record), record
     assert not list(found.path.glob("node-*/server.log"))
 
 

@@ -8,7 +8,12 @@ import time
 words = dict(word.split("=") for word in os.environ.get("TEST_PIP", "").split())
 began = time.time()
 time.sleep(float(words.get("sleep", "0")))
-entry = {"argv": sys.argv[1:], "at": os.environ.get("LOCAL_IP"), "began": began, "over": time.time()}
+entry = {
+    "argv": sys.argv[1:],
+    "at": os.environ.get("LOCAL_IP"),
+    "began": began,
+    "over": time.time(),
+}
 with open(os.environ["TEST_PIP_LOG"], "a") as out:
     out.write(json.dumps(entry) + "\n")
 if "fail" in words:
