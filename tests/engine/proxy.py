@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,21 +31,22 @@ class Proxy(Handler):
     def do_POST(self) -> None:
         """One completion through both sides."""
         if not self.path.startswith("/v1/"):
-            return self.plain(404, {"detail": "Not Found"})
+            self.plain(404, {"detail": "Not Found"})
+            return
         body = self.body()
         try:
             first = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": HANDED}
             first.pop("stream_options", None)
-            import json
-
             handed = json.loads(post(next(self.prefillers) + self.path, first).read())
             if "forgets" not in words():
                 body["kv_transfer_params"] = handed["kv_transfer_params"]
             answer = post(next(self.decoders) + self.path, body)
         except (OSError, ValueError, KeyError) as error:
-            return self.plain(500, {"detail": f"{type(error).__name__}: {error}"})
+            self.plain(500, {"detail": f"{type(error).__name__}: {error}"})
+            return
         if answer.headers.get("transfer-encoding") != "chunked":
-            return self.plain(answer.status, answer.read().decode())
+            self.plain(answer.status, answer.read().decode())
+            return
         self.begin()
         while data := answer.read1():
             self.chunk(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.engine import option, words
@@ -60,8 +62,8 @@ class Engine:
         self.moment("start")
         pool = os.environ.get("MOONCAKE_CONFIG_PATH")
         if pool:
-            with open(pool) as file:
-                host, _, port = json.load(file)["master_server_address"].rpartition(":")
+            told = json.loads(Path(pool).read_text())["master_server_address"]
+            host, _, port = told.rpartition(":")
             socket.create_connection((host, int(port)), 5).close()
         kind = self.knobs.get("stray")
         if kind:
@@ -101,10 +103,8 @@ class Engine:
         peer.settimeout(None)
 
         def wait() -> None:
-            try:
+            with contextlib.suppress(OSError):
                 peer.recv(1)
-            except OSError:
-                pass
             time.sleep(DYING)
             print("ERROR EngineDeadError: a rank of the group is gone", flush=True)
             os._exit(1)
@@ -162,18 +162,21 @@ class Api(Handler):
         body, engine = self.body(), self.engine
         if self.path == "/reset_prefix_cache":
             engine.seen.clear()
-            return self.plain(200)
+            self.plain(200)
+            return
         if self.path not in ("/v1/chat/completions", "/v1/completions"):
-            return self.plain(404, {"detail": "Not Found"})
+            self.plain(404, {"detail": "Not Found"})
+            return
         number = next(engine.asked)
         engine.moment(f"request:{number}")
+        first, _, last = engine.knobs.get("fail", "1-0").partition("-")
         if body.get("model") != engine.name:
             message = f"The model `{body.get('model')}` does not exist."
-            return self.plain(404, {"error": {"message": message, "code": 404}})
-        first, _, last = engine.knobs.get("fail", "1-0").partition("-")
-        if int(first) <= number <= int(last):
-            return self.plain(500, {"error": {"message": "told to fail", "code": 500}})
-        self.complete(body, "messages" in body)
+            self.plain(404, {"error": {"message": message, "code": 404}})
+        elif int(first) <= number <= int(last):
+            self.plain(500, {"error": {"message": "told to fail", "code": 500}})
+        else:
+            self.complete(body, "messages" in body)
 
     def complete(self, body: dict[str, Any], chat: bool) -> None:
         """One completion, streamed or whole."""
@@ -199,9 +202,10 @@ class Api(Handler):
             choices = [{"index": 0, "finish_reason": "length", **said}]
             handed = {"do_remote_prefill": True, "remote_engine_id": str(os.getpid())}
             params = handed if wanted.get("do_remote_decode") else None
-            return self.plain(
+            self.plain(
                 200, {**common, "choices": choices, "usage": usage, "kv_transfer_params": params}
             )
+            return
         self.begin()
         for index, piece in enumerate(pieces):
             time.sleep(engine.number("itl") if index else 0)

@@ -78,10 +78,8 @@ def split(nodes: int, knobs: dict[int, str] | None = None, **more: Any) -> Case:
 def routing(pool_port: int, knobs: str = "", **more: Any) -> Case:
     """The routing dialect, two nodes of two ranks, with Mooncake's pool."""
     ranks = {"dp_rpc_port": 12321, "dp_size": 2, "dp_size_local": 2, "dp_rank_start": 0}
-    words = "vllm serve $MODELS/tiny --served-model-name tiny --host $LOCAL_IP".split()[3:]
-    words += (
-        "--port ${PORT} --data-parallel-size ${DP_SIZE} --data-parallel-rank ${DP_RANK}".split()
-    )
+    words = ["--served-model-name", "tiny", "--host", "$LOCAL_IP", "--port", "${PORT}"]
+    words += ["--data-parallel-size", "${DP_SIZE}", "--data-parallel-rank", "${DP_RANK}"]
     return {
         "test_name": "realpath routing",
         "model": "$MODELS/tiny",

@@ -1,4 +1,4 @@
-"""``--on local`` without ``--rehearse``: what a rehearsal skips or replaces, on two and four nodes."""
+"""``--on local`` without ``--rehearse``: what a rehearsal skips or replaces."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 words = dict(word.split("=") for word in os.environ.get("TEST_PIP", "").split())
 began = time.time()
@@ -14,7 +15,7 @@ entry = {
     "began": began,
     "over": time.time(),
 }
-with open(os.environ["TEST_PIP_LOG"], "a") as out:
+with Path(os.environ["TEST_PIP_LOG"]).open("a") as out:
     out.write(json.dumps(entry) + "\n")
 if "fail" in words:
     print("ERROR: No matching distribution found for", sys.argv[-1])
