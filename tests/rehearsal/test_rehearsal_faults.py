@@ -165,6 +165,7 @@ def test_truncate(yard: Yard) -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.timing
 def test_slow(yard: Yard) -> None:
     server = yard.start(faults="slow=50@0:bench").ready()
     begun = time.monotonic()
