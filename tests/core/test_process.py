@@ -329,7 +329,7 @@ def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
     owner, marker = _owner(tmp_path)
     with owner:
         owner.kill()
-        eventually(lambda: not list(marked(marker)))
+        eventually(lambda: not list(marked(marker)), 10)
 
 
 def test_the_guard_ends_with_an_owner_that_leaves_in_order(tmp_path: Path) -> None:
