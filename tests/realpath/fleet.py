@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -112,6 +113,11 @@ def routing(pool_port: int, knobs: str = "", **more: Any) -> Case:
         "benchmarks": {"chat": {**CHAT, "gates": ["success_ratio == 1"]}},
         **more,
     }
+
+
+def pool_port() -> int:
+    """A port for a pool's master, which listens on every address: none that a client may get."""
+    return random.randrange(20_000, 30_000, 2)
 
 
 def _whole(deployment: list[Case], knobs: dict[int, str] | None, **more: Any) -> Case:

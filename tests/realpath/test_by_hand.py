@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.realpath.fleet import CHAT, Nodes, case, split
+from tests.realpath.fleet import CHAT, Nodes, case, pool_port, routing, split
 from tests.realpath.test_local import INSTALL, hangs, notes
 
 
@@ -21,6 +21,12 @@ def test_a_fleet_passes(shape, nodes, tmp_path):
     assert [fleet.record(index)["outcome"] for index in range(nodes)] == ["pass"] * nodes
     [result] = fleet.record(0)["benchmarks"]
     assert (result["driver"], result["gates"][0]["passed"]) == ("aisbench", True)
+
+
+def test_a_kv_pool_that_every_node_reaches(tmp_path):
+    fleet = Nodes(tmp_path, routing(pool_port()))
+    assert fleet.codes() == [0, 0], fleet.text
+    assert (fleet.dirs[1] / "node-1" / "mooncake.json").is_file()
 
 
 def test_a_missed_gate_reaches_every_node_s_exit_code(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from tests.realpath import fleet
-from tests.realpath.fleet import CHAT, SUMS, case, cause, checks, local, routing, split
+from tests.realpath.fleet import CHAT, SUMS, case, cause, checks, local, pool_port, routing, split
 
 
 def bench(**more: Any) -> dict[str, Any]:
@@ -60,16 +59,23 @@ def test_a_proxy_that_hands_nothing_over_is_found_out(tmp_path):
 
 
 def test_a_kv_pool(tmp_path):
-    found = local(tmp_path, routing(random.randint(31000, 45000)))
+    found = local(tmp_path, routing(pool_port()))
     assert found.code == 0, found.output
     assert (found.path / "node-1" / "mooncake.json").is_file()
     assert "Master service started" in (found.path / "node-0" / "pool.log").read_text()
 
 
 def test_a_kv_pool_whose_master_ends(tmp_path):
-    found = local(tmp_path, routing(random.randint(31000, 45000)), TEST_ENGINE="master_code=3")
+    found = local(tmp_path, routing(pool_port()), TEST_ENGINE="master_code=3")
     assert found.code == 1, found.output
     assert cause(found, "process", "exit_code") == ("pool", 3)
+
+
+def test_a_kv_pool_whose_master_never_listens(tmp_path):
+    data = routing(pool_port())
+    found = local(tmp_path, data, "--timeout", "pool=2", TEST_ENGINE="master=60")
+    assert (found.code, found.verdict["verdict"]) == (4, "hang"), found.output
+    assert cause(found, "process", "phase") == ("pool", "pool")
 
 
 # Install
