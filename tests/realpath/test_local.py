@@ -41,6 +41,10 @@ def test_a_fleet_passes_and_its_gates_are_judged(shape, nodes, tmp_path):
     assert result["driver"] == "aisbench"
     assert [gate["passed"] for gate in result["gates"]] == [True, True]
     assert result["requests"]["ok"] == 6
+    [config] = found.path.glob("node-0/bench/*/case.json")
+    asked = json.loads(config.read_text())
+    assert asked["datasets"][0]["path"] == str(tmp_path / "datasets" / "sums")
+    assert asked["models"][0]["path"] == str(tmp_path / "models" / "tiny")
     if shape is split:
         [argv] = [
             process["argv"]
