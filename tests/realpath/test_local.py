@@ -28,6 +28,12 @@ def notes(tmp: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def living(words: str) -> list[int]:
+    """Processes with these words in their command line."""
+    found = psutil.process_iter(["cmdline"])
+    return [p.pid for p in found if words in " ".join([*(p.info["cmdline"] or ()), ""])]
+
+
 # Whole fleets
 
 
@@ -119,6 +125,13 @@ def test_an_install_that_fails_is_the_cause(nodes, tmp_path):
     assert found.code == 3, found.output
     assert cause(found, "kind", "verdict", "phase") == ("install", "infra", "install")
     assert "No matching distribution" in "".join(found.verdict["cause"]["evidence"])
+
+
+def test_an_install_that_takes_too_long_is_ended(tmp_path):
+    found = local(tmp_path, case(1, **INSTALL), "--timeout", "install=1", TEST_PIP="sleep=300")
+    assert (found.code, found.verdict["verdict"]) == (4, "hang"), found.output
+    assert cause(found, "phase") == ("install",)
+    assert living("modelscope==1.18.1 ") == []
 
 
 # AISBench and its gates
@@ -306,15 +319,6 @@ def test_versions_are_the_engines_and_differences_are_shown(tmp_path):
 # Nothing left
 
 
-def strays(tmp: Path) -> list[int]:
-    """Children of this test's engines that still live."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(f"stray of {tmp}" in word for word in process.info["cmdline"] or ()):
-            found.append(process.pid)
-    return found
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -330,7 +334,7 @@ def strays(tmp: Path) -> list[int]:
 )
 def test_no_stray_outlives_a_run(kind, tmp_path):
     found = local(tmp_path, case(2, {0: f"stray={kind}", 1: f"stray={kind}"}))
-    left = strays(tmp_path)
+    left = living(f"stray of {tmp_path}")
     for pid in left:
         os.kill(pid, 9)
     assert left == [], found.output
