@@ -195,11 +195,9 @@ class Nodes:
     """Node programs, each started as a person would on its machine."""
 
     def __init__(self, tmp: Path, data: Case, *options: str, **env: str) -> None:
-        network = free_network(28999)
-        count = data["num_nodes"]
-        file = written(
-            tmp, {**data, "cluster_hosts": [f"127.{network}.{i + 1}" for i in range(count)]}
-        )
+        network, count = free_network(28999), data["num_nodes"]
+        self.hosts = [f"127.{network}.{index + 1}" for index in range(count)]
+        file = written(tmp, {**data, "cluster_hosts": self.hosts})
         self.dirs = [tmp / f"run-{index}" for index in range(count)]
         self.logs = [tmp / f"node-{index}.txt" for index in range(count)]
         self.running = []

@@ -19,6 +19,8 @@ def test_a_fleet_passes(shape, nodes, tmp_path):
     fleet = Nodes(tmp_path, shape(nodes))
     assert fleet.codes() == [0] * nodes, fleet.text
     assert [fleet.record(index)["outcome"] for index in range(nodes)] == ["pass"] * nodes
+    plan = json.loads((fleet.dirs[1] / "plan.json").read_text())
+    assert [node["address"] for node in plan["nodes"]] == fleet.hosts
     [result] = fleet.record(0)["benchmarks"]
     assert (result["driver"], result["gates"][0]["passed"]) == ("aisbench", True)
 

@@ -58,7 +58,7 @@ PLACES = {
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
-    "node.Program._lead": "test_local.py::test_every_node_installs_before_any_server_starts",
+    "node.Program._lead": "test_local.py::test_one_node_installs",
     "node.Program._follow": "test_by_hand.py::test_every_node_installs",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
     "preflight.models": "test_local.py::test_what_preflight_finds",
@@ -72,7 +72,7 @@ PLACES = {
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
     "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
-    "resolver._Resolver._benchmark": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
+    "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
@@ -252,6 +252,14 @@ def test_the_case_s_own_budgets_count():
     assert (found["load"].seconds, found["bench"].seconds) == (77, 5)
     assert found["join"] == budgets.BUDGETS["join"]
     assert budgets.of(case, cluster_of(2), {}, "aisbench")["bench"] == budgets.BUDGETS["bench"]
+
+
+def test_a_real_load_is_the_case_s_own_and_is_judged():
+    text = SPLIT.replace("num_prompts: 64", "num_prompts: 6400")
+    assert text != SPLIT
+    [entry] = plan_of(text, proxy_script="/w/proxy.py").benchmarks
+    assert (entry.driver, entry.benchmark.num_prompts) == ("aisbench", 6400)
+    assert (entry.scaled, entry.skip_gates) == ("", "")
 
 
 def test_a_bundle_without_stand_ins():
