@@ -127,6 +127,14 @@ def test_an_install_that_fails_is_the_cause(nodes, tmp_path):
     assert "No matching distribution" in "".join(found.verdict["cause"]["evidence"])
 
 
+def test_a_worker_s_install_that_fails_is_the_cause(tmp_path):
+    data = case(2, **INSTALL)
+    data["deployment"][1]["envs"] = {"TEST_PIP": "fail=1"}
+    found = local(tmp_path, data, "--timeout", "preflight=8")
+    assert found.code == 3, found.output
+    assert cause(found, "kind", "node") == ("install", 1)
+
+
 def test_an_install_that_takes_too_long_is_ended(tmp_path):
     found = local(tmp_path, case(1, **INSTALL), "--timeout", "install=1", TEST_PIP="sleep=300")
     assert (found.code, found.verdict["verdict"]) == (4, "hang"), found.output

@@ -59,7 +59,7 @@ PLACES = {
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "node.Program._lead": "test_local.py::test_one_node_installs",
-    "node.Program._follow": "test_by_hand.py::test_every_node_installs",
+    "node.Program._follow": "test_local.py::test_a_worker_s_install_that_fails",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
     "preflight.models": "test_local.py::test_what_preflight_finds",
     "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
