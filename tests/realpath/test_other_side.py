@@ -30,7 +30,7 @@ from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import InfraError
 from steps.core.events import EventLog
 from steps.core.health import Answer
-from steps.core.noderun import NodeRun
+from steps.core.noderun import NodeRun, StepFailed
 from steps.core.plan import Plan, from_json
 from steps.core.proxies import choose
 from steps.core.redaction import Redactor
@@ -54,7 +54,7 @@ PLACES = {
     "bench._watch_health": "test_health_is_watched_with_real_patience",
     "joining.at_home": "test_a_node_adds_what_it_knows_of_itself",
     "junit.xml": "test_what_a_run_says_of_itself",
-    "local.make_plan": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
+    "local.make_plan": "test_without_an_engine_nothing_is_started",
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
@@ -83,7 +83,7 @@ PLACES = {
     "summary.upstream_results": "test_what_a_run_says_of_itself",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
-    "wait.completion": "test_local.py::test_a_real_fleet_may_fail_more_completions",
+    "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
     "wait._probe": "test_a_real_server_is_asked_less_often",
 }
 
@@ -339,6 +339,21 @@ def test_a_real_request_may_take_its_time(run):
     job = Job(run.plan.benchmarks[0], run.plan.endpoint, Path())
     assert smoke._Load(job, run.plan.rehearsed, [0])._limit == smoke.REQUEST_SECONDS
     assert smoke.REQUEST_SECONDS > smoke.REQUEST_SECONDS_REHEARSED
+
+
+def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
+    limits: list[float] = []
+
+    def ask(*given: Any) -> chat.Reply:
+        limits.append(given[-1])
+        return chat.Reply(500, "", "no")
+
+    monkeypatch.setattr(wait.chat, "ask", ask)
+    monkeypatch.setattr(run, "sleep", lambda _: None)
+    with pytest.raises(StepFailed):
+        wait.completion(run)
+    assert limits == [wait.ATTEMPT_SECONDS_REAL] * wait.ATTEMPTS_REAL
+    assert wait.ATTEMPTS_REAL > wait.ATTEMPTS
 
 
 def test_a_real_server_is_asked_less_often(run, monkeypatch):
