@@ -31,12 +31,15 @@ def run(tmp: Path, data: fleet.Case) -> Outcome:
         entry["server_cmd"] = entry["server_cmd"].replace("$MODELS", "/models")
     data["model"] = "/models/tiny"
     data["benchmarks"]["chat"]["dataset_path_local"] = "/data/sums"
-    mounts = {"/models": here["MODELS"], "/data": here["DATASETS"]}
+    (tmp / "opt" / "tests").mkdir(parents=True)
+    shutil.copytree(fleet.HERE, tmp / "opt" / "tests" / "engine")
+    mounts = {"/models": here["MODELS"], "/data": here["DATASETS"], "/engine": str(tmp / "opt")}
     listed = [{"path": path, "host_path": path} for path in mounts]
     (tmp / "lab.yaml").write_text(f"{PROFILE}mounts: {json.dumps(listed)}\n")
     argv = [sys.executable, "-m", "ci.run", str(fleet.written(tmp, data)), "--on", "k8s"]
     argv += ["--profile", str(tmp / "lab.yaml"), "--run-dir", str(tmp / "run")]
-    image = Image(env={name: here[name] for name in BROUGHT})
+    brought = {name: here[name].replace(str(fleet.ROOT), "/engine") for name in BROUGHT}
+    image = Image(env=brought)
     with KubeDouble(tmp / "kube", timing=QUICK, images={"registry.local/py:1": image}) as kube:
         for path, source in mounts.items():
             shutil.copytree(source, kube.directory / "host" / path.lstrip("/"))
