@@ -65,7 +65,7 @@ PLACES = {
     "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
     "prove.judge": "test_a_handoff_over_files_is_judged",
     "proxies.choose": "test_nothing_stands_in_for_a_script",
-    "render.order": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
+    "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
     "resolve._cluster": "test_a_plan_for_hosts",
@@ -262,10 +262,12 @@ def test_a_real_load_is_the_case_s_own_and_is_judged():
     assert (entry.scaled, entry.skip_gates) == ("", "")
 
 
-def test_a_bundle_without_stand_ins():
+def test_a_bundle_without_stand_ins(tmp_path):
     from k8s import bundle
+    from tests.kube.test_manifest import order
 
     assert bundle.make(False).size < bundle.make(True).size
+    assert order(tmp_path).bundle.size < order(tmp_path, rehearse=True).bundle.size
 
 
 def test_pods_get_no_stand_ins_but_a_workdir_and_devices(tmp_path):
