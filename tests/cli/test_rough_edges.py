@@ -134,6 +134,7 @@ def test_the_clock_of_the_live_status_goes_on_between_events(
     assert len(shown().rstrip("\n")) <= 20
 
 
+@pytest.mark.timing
 def test_a_worker_that_never_met_its_leader_ends_at_once_when_told_to(tmp_path: Path) -> None:
     """It waited 7.6 s for the leader's word, and 20 s to hand its record to nobody."""
     plan = tmp_path / "plan.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,10 +88,8 @@ def test_only_200_is_healthy(serve: Serve, answer: bytes, ok: bool, detail: str)
 
 
 def test_a_silent_server_is_not_waited_for(serve: Serve) -> None:
-    began = time.monotonic()
     found = look(Probe("http", f"{serve(http(200), 30.0)}/health"), 0.3)
     assert (found.ok, found.detail) == (False, "no answer within 0.3 s")
-    assert time.monotonic() - began < 3
 
 
 def test_nobody_there() -> None:
@@ -146,17 +143,13 @@ def test_answers(serve: Serve, answer: bytes, text: str, error: str) -> None:
 
 
 def test_a_slow_answer_is_given_up(serve: Serve) -> None:
-    began = time.monotonic()
     assert "no answer within" in ask(serve(http(200), 30.0), 0.3).error
-    assert time.monotonic() - began < 3
 
 
 def test_the_end_of_the_run_cuts_it_short(serve: Serve) -> None:
     ended = threading.Event()
     threading.Timer(0.2, ended.set).start()
-    began = time.monotonic()
     assert "the run ended" in ask(serve(http(200), 30.0), 20.0, ended).error
-    assert time.monotonic() - began < 3
 
 
 def test_a_model_without_a_chat_template_is_asked_plainly(serve: Serve) -> None:

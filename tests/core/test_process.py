@@ -202,9 +202,7 @@ def _alive(pid: int) -> bool:
 
 def test_who_ignores_term_is_killed_after_its_grace(box: Box) -> None:
     running = box.up(f"import signal; signal.signal(15, signal.SIG_IGN)\n{FOREVER}", grace=0.4)
-    began = time.monotonic()
     took = box.supervisor.stop(["server"], NO_HURRY)
-    assert 0.4 <= time.monotonic() - began < 3
     assert took["server"] >= 0.4
     assert box.status(running).signal == "SIGKILL"
     assert "perhaps out of memory" not in str(running.exit)
@@ -216,29 +214,31 @@ def test_a_hurry_shortens_the_grace_while_it_lasts(box: Box) -> None:
     threading.Timer(0.3, lambda: factor.__setitem__(0, 0.0)).start()
     began = time.monotonic()
     box.supervisor.stop(["server"], lambda: factor[0])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # half the grace
 
 
 def test_several_are_stopped_at_the_same_time(box: Box) -> None:
-    slow = (
-        "import signal, time\n"
-        "def end(*_):\n    time.sleep(0.5)\n    raise SystemExit\n"
+    """Each ends only when all four have been told to."""
+    patient = (
+        "import os, pathlib, signal, time\n"
+        "def end(*_):\n"
+        f"    place = pathlib.Path({str(box.dir.path)!r})\n"
+        "    (place / f'told-{os.getpid()}').touch()\n"
+        "    while len(list(place.glob('told-*'))) < 4:\n        time.sleep(0.01)\n"
+        "    raise SystemExit\n"
         f"signal.signal(15, end)\n{FOREVER}"
     )
-    for number in range(4):
-        box.up(slow, f"server-{number}")
-    began = time.monotonic()
+    running = [box.up(patient, f"server-{number}", grace=30.0) for number in range(4)]
     took = box.supervisor.stop([f"server-{n}" for n in range(4)], NO_HURRY)
-    assert time.monotonic() - began < 1.8
     assert len(took) == 4
+    assert [box.status(each).signal for each in running] == [""] * 4
 
 
 def test_a_stopped_process_is_continued_and_ended(box: Box) -> None:
     running = box.up(FOREVER)
     os.kill(running.pid, signal.SIGSTOP)
-    began = time.monotonic()
     box.supervisor.stop(["server"], NO_HURRY)
-    assert time.monotonic() - began < 3
+    assert box.status(running).signal == "SIGTERM"  # KILL after the grace, had it not gone on
     assert not group_members(running.pid)
 
 
@@ -329,9 +329,7 @@ def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
     owner, marker = _owner(tmp_path)
     with owner:
         owner.kill()
-        began = time.monotonic()
-        eventually(lambda: not list(marked(marker)))
-        assert time.monotonic() - began < 2
+        eventually(lambda: not list(marked(marker)), 10)
 
 
 def test_the_guard_ends_with_an_owner_that_leaves_in_order(tmp_path: Path) -> None:

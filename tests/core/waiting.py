@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def eventually(done: Callable[[], Any], seconds: float = 10.0) -> None:
+def eventually(done: Callable[[], Any], seconds: float = 20.0) -> None:
     """Wait until it holds; fail when it does not in time."""
     over = time.monotonic() + seconds
     pause = threading.Event()

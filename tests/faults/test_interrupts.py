@@ -110,6 +110,7 @@ def test_a_node_program_is_told_to_stop(start: Callable[..., Going], tmp_path: P
     assert left_of(outcome, tmp_path) == []
 
 
+@pytest.mark.timing
 def test_a_second_interrupt_shortens_the_graces(
     start: Callable[..., Going], tmp_path: Path
 ) -> None:

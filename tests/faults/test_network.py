@@ -247,6 +247,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.timing
 def test_both_sides_of_a_cut_name_the_other(
     start: Callable[[float], Fleet], wire: Wire, cut: str
 ) -> None:
@@ -267,6 +268,7 @@ def test_both_sides_of_a_cut_name_the_other(
         assert not list(marked(f"{nodes.paths[index].resolve()}:{index}"))
 
 
+@pytest.mark.timing
 def test_a_link_with_two_seconds_of_delay_ends_nothing(
     start: Callable[[float], Fleet], wire: Wire
 ) -> None:

@@ -34,6 +34,7 @@ def rig(lan: lans.Lan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig
 
 
 @pytest.mark.parametrize("lost", [2, 0], ids=["worker", "leader"])
+@pytest.mark.timing
 def test_a_host_cut_off_ends_the_run_and_itself(
     lan: lans.Lan, rig: rigs.Rig, tmp_path: Path, lost: int
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_host_cut_off_ends_the_run_and_itself(
         rig.wipe()
 
 
+@pytest.mark.timing
 def test_a_network_that_comes_back_in_time_costs_nothing(
     lan: lans.Lan, rig: rigs.Rig, tmp_path: Path
 ) -> None:

@@ -63,16 +63,15 @@ def test_nobody_sees_the_token(rig: Rig, case: Path) -> None:
 def test_a_killed_node_program_is_the_cause(rig: Rig, case: Path, node: int) -> None:
     run = rig.run(case, "--load-seconds", "20")
     run.until("load ...")
-    began = time.monotonic()
     for program in rig.programs():
         words = program.cmdline.split(b"\0")
         if b"steps.node" in words and words[words.index(b"--node-index") + 1] == b"%d" % node:
             os.kill(program.pid, signal.SIGKILL)
             break
     assert run.end() == 3, run.text
-    assert time.monotonic() - began < 15
     cause = run.verdict["cause"]
     assert (cause["node"], cause["kind"]) == (node, "lost")
+    assert "ready after" not in run.text  # it ended before the load could
     assert "signal 9" in cause["reason"]
 
 

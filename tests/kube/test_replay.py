@@ -213,7 +213,7 @@ def test_watch_edges_agree(kube: KubeDouble) -> None:
     ]
     events, lasted = watch(kube, timeoutSeconds="1")
     assert [e["type"] for e in events][:2] == ["ADDED", "ADDED"]
-    assert 0.9 < lasted < 3
+    assert lasted > 0.9
     events, lasted = watch(kube, resourceVersion="999999999", timeoutSeconds="1")
     assert (events, lasted > 0.9) == ([], True)
     assert watch(kube, labelSelector="a in (b")[0] == [bad_selector]

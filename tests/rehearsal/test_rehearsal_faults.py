@@ -102,7 +102,7 @@ def test_stop(yard: Yard) -> None:
 
 def test_http503(yard: Yard) -> None:
     server = yard.start(faults="http503@0").says("Application startup complete")
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
             assert server.call("GET", "/health") == (503, b"")
@@ -165,6 +165,7 @@ def test_truncate(yard: Yard) -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.timing
 def test_slow(yard: Yard) -> None:
     server = yard.start(faults="slow=50@0:bench").ready()
     begun = time.monotonic()

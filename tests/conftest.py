@@ -1,0 +1,32 @@
+"""What every test run remembers for ``tests.again``: which tests failed, and which may be late.
+
+Enters: reports of tests. Leaves: ``.pytest_cache/v/multinode/failed``. Touches: pytest's cache.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+#: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
+FAILED: dict[str, bool] = {}
+KEY = "multinode/failed"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what failed; with xdist only the controller hears of all."""
+    if report.failed:
+        FAILED[report.nodeid] = "timing" in report.keywords
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be read is nobody's lateness."""
+    if report.failed:
+        FAILED[report.nodeid] = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write it down, with how pytest ended."""
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set(KEY, {"exit": int(exitstatus), "failed": FAILED})

@@ -1,0 +1,1 @@
+"""A pip that installs nothing; see ``__main__``."""

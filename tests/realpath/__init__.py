@@ -1,0 +1,1 @@
+"""Whole runs that are not rehearsed: the real path, on the engine of ``tests/engine``."""

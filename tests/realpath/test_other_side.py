@@ -1,0 +1,396 @@
+"""Every place that asks whether a run is rehearsed, taken the other way.
+
+``PLACES`` names the test of each; a place that is not in it fails here. What is too small, or would
+take too long, for a whole run is tested below, on plans that are not rehearsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ci import hosts, local, replay
+from ci import run as ci_run
+from steps import bench, prove, resolve, wait
+from steps.bench_drivers import Job, aisbench, smoke
+from steps.core import budgets, chat, joining
+from steps.core.cluster import Cluster, loopback_nodes
+from steps.core.errors import InfraError
+from steps.core.events import EventLog
+from steps.core.health import Answer
+from steps.core.noderun import NodeRun, StepFailed
+from steps.core.plan import Plan, from_json
+from steps.core.proxies import choose
+from steps.core.redaction import Redactor
+from steps.core.rundir import RunDir
+from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
+from tests.faults.rehearse import ROOT, Outcome
+from tests.realpath import fleet
+
+#: Where it is asked (file and function), and the test that is not rehearsed.
+PLACES = {
+    "budgets.of": "test_the_case_s_own_budgets_count",
+    "bundle.make": "test_a_bundle_without_stand_ins",
+    "cli.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
+    "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
+    "fleet.local": "test_what_a_run_says_of_itself",
+    "hosts.cluster_of": "test_hosts_get_no_stand_ins",
+    "init.problems": "test_local.py::test_what_preflight_finds",
+    "init._ask": "test_an_endpoint_has_a_minute_for_one_answer",
+    "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
+    "bench._await_deaths": "test_a_dying_server_gets_its_time",
+    "bench._watch_health": "test_health_is_watched_with_real_patience",
+    "joining.at_home": "test_a_node_adds_what_it_knows_of_itself",
+    "junit.xml": "test_what_a_run_says_of_itself",
+    "local.make_plan": "test_without_an_engine_nothing_is_started",
+    "local._profile": "test_without_an_engine_nothing_is_started",
+    "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
+    "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
+    "node.Program._lead": "test_local.py::test_one_node_installs",
+    "node.Program._follow": "test_local.py::test_a_worker_s_install_that_fails",
+    "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
+    "preflight.models": "test_local.py::test_what_preflight_finds",
+    "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
+    "prove.judge": "test_a_handoff_over_files_is_judged",
+    "proxies.choose": "test_nothing_stands_in_for_a_script",
+    "render.order": "test_a_bundle_without_stand_ins",
+    "replay.options": "test_a_run_is_replayed",
+    "replay.compared": "test_a_run_is_replayed",
+    "resolve._cluster": "test_a_plan_for_hosts",
+    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
+    "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
+    "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
+    "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
+    "start._cluster": "test_by_hand.py::test_a_fleet_passes",
+    "summary.headline": "test_what_a_run_says_of_itself",
+    "summary.markdown": "test_what_a_run_says_of_itself",
+    "summary._survived": "test_what_a_run_says_of_itself",
+    "summary._phases": "test_what_a_run_says_of_itself",
+    "summary.upstream_results": "test_what_a_run_says_of_itself",
+    "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
+    "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
+    "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
+    "wait._probe": "test_a_real_server_is_asked_less_often",
+}
+
+
+def places() -> Iterator[tuple[str, str]]:
+    """Where the code asks, as a name and as a place to look at."""
+    for folder in ("steps", "ci", "k8s"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            stem = path.stem.strip("_")
+            for name, line in _asking(ast.parse(path.read_text()), ()):
+                yield f"{stem}.{name}", f"{path.relative_to(ROOT)}:{line}"
+
+
+def _asking(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+        inside = (*inside, node.name)
+    tests = [
+        part
+        for part in (getattr(node, "test", None), *getattr(node, "ifs", ()))
+        if isinstance(part, ast.expr)
+    ]
+    if isinstance(node, ast.BoolOp | ast.Compare):
+        tests.append(node)
+    if any(re.search(r"rehears", ast.unparse(test)) for test in tests):
+        yield ".".join(inside), tests[0].lineno
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Assert):
+            yield from _asking(child, inside)
+
+
+def test_every_place_that_asks_has_a_test():
+    found = dict(places())
+    assert len(found) > 30
+    new = {name: where for name, where in found.items() if name not in PLACES}
+    assert new == {}, "write a test that is not rehearsed, and name it in PLACES"
+    assert set(PLACES) - set(found) == set(), "they do not ask any more: take them out of PLACES"
+    for name in set(PLACES.values()):
+        file, _, test = name.rpartition("::")
+        texts = [p.read_text() for p in (ROOT / "tests").rglob(file or Path(__file__).name)]
+        assert any(f"def {test}" in text for text in texts), name
+
+
+# Whole runs
+
+
+def read(found: Outcome, name: str) -> str:
+    """A file at the top of the run directory."""
+    [path] = found.path.glob(name)
+    return path.read_text()
+
+
+def test_what_a_run_says_of_itself(tmp_path):
+    found = fleet.local(tmp_path, fleet.case(2), "--bench", "smoke")
+    assert found.code == 0, found.output
+    summary = read(found, "summary.md")
+    assert "# ✅ PASS: realpath 2 in" in summary
+    assert "NPU-minutes |" in summary
+    for words in ("rehears", "Stand-ins", "changed nothing"):
+        assert words not in summary
+    junit = read(found, "junit.xml")
+    assert 'name="rehearsed" value="False"' in junit
+    assert 'name="soc" value="local"' in junit
+    assert json.loads(read(found, "results-*.json"))["hardware"] == "local"
+    plan = read(found, "plan.json")
+    assert "REHEARSAL_" not in plan
+    assert not any("rehears" in note for note in found.plan["notes"])
+    assert found.plan["cluster"]["rehearsal"] is None
+    assert not any(
+        "rehearsal" in p for paths in found.plan["cluster"]["paths"].values() for p in paths
+    )
+
+
+def test_a_run_is_replayed(tmp_path):
+    first = fleet.local(tmp_path, fleet.case(1), "--bench", "smoke")
+    words = list(replay.options(loaded(first), first.path / "case.yaml"))
+    assert words[:2] == ["--on", "local"]
+    assert "--rehearse" not in words
+    done = subprocess.run(
+        [sys.executable, "-m", "ci.replay", str(first.path), "--run-dir", str(tmp_path / "again")],
+        cwd=ROOT,
+        env=fleet.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The plan is the same, but for the run id." in done.stdout
+    then = json.loads((first.path / "plan.json").read_text())
+    then["cluster"]["python"] = "/elsewhere/python"
+    (first.path / "plan.json").write_text(json.dumps(then))
+    said = list(replay.compared(RunDir(first.path), RunDir(tmp_path / "again")))
+    assert any("/elsewhere/python" in line for line in said), said
+
+
+def loaded(found: Outcome) -> Plan:
+    """The run's plan."""
+    return from_json((found.path / "plan.json").read_text())
+
+
+# Where a run goes, and what it finds there
+
+
+def arguments(**more: Any) -> argparse.Namespace:
+    """Options of a run that is not rehearsed."""
+    common = {"rehearse": False, "fault": [], "load_seconds": 1.0, "bench": None, "timeout": []}
+    return argparse.Namespace(**{**common, "on": None, "hosts": "", "network": "", **more})
+
+
+def test_a_case_of_stand_ins_runs_for_real_where_that_is_asked():
+    case = case_of("rehearse: true\n" + SPLIT)
+    asked = arguments(on="local")
+    assert ci_run.choose(case, asked) == "local"
+    assert asked.rehearse is False
+    assert ci_run.choose(case_of(SPLIT), arguments(hosts="10.0.0.1,10.0.0.2")) == "hosts"
+
+
+def test_without_an_engine_nothing_is_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path))
+    request = SimpleNamespace(case=case_of(SPLIT), arguments=arguments(), run="run-1")
+    with pytest.raises(InfraError, match="no `vllm` on PATH"):
+        local.make_plan(request)  # type: ignore[arg-type]
+
+
+def test_hosts_get_no_stand_ins():
+    host = SimpleNamespace(address="10.0.0.1", interface="eth0")
+    request = SimpleNamespace(arguments=arguments(), run="run-1")
+    inventory = SimpleNamespace(hosts=[host], directory="/tmp")
+    found = hosts.cluster_of(request, inventory)  # type: ignore[arg-type]
+    assert (found.name, found.paths, found.rehearsal) == ("hosts", {}, None)
+
+
+def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("MULTINODE_AIS_BENCH", "/x/ais_bench")
+    monkeypatch.setenv("WORKSPACE", str(tmp_path))
+    given = Cluster("lab", "hosts", loopback_nodes(2, "71.9"), router="/y/router")
+    found = joining.at_home(given, case_of(SPLIT))
+    assert (found.ais_bench, found.router, found.workdir) == (
+        "/x/ais_bench",
+        "/y/router",
+        str(tmp_path),
+    )
+    assert found.known["WORKSPACE"] == str(tmp_path)
+
+
+def test_a_plan_for_hosts(tmp_path, capsys):
+    path = tmp_path / "case.yaml"
+    path.write_text(SPLIT)
+    words = ["--case", str(path), "--hosts", "10.0.0.1,10.0.0.2", "--format", "json"]
+    assert resolve.main(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [node["address"] for node in plan["nodes"]] == ["10.0.0.1", "10.0.0.2"]
+    assert plan["cluster"]["backend"] == "hosts"
+    assert resolve.main([*words[:3], "10.0.0.1"]) == 2
+
+
+def test_nothing_stands_in_for_a_script():
+    assert choose("auto", "proxy.py", cluster_of(2)) == ("script", "")
+    assert choose("script", "proxy.py", cluster_of(2)) == ("script", "")
+
+
+def test_the_case_s_own_budgets_count():
+    case = case_of(SPLIT + "timeouts: {load: 77}\n")
+    found = budgets.of(case, cluster_of(2), {"bench": 5.0}, "aisbench")
+    assert (found["load"].seconds, found["bench"].seconds) == (77, 5)
+    assert found["join"] == budgets.BUDGETS["join"]
+    assert budgets.of(case, cluster_of(2), {}, "aisbench")["bench"] == budgets.BUDGETS["bench"]
+
+
+def test_a_real_load_is_the_case_s_own_and_is_judged():
+    text = SPLIT.replace("num_prompts: 64", "num_prompts: 6400")
+    assert text != SPLIT
+    [entry] = plan_of(text, proxy_script="/w/proxy.py").benchmarks
+    assert (entry.driver, entry.benchmark.num_prompts) == ("aisbench", 6400)
+    assert (entry.scaled, entry.skip_gates) == ("", "")
+
+
+def test_a_bundle_without_stand_ins(tmp_path):
+    from k8s import bundle
+    from tests.kube.test_manifest import order
+
+    assert bundle.make(False).size < bundle.make(True).size
+    assert order(tmp_path).bundle.size < order(tmp_path, rehearse=True).bundle.size
+
+
+def test_pods_get_no_stand_ins_but_a_workdir_and_devices(tmp_path):
+    from k8s import manifest
+    from tests.kube.fleet import PROFILE
+    from tests.kube.test_manifest import lws, order
+
+    profile = f"{PROFILE}device: {{resource: huawei.com/ascend-1980}}\nworkdir: /w\n"
+    made = order(tmp_path, profile)
+    found = manifest.cluster(made)
+    assert (found.workdir, found.rehearsal) == ("/w", None)
+    assert not any("rehearsal" in part for parts in found.paths.values() for part in parts)
+    assert '"huawei.com/ascend-1980": "2"' in json.dumps(lws(made))
+
+
+# Patience
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[NodeRun]:
+    """The leader of a plan that is not rehearsed."""
+    plan = plan_of(SPLIT, driver="aisbench", proxy_script="/w/proxy.py")
+    run_dir = RunDir(tmp_path / "run").make()
+    events = EventLog(run_dir.node(0).make().events, plan.run, 0, Redactor(), [])
+    yield NodeRun(plan, 0, run_dir, events)
+    events.close()
+
+
+def test_health_is_watched_with_real_patience(run, monkeypatch):
+    seen: list[float] = []
+
+    def look(_probe: object, timeout: float = 0) -> Answer:
+        seen.append(timeout)
+        return Answer(False, "no answer")
+
+    monkeypatch.setattr(bench, "look", look)
+    monkeypatch.setattr(bench, "REAL", bench.Patience(0.001, 7.0, 3, 0.0))
+    monkeypatch.setattr(bench, "REHEARSED", bench.Patience(60, 1, 99, 0.0))
+    told = threading.Event()
+    monkeypatch.setattr(run, "add_cause", lambda cause: (told.set(), found.append(cause)))
+    found: list[Any] = []
+    over = threading.Event()
+    bench._watch_health(run, over)
+    assert told.wait(20)
+    over.set()
+    assert found[0].kind == "health"
+    assert "3 health probes in a row" in found[0].reason
+    assert set(seen) == {7.0}
+
+
+def test_a_dying_server_gets_its_time(run, monkeypatch):
+    slept: list[float] = []
+    now = [0.0]
+    monkeypatch.setattr(bench, "look", lambda *_: Answer(False, "HTTP 503"))
+    monkeypatch.setattr(run, "sleep", lambda s: (slept.append(s), now.__setitem__(0, now[0] + 1)))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    bench._await_deaths(run)
+    assert len(slept) == bench.REAL.dying
+
+
+def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        aisbench.chat, "ask", lambda *given: asked.append(given) or chat.Reply(0, "", "")
+    )
+    aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
+    assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
+
+
+def test_a_real_request_may_take_its_time(run):
+    job = Job(run.plan.benchmarks[0], run.plan.endpoint, Path())
+    assert smoke._Load(job, run.plan.rehearsed, [0])._limit == smoke.REQUEST_SECONDS
+    assert smoke.REQUEST_SECONDS > smoke.REQUEST_SECONDS_REHEARSED
+
+
+def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
+    limits: list[float] = []
+
+    def ask(*given: Any) -> chat.Reply:
+        limits.append(given[-1])
+        return chat.Reply(500, "", "no")
+
+    monkeypatch.setattr(wait.chat, "ask", ask)
+    monkeypatch.setattr(run, "sleep", lambda _: None)
+    with pytest.raises(StepFailed):
+        wait.completion(run)
+    assert limits == [wait.ATTEMPT_SECONDS_REAL] * wait.ATTEMPTS_REAL
+    assert wait.ATTEMPTS_REAL > wait.ATTEMPTS
+
+
+def test_a_real_server_is_asked_less_often(run, monkeypatch):
+    waited: list[float] = []
+    ended = SimpleNamespace(is_set=lambda: bool(waited), wait=waited.append)
+    monkeypatch.setattr(run, "ended", ended)
+    monkeypatch.setattr(wait, "look", lambda _: Answer(False, "refused"))
+    node, process = next(iter(run.plan.probes()))
+    wait._probe(run, wait._Watch(node, process), 0.0)
+    assert waited == [wait.PROBE_EVERY_REAL]
+
+
+def test_a_handoff_over_files_is_judged():
+    text = SPLIT.replace("MooncakeConnectorV1", "ExampleConnector")
+    plan = plan_of(text, proxy_script="/w/proxy.py")
+    if not prove._by_files(plan):
+        plan = with_files(plan)
+    served = [
+        prove.Served(node, process, {"0": 2.0}, {"local_compute": 40.0}, True)
+        for node, process in plan.servers()
+    ]
+    judged = {check.name: check.status for check in prove.judge(plan, served)}
+    assert judged["handoff"] == "fail"
+
+
+def with_files(plan: Plan) -> Plan:
+    """The plan, its servers with the connector that hands over in files."""
+    nodes = tuple(
+        replace(
+            node,
+            processes=tuple(
+                replace(p, argv=(*p.argv, prove.BY_FILES)) if p.kind == "server" else p
+                for p in node.processes
+            ),
+        )
+        for node in plan.nodes
+    )
+    return replace(plan, nodes=nodes)
