@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.realpath.fleet import CHAT, Nodes, case, pool_port, routing, split
-from tests.realpath.test_local import INSTALL, hangs, notes
+from tests.realpath.test_local import INSTALL, notes
 
 
 @pytest.mark.parametrize("nodes", [2, 4])
@@ -37,7 +37,6 @@ def test_a_missed_gate_reaches_every_node_s_exit_code(tmp_path):
     assert "performance" in fleet.text
 
 
-@hangs
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_every_node_installs(nodes, tmp_path):
     fleet = Nodes(tmp_path, case(nodes, **INSTALL), "--timeout", "preflight=8")
@@ -70,12 +69,6 @@ def test_an_interrupt_of_the_leader_ends_all(tmp_path):
     assert fleet.codes() == [130, 130], fleet.text
 
 
-dropped = pytest.mark.xfail(
-    strict=False, reason="a state that comes before the worker's run object is dropped; it passes"
-)
-
-
-@dropped
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_leader_that_fails_at_once_fails_its_workers(attempt, tmp_path):
     fleet = Nodes(tmp_path, case(2, benchmarks={"chat": {**CHAT, "dataset_path_local": "/none"}}))
@@ -85,7 +78,6 @@ def test_a_leader_that_fails_at_once_fails_its_workers(attempt, tmp_path):
         assert "/none" in json.dumps(fleet.record(index)["cause"])
 
 
-@dropped
 def test_a_port_that_somebody_holds(tmp_path):
     data = case(2)
     with socket.create_server(("0.0.0.0", 0)) as holder:

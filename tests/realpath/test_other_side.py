@@ -61,6 +61,7 @@ PLACES = {
     "node.Program._lead": "test_local.py::test_one_node_installs",
     "node.Program._follow": "test_local.py::test_a_worker_s_install_that_fails",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
+    "preflight._bound": "test_ports.py::test_where_the_command_says_it_listens",
     "preflight.models": "test_local.py::test_what_preflight_finds",
     "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
     "prove.judge": "test_a_handoff_over_files_is_judged",
