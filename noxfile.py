@@ -42,14 +42,14 @@ def validate(session: nox.Session) -> None:
 def matrix(session: nox.Session) -> None:
     """Print what the nightly runs: [--soc a3] [--only NAME...] [--changed-since REV]."""
     install(session, "node")
-    run_module(session, "ci.matrix")
+    run_module(session, "ci.nightly.matrix")
 
 
 @nox.session
 def report(session: nox.Session) -> None:
     """Make the HTML report of a run: [RUN_DIR], default runs/latest."""
     install(session, "node", "runner", "report")
-    run_module(session, "ci.html")
+    run_module(session, "ci.report.html")
 
 
 @nox.session
@@ -70,14 +70,14 @@ def doctor(session: nox.Session) -> None:
 def trend(session: nox.Session) -> None:
     """Show how a case did over time: [CASE] [--store DIR] [--plot FILE.svg]."""
     install(session, "node", "report")
-    run_module(session, "ci.trend")
+    run_module(session, "ci.nightly.trend")
 
 
 @nox.session
 def baseline(session: nox.Session) -> None:
     """Propose baselines from a case's history, as a diff: CASE [--store DIR] [--write]."""
     install(session, "node")
-    run_module(session, "ci.baseline")
+    run_module(session, "ci.nightly.baseline")
 
 
 @nox.session
@@ -138,8 +138,8 @@ def workflows(session: nox.Session) -> None:
     files = [str(path) for path in sorted((HERE / ".github" / "workflows").glob("*.yaml"))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
     session.run("zizmor", "--offline", "--no-progress", *files)
-    session.run("python", "-m", "ci.matrix")
-    session.run("python", "-m", "ci.known")
+    session.run("python", "-m", "ci.nightly.matrix")
+    session.run("python", "-m", "ci.nightly.known")
 
 
 # Helpers

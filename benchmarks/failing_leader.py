@@ -23,10 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from steps.core.case import load_case  # noqa: E402
-from steps.core.cluster import Rehearsal  # noqa: E402
-from steps.core.fleet import free_network, local  # noqa: E402
-from steps.core.resolver import resolve  # noqa: E402
+from steps.core.case.case import load_case  # noqa: E402
+from steps.core.plan.cluster import Rehearsal  # noqa: E402
+from steps.core.plan.clusters import free_network, local  # noqa: E402
+from steps.core.plan.resolver import resolve  # noqa: E402
 
 CASE = ROOT / "configs" / "quickstart.yaml"
 

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from steps.core.events import read_events  # noqa: E402
+from steps.core.record.events import read_events  # noqa: E402
 from tests.hosts import lan as lans  # noqa: E402
 from tests.hosts.cases import spread  # noqa: E402
 from tests.hosts.rig import Rig, Run, why_not  # noqa: E402

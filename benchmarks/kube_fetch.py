@@ -108,7 +108,7 @@ def ready(kube: KubeDouble) -> bool:
 
 def fetch(namespace: str, run_dir: str) -> int:
     """The runner's side."""
-    from k8s import client
+    from k8s.api import client
     from k8s.fetch import Fetch
 
     api = client.connect()

@@ -119,9 +119,9 @@ def main() -> int:
 
 def follow(arguments: argparse.Namespace) -> int:
     """The runner's side."""
-    from k8s import client
-    from k8s.follow import Follower
-    from steps.core.events import Event
+    from k8s.api import client
+    from k8s.api.follow import Follower
+    from steps.core.record.events import Event
 
     directory = Path(arguments.follow)
     api = client.connect()

@@ -30,7 +30,7 @@ ADDRESS, PORT = "127.83.1.1", 28999
 
 def lead(pipe: multiprocessing.connection.Connection, size: int) -> None:
     """The leader's process: obeys ``end`` (tells the end, answers with the time) and ``quit``."""
-    from steps.core.rendezvous import Leader
+    from steps.core.node.rendezvous import Leader
 
     leader = Leader(ADDRESS, PORT, TOKEN, size)
     leader.start()

@@ -25,10 +25,10 @@ LOG_BYTES = 1_000_000_000
 
 def big_run(path: Path) -> None:
     """4 nodes, 3 benchmarks of 2,800 requests, 1 GB of logs."""
-    from steps.core.case import load_case
-    from steps.core.plan import Plan
-    from steps.core.records import BenchResult
-    from steps.core.resolver import Options, resolve
+    from steps.core.case.case import load_case
+    from steps.core.plan.plan import Plan
+    from steps.core.plan.resolver import Options, resolve
+    from steps.core.record.records import BenchResult
     from tests.ci import runs
     from tests.core.cases import cluster_of
 
@@ -122,7 +122,7 @@ def matrix(scratch: Path) -> None:
 
 def history(scratch: Path) -> None:
     """100,000 results of 50 cases, and as many of one: the trend of one case."""
-    from ci.history import Result, encode
+    from ci.nightly.history import Result, encode
 
     for cases in (50, 1):
         store = scratch / f"store-{cases}"

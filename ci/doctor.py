@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from steps.core import door, fleet, settings
+from steps.core import door, settings
+from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, MultinodeError
-from steps.core.noderun import free_bytes
-from steps.core.numbers import dumps
+from steps.core.node.noderun import free_bytes
+from steps.core.plan import clusters
 
 BACKENDS = ("rehearsal", "local", "hosts", "k8s")
 NEEDED_BYTES = 1 << 30
@@ -163,7 +164,7 @@ def _machine(backends: Sequence[str]) -> Iterator[Look]:
 def _loopback(backends: Sequence[str]) -> Iterator[Look]:
     port = settings.read().control_port
     try:
-        network = fleet.free_network(port)
+        network = clusters.free_network(port)
         ok, found, todo = True, f"127.{network}.x, port {port} free", ""
     except MultinodeError as error:
         ok, found, todo = False, error.message, error.hint
@@ -200,7 +201,7 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
         bool(router),
         router or "not built yet",
         "the proxy of split fleets whose script is not here",
-        "Nothing: it is installed at its first use (500 MB); or python -m ci.environments "
+        "Nothing: it is installed at its first use (500 MB); or python -m ci.tools.environments "
         "vllm-router.",
         must=False,
     )
@@ -284,7 +285,7 @@ def _kubernetes(backends: Sequence[str]) -> Iterator[Look]:
 
 
 def _api() -> Look:
-    from k8s import client
+    from k8s.api import client
 
     needed = "an API server that answers"
     try:
@@ -312,7 +313,7 @@ def _importable(name: str) -> bool:
 
 def _built(name: str) -> str:
     """Where a tool environment is; empty when it was not built."""
-    from ci import environments
+    from ci.tools import environments
 
     found = environments.installed(name)
     return str(found.path) if found else ""

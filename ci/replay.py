@@ -23,13 +23,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ci import outcome
 from ci import run as ci_run
-from steps.core import VERSION, budgets, door
-from steps.core.case import Case, load_case
+from ci.report import closing
+from steps.core import VERSION, door
+from steps.core.case.case import Case, load_case
 from steps.core.errors import CaseError, UsageError
-from steps.core.plan import Plan, from_json, to_dict
-from steps.core.rundir import RunDir, new_run_id, read_bounded, read_json
+from steps.core.plan import budgets
+from steps.core.plan.plan import Plan, from_json, to_dict
+from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
 
 #: Differences of two plans that are shown.
 SHOWN = 8
@@ -55,7 +56,7 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
         print(f"warning: {text}", file=sys.stderr)
     print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
     code = ci_run.main(words)
-    outcome.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
+    closing.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
     return code
 
 

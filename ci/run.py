@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ci import annotate, junit, known, outcome
 from ci.backends import BACKENDS, Request, backend
-from ci.known import Known
-from ci.live import Live
+from ci.nightly import known
+from ci.nightly.known import Known
+from ci.report import annotate, closing, junit
+from ci.report.live import Live
 from steps.core import cli, door, settings
-from steps.core.case import Case, load_case
+from steps.core.case.case import Case, load_case
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -36,11 +37,11 @@ from steps.core.errors import (
     UsageError,
     errors_of,
 )
-from steps.core.events import RUNNER, EventLog
-from steps.core.records import Cause
-from steps.core.redaction import Redactor, secrets_in
-from steps.core.rundir import RunDir, new_run_id, point_latest, write_text
-from steps.core.verdict import Verdict
+from steps.core.record.events import RUNNER, EventLog
+from steps.core.record.records import Cause
+from steps.core.record.redaction import Redactor, secrets_in
+from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
+from steps.core.record.verdict import Verdict
 from steps.validate import validate
 
 WAYS = (
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         warnings = check(path)
     except CaseError as error:
         refusal = partial(_refuse, arguments, run_dir.make(), run_id, path, error)
-        outcome.attempt("the report", refusal, _warn)
+        closing.attempt("the report", refusal, _warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     place = choose(case, arguments)
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     redactor = Redactor.of_environment(settings.inherited())
     for node in case.nodes:
         redactor.learn(secrets_in(node.envs))
-    warmer = outcome.Warmer()
+    warmer = closing.Warmer()
     events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live, warmer])
     request = Request(case, run_id, run_dir, events, arguments)
     began = time.time()
@@ -103,13 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         refusal = partial(_refuse, arguments, run_dir, run_id, path, error)
-        outcome.attempt("the report", refusal, _warn)
+        closing.attempt("the report", refusal, _warn)
         raise
     finally:
         for end in (warmer.close, live.close, events.close, partial(clean, run_dir, redactor)):
-            outcome.attempt("a clean end", end, _warn)
-    outcome.attempt("the collected JUnit", partial(_collect, arguments, run_dir), _warn)
-    outcome.attempt("the summary on the terminal", partial(outcome.show, run_dir), _warn)
+            closing.attempt("a clean end", end, _warn)
+    closing.attempt("the collected JUnit", partial(_collect, arguments, run_dir), _warn)
+    closing.attempt("the summary on the terminal", partial(closing.show, run_dir), _warn)
     return code
 
 
@@ -121,7 +122,7 @@ def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if arguments.junit:
         add = partial(junit.collect, arguments.junit, [run_dir.junit])
-        outcome.attempt(f"the JUnit in {arguments.junit}", add, annotate.warn)
+        closing.attempt(f"the JUnit in {arguments.junit}", add, annotate.warn)
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:
@@ -196,7 +197,7 @@ def conclude(
     verdict: Verdict | None = None
     if run_dir.plan.exists():
         try:
-            verdict, code = outcome.settle(run_dir, case, observed, issues, request.say)
+            verdict, code = closing.settle(run_dir, case, observed, issues, request.say)
         except Exception as error:
             told = error if isinstance(error, MultinodeError) else door.failure(error)
             observed = (_cause_of(told, request),)
@@ -207,14 +208,14 @@ def conclude(
             request.run, case.name, cause.verdict, cause, (), (), (), took, began, False
         )
         code = verdict.exit_code
-        outcome.planless(run_dir, verdict)
+        closing.planless(run_dir, verdict)
     problems = [*annotate.of_verdict(case, verdict), *warnings]
     for what, work in (
         ("the list of warnings", partial(_add_warnings, run_dir, warnings)),
-        ("GitHub's summary", partial(outcome.publish, run_dir)),
+        ("GitHub's summary", partial(closing.publish, run_dir)),
         ("GitHub's annotations", partial(annotate.show, problems)),
     ):
-        outcome.attempt(what, work, request.say)
+        closing.attempt(what, work, request.say)
     return code
 
 
@@ -246,9 +247,9 @@ def _refuse(
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
     with contextlib.suppress(OSError, UnicodeError):
         write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
-    outcome.planless(run_dir, verdict)
+    closing.planless(run_dir, verdict)
     clean(run_dir, Redactor.of_environment(settings.inherited()))
-    outcome.publish(run_dir)
+    closing.publish(run_dir)
     _latest(run_dir)
     _collect(arguments, run_dir)
     annotate.show(error.problems)

@@ -19,22 +19,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from k8s import cleanup, client, fetch, manifest, preflight, render
-from k8s.client import Api, ApiError, Json, path
+from k8s import cleanup, fetch, manifest, preflight, render
+from k8s.api import client
+from k8s.api.client import Api, ApiError, Json, path
+from k8s.api.follow import Follower, previous
+from k8s.api.watch import Watch
 from k8s.fetch import Fetched
-from k8s.follow import Follower, previous
 from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
-from k8s.watch import Watch
-from steps.core.budgets import BUDGETS
-from steps.core.case import Case
+from steps.core.case.case import Case
 from steps.core.errors import InfraError
-from steps.core.events import Event, EventLog
-from steps.core.plan import LEADER
-from steps.core.profile import find_profile, load_profile
-from steps.core.records import Cause
-from steps.core.redaction import Redactor
-from steps.core.rundir import RunDir
+from steps.core.plan.budgets import BUDGETS
+from steps.core.plan.plan import LEADER
+from steps.core.plan.profile import find_profile, load_profile
+from steps.core.record.events import Event, EventLog
+from steps.core.record.records import Cause
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import RunDir
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0

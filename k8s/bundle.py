@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from steps.core import bundle
+from steps.core.node import bundle
 
 #: Pure-Python packages the node side needs and an image may lack, or have too old. psutil is
 #: compiled: the node side uses the image's, or does without.

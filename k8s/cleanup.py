@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from k8s.client import Api, ApiError, path
+from k8s.api.client import Api, ApiError, path
 from k8s.manifest import LWS_NAME_LABEL, RUN_LABEL, Names
 
 #: Looked at in this order; the first two are made by controllers.

@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from k8s import client, manifest
-from k8s.client import Api, ApiError, Exec
+from k8s import manifest
+from k8s.api import client
+from k8s.api.client import Api, ApiError, Exec
 from k8s.pod import OFFSET
 from steps import report
 from steps.core import door
+from steps.core.case.numbers import loads
 from steps.core.errors import InfraError, UsageError
-from steps.core.numbers import loads
-from steps.core.rundir import RunDir, read_json, sha256_of, write_json
+from steps.core.record.rundir import RunDir, read_json, sha256_of, write_json
 
 CHUNK = 1 << 18
 #: Transfers at once: more would not be faster through one API server.

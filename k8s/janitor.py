@@ -14,13 +14,14 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from k8s import cleanup, client, manifest
-from k8s.client import Api, ApiError
+from k8s import cleanup, manifest
+from k8s.api import client
+from k8s.api.client import Api, ApiError
 from k8s.triage import epoch
 from steps.core import door
-from steps.core.case import seconds
+from steps.core.case.case import seconds
 from steps.core.errors import InfraError, UsageError
-from steps.core.profile import find_profile, load_profile
+from steps.core.plan.profile import find_profile, load_profile
 
 _SELECTOR = ",".join(f"{key}={value}" for key, value in manifest.MANAGED.items())
 #: A large grace period and a node that does not answer take a while.

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from k8s.api.client import LWS_GROUP, Json
 from k8s.bundle import Bundle
-from k8s.client import LWS_GROUP, Json
 from steps.core import settings
-from steps.core.case import Case
-from steps.core.cluster import Cluster, ClusterNode, Rehearsal
-from steps.core.fleet import ROOT
-from steps.core.numbers import dumps
-from steps.core.profile import Profile
+from steps.core.case.case import Case
+from steps.core.case.numbers import dumps
+from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
+from steps.core.plan.clusters import ROOT
+from steps.core.plan.profile import Profile
 
 RUN_LABEL = "multinode/run"
 CASE_LABEL = "multinode/case"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from k8s.client import LWS_GROUP, Api, ApiError, Json, path
+from k8s.api.client import LWS_GROUP, Api, ApiError, Json, path
 from k8s.manifest import Order, documents
 
 #: What a run does, as (verb, group, resource); k8s/role.yaml grants exactly this.

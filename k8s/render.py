@@ -22,13 +22,13 @@ import yaml
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
 from steps.core import cli, door, settings
-from steps.core.budgets import BUDGETS
-from steps.core.case import Case, load_case
-from steps.core.cluster import Cluster, loopback_nodes
+from steps.core.case.case import Case, load_case
 from steps.core.errors import InfraError, UsageError
-from steps.core.profile import Profile, find_profile, load_profile
-from steps.core.resolver import Options, resolve
-from steps.core.rundir import new_run_id
+from steps.core.plan.budgets import BUDGETS
+from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan.profile import Profile, find_profile, load_profile
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.rundir import new_run_id
 
 
 def order(

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from k8s.client import Json
+from k8s.api.client import Json
 from k8s.manifest import CONTAINER, Names
 
 #: A container that waits for one of these does not start by itself.

@@ -1,4 +1,4 @@
-"""Condense a dump of the `vllm serve` parser into `rehearsal/flags.json` and the linter's copy.
+"""Condense a dump of the `vllm serve` parser into the stand-in's options table and the linter's.
 
 Enters: the path of the dump (JSON: `{"vllm": version, "flags": [{flags, nargs, takes_value, kind,
 type, choices, default}]}`). Leaves: `flags.json` beside this file, one option a line. Run by hand
@@ -105,7 +105,10 @@ def main(argv: list[str]) -> int:
     table = condense(json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     lines = ",\n".join(json.dumps(option) for option in table["options"])
     root = Path(__file__).resolve().parent.parent
-    for target in (root / "rehearsal" / "flags.json", root / "steps/lint/data/vllm_flags.json"):
+    for target in (
+        root / "rehearsal/engine/flags.json",
+        root / "steps/core/vllm/data/vllm_flags.json",
+    ):
         target.write_text(
             f'{{"vllm": {json.dumps(table["vllm"])}, "options": [\n{lines}\n]}}\n',
             encoding="utf-8",

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import sys
 
-from rehearsal.faults import Injector
-from rehearsal.settings import Settings, read
+from rehearsal.base.faults import Injector
+from rehearsal.base.settings import Settings, read
 
 VERSION = "25.2.0"
 WIDE = f"+{'-' * 27}+{'-' * 15}+{'-' * 52}+"

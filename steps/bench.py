@@ -17,12 +17,15 @@ from pathlib import Path
 
 from steps import bench_drivers
 from steps.bench_drivers import Job, Measurement
-from steps.core import caches, cli, gates, stats
-from steps.core.health import look
-from steps.core.noderun import NodeRun, StepFailed
-from steps.core.plan import BenchmarkPlan, NodePlan, Process
-from steps.core.records import BenchResult, to_dict
-from steps.core.rundir import write_json
+from steps.core import cli
+from steps.core.case import gates
+from steps.core.node import caches
+from steps.core.node.health import look
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
+from steps.core.record import stats
+from steps.core.record.records import BenchResult, to_dict
+from steps.core.record.rundir import write_json
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 from steps.core import cli, settings
-from steps.core.noderun import NodeRun, free_bytes
-from steps.core.records import Artifact
-from steps.core.rundir import sha256_of
+from steps.core.node.noderun import NodeRun, free_bytes
+from steps.core.record.records import Artifact
+from steps.core.record.rundir import sha256_of
 
 PLOG_LIMIT = 2 << 30
 _TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}

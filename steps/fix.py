@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core import door
-from steps.core.case import build_case
+from steps.core.case.case import build_case
+from steps.core.case.source import parse_yaml, read_text
 from steps.core.errors import CaseError, Exit, Place
-from steps.core.resolver import examine
-from steps.core.yamlsource import parse_yaml, read_text
-from steps.lint import flagtable
-from steps.lint.commands import Option, parse_json
+from steps.core.plan.resolver import examine
+from steps.core.vllm import options
+from steps.core.vllm.commandline import Option, parse_json
 from steps.lint.fleet import Fleet, Server, build
 from steps.validate import default_paths, neutral_cluster
 
@@ -57,7 +57,7 @@ def _in_full(fleet: Fleet) -> Iterator[Edit]:
     for server, option in _options(fleet):
         if option.abbreviation and option.spec is not None and not option.part:
             word = server.command.argv[option.at].split("=", 1)[0]
-            targets = [n for n in flagtable.abbreviated(option.spelled) if n.startswith("--no-")]
+            targets = [n for n in options.abbreviated(option.spelled) if n.startswith("--no-")]
             full = targets[0] if option.spelled.startswith("--no-") and targets else option.name
             yield Edit("MN102", server.command.place(option.at), word, full)
 
@@ -118,7 +118,7 @@ def _as_item(value: str) -> str:
 
 
 def _known(name: str) -> bool:
-    return f"--{name[2:].replace('_', '-')}" in flagtable.options()
+    return f"--{name[2:].replace('_', '-')}" in options.options()
 
 
 def _bare_switch(fleet: Fleet) -> Iterator[Edit]:
@@ -132,7 +132,7 @@ def _bare_switch(fleet: Fleet) -> Iterator[Edit]:
             if option is None or option.spelled.startswith("--no-"):
                 continue
             opposite = f"--no-{option.name[2:]}"
-            off = value in _SWITCH_OFF and opposite in flagtable.options()
+            off = value in _SWITCH_OFF and opposite in options.options()
             if not off and value not in _SWITCH_ON:
                 continue
             flag, word = command.argv[option.at], command.argv[at]

@@ -1,8 +1,8 @@
 """hosts_check: what this machine has for a run, and what is wrong with it.
 
 Enters: a directory, ports, a model. Leaves: facts, as text or JSON. Touches:
-what ``steps.core.machine`` looks at; starts nothing. All hosts of a case at
-once are looked at by ``invoke hosts-check --hosts ...`` (``ci.hosts_check``).
+what ``steps.core.system.machine`` looks at; starts nothing. All hosts of a case at
+once are looked at by ``invoke hosts-check --hosts ...`` (``ci.backends.hosts.check``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from steps.core import door, machine, settings
+from steps.core import door, settings
+from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, UsageError
-from steps.core.machine import Facts
-from steps.core.numbers import dumps
+from steps.core.system import machine
+from steps.core.system.machine import Facts
 
 _SHOWN = ("host", "interpreter", *machine.ALIKE, "engine", "memory", "free", "addresses", "taken")
 

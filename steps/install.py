@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 
-from steps.core import evidence
-from steps.core.noderun import NodeRun, StepFailed
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.record import evidence
 
 
 def run(run: NodeRun) -> None:

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, door, evidence, joining, machine, priority, settings
+from steps.core import VERSION, cli, door, settings
 from steps.core.errors import (
     CaseError,
     DeadlineError,
@@ -35,17 +35,20 @@ from steps.core.errors import (
     MultinodeError,
     UsageError,
 )
-from steps.core.events import EventLog
-from steps.core.guard import Guard
-from steps.core.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
-from steps.core.plan import LEADER, Plan, from_json, to_json
-from steps.core.records import Cause, Check, cause_from, to_dict
-from steps.core.redaction import Redactor, secrets_in
-from steps.core.rendezvous import ROLL_WAIT, Leader, Link, Member
-from steps.core.resolver import resolve
-from steps.core.rundir import write_json, write_text
-from steps.core.start import GUESSABLE, Start, add_start_arguments, start_of
-from steps.core.verdict import CLASSES
+from steps.core.node import identify
+from steps.core.node.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.node.rendezvous import ROLL_WAIT, Leader, Link, Member
+from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
+from steps.core.plan.plan import LEADER, Plan, from_json, to_json
+from steps.core.plan.resolver import resolve
+from steps.core.record import evidence
+from steps.core.record.events import EventLog
+from steps.core.record.records import Cause, Check, cause_from, to_dict
+from steps.core.record.redaction import Redactor, secrets_in
+from steps.core.record.rundir import write_json, write_text
+from steps.core.record.verdict import CLASSES
+from steps.core.system import machine, priority
+from steps.core.system.guard import Guard
 
 HANDOVER_SECONDS = 20.0
 #: How long who ends before the run begins waits until the others have heard of it.
@@ -150,12 +153,12 @@ class Program:
         def again(what: str) -> None:
             self._wait_early(deadline, f"the address of {what}")
 
-        leader = joining.look_up(start.cluster.nodes[LEADER].address, again)
+        leader = identify.look_up(start.cluster.nodes[LEADER].address, again)
         names = [node.address for node in start.cluster.nodes]
         peer = next((name for i, name in enumerate(names) if i != start.index), "")
-        own = joining.look_up_own(names[start.index], peer, again)
-        identity = joining.identify(start.cluster, start.index, own)
-        hello = joining.hello(identity, start.case, start.cluster, start.options)
+        own = identify.look_up_own(names[start.index], peer, again)
+        identity = identify.identify(start.cluster, start.index, own)
+        hello = identify.hello(identity, start.case, start.cluster, start.options)
         if start.index == LEADER:
             return self._assemble(own, hello, deadline)
         return self._ask_for_plan(leader, own, hello, deadline)
@@ -210,7 +213,7 @@ class Program:
         facts = {f"node {index}": told.get("facts", {}) for index, told in hellos.items()}
         for text in machine.sentences(facts):
             self.events.emit("warning", text=text)
-        cluster = joining.assemble(start.cluster, hellos)
+        cluster = identify.assemble(start.cluster, hellos)
         try:
             plan = resolve(start.case, cluster, start.options)
         except CaseError as error:
@@ -262,7 +265,7 @@ class Program:
             self.start.token,
             size,
             refuse=lambda node, theirs: self._refusal(node, hello, theirs),
-            fingerprints=joining.comparable(hello),
+            fingerprints=identify.comparable(hello),
             on_stranger=self._on_stranger,
             on_cause=lambda cause: self._heard(),
             on_join=self._on_join,
@@ -282,11 +285,11 @@ class Program:
     def _on_stranger(self, address: str, theirs: Mapping[str, Any]) -> None:
         """Somebody without the run's token: most often a node with another case."""
         assert self.leader is not None
-        why = joining.differs(self.leader.fingerprints, theirs) or "it has another run token"
+        why = identify.differs(self.leader.fingerprints, theirs) or "it has another run token"
         self.events.emit("warning", text=f"a node at {address} was refused: {why}")
 
     def _refusal(self, node: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-        why = joining.differs(ours, theirs)
+        why = identify.differs(ours, theirs)
         if why:
             self.events.emit("warning", text=f"node {node} was refused: {why}")
         return why

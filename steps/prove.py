@@ -17,11 +17,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from steps.core import cli, vllmargs
-from steps.core.noderun import NodeRun, StepFailed
-from steps.core.numbers import Refused, finite
-from steps.core.plan import NodePlan, Plan, Process
-from steps.core.records import Check
+from steps.core import cli
+from steps.core.case.numbers import Refused, finite
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan.plan import NodePlan, Plan, Process
+from steps.core.record.records import Check
+from steps.core.vllm import arguments
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -208,7 +209,7 @@ def _computed(decoder: Served) -> Iterator[str]:
 
 def _block(server: Process) -> int:
     """Tokens of a KV block of a server."""
-    given = vllmargs.value(server.argv, "--block-size") or ""
+    given = arguments.value(server.argv, "--block-size") or ""
     return int(given) if given.isdigit() and int(given) else LARGEST_BLOCK
 
 

@@ -7,8 +7,8 @@ starts that process. A fleet without a split has none, and nothing happens.
 from __future__ import annotations
 
 from steps.core import cli
-from steps.core.launch import start
-from steps.core.noderun import NodeRun
+from steps.core.node.launch import start
+from steps.core.node.noderun import NodeRun
 
 
 def run(run: NodeRun) -> None:

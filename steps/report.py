@@ -12,15 +12,16 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps.core import door, finished, records, summary
+from steps.core import door
+from steps.core.case.numbers import dumps
 from steps.core.errors import InfraError, UsageError
-from steps.core.events import read_events
-from steps.core.finished import Finished
-from steps.core.numbers import dumps
-from steps.core.plan import Plan
-from steps.core.records import Cause
-from steps.core.redaction import Redactor
-from steps.core.rundir import RunDir, read_json, write_json, write_text
+from steps.core.plan.plan import Plan
+from steps.core.record import outcome, records, summary
+from steps.core.record.events import read_events
+from steps.core.record.outcome import Finished
+from steps.core.record.records import Cause
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import RunDir, read_json, write_json, write_text
 
 
 def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
@@ -40,7 +41,7 @@ def judge(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
     Raises:
         InfraError: the directory has no plan, so nothing can be said.
     """
-    over = finished.read(run_dir, observed)
+    over = outcome.read(run_dir, observed)
     if observed:
         kept = Redactor().value([records.to_dict(cause) for cause in observed])
         write_json(run_dir.observed, kept)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steps.core import cli, door, fleet
-from steps.core.case import Case, load_case
-from steps.core.cluster import Cluster, ClusterNode
+from steps.core import cli, door
+from steps.core.case.case import Case, load_case
 from steps.core.errors import UsageError
-from steps.core.plan import Plan, to_json
-from steps.core.resolver import resolve
-from steps.core.rundir import write_text
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Cluster, ClusterNode
+from steps.core.plan.plan import Plan, to_json
+from steps.core.plan.resolver import resolve
+from steps.core.record.rundir import write_text
 
 
 def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
@@ -90,8 +91,8 @@ def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
     if hosts and not arguments.rehearse:
         if len(hosts) != case.num_nodes:
             raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
-        return fleet.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
-    return fleet.local(
+        return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
+    return clusters.local(
         case, rehearsal=cli.rehearsal_of(arguments), network=arguments.network or "71.9"
     )
 

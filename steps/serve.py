@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 
 from steps.core import cli
-from steps.core.health import look
-from steps.core.launch import start
-from steps.core.noderun import NodeRun
-from steps.core.plan import Probe
+from steps.core.node.health import look
+from steps.core.node.launch import start
+from steps.core.node.noderun import NodeRun
+from steps.core.plan.plan import Probe
 
 
 def run(run: NodeRun) -> None:

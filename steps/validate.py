@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from steps.core import door, profile, settings
-from steps.core.case import Case, load_case
-from steps.core.cluster import Cluster, loopback_nodes
+from steps.core import door, settings
+from steps.core.case.case import Case, load_case
+from steps.core.case.excerpt import render_all, summary
+from steps.core.case.source import enough
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -28,9 +29,9 @@ from steps.core.errors import (
     errors_of,
     sort_problems,
 )
-from steps.core.excerpt import render_all, summary
-from steps.core.resolver import examine
-from steps.core.yamlsource import enough
+from steps.core.plan import profile
+from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan.resolver import examine
 from steps.lint import formats, reference
 from steps.lint.engine import lint, lint_matrix
 

@@ -15,11 +15,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from steps.core import chat, cli, evidence
-from steps.core.health import Answer, look
-from steps.core.noderun import NodeRun, StepFailed
-from steps.core.plan import NodePlan, Process
-from steps.core.records import Check
+from steps.core import cli
+from steps.core.node import chat
+from steps.core.node.health import Answer, look
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan.plan import NodePlan, Process
+from steps.core.record import evidence
+from steps.core.record.records import Check
 
 PROBE_EVERY, PROBE_EVERY_REAL = 0.1, 0.25
 ATTEMPTS, ATTEMPTS_REAL = 5, 8

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from steps import prove
-from steps.core import fleet, vllmargs
-from steps.core.case import load_case
-from steps.core.cluster import Rehearsal
-from steps.core.plan import Plan, to_json
-from steps.core.resolver import Options, resolve
+from steps.core.case.case import load_case
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.plan import Plan, to_json
+from steps.core.plan.resolver import Options, resolve
+from steps.core.vllm import arguments
 from steps.validate import validate_one
 
 CASES = sorted(Path(__file__).parent.parent.joinpath("configs", "cpu").glob("*.yaml"))
@@ -24,7 +25,7 @@ def path(request) -> Path:
 
 def plan_of(path: Path) -> Plan:
     case = load_case(path)
-    return resolve(case, fleet.local(case, network="71.9"), Options(run="r", driver="aisbench"))
+    return resolve(case, clusters.local(case, network="71.9"), Options(run="r", driver="aisbench"))
 
 
 def test_the_five_kinds_of_fleet_are_there():
@@ -62,7 +63,7 @@ def test_servers_listen_where_their_node_is_and_share_the_cores(path):
     for node, process in plan.servers():
         cores[process.env["VLLM_CPU_OMP_THREADS_BIND"]].append(process.name)
         if not process.headless:
-            assert vllmargs.value(process.argv, "--host") == node.address
+            assert arguments.value(process.argv, "--host") == node.address
     assert len(cores["0"]) - len(cores["1"]) in (0, 1)
 
 
@@ -71,7 +72,9 @@ def test_servers_listen_where_their_node_is_and_share_the_cores(path):
 )
 def test_a_handoff_by_files_is_proved_on_real_engines_only(rehearsal, status):
     case = load_case(CASES[0].with_name("smollm2-1p1d-files.yaml"))
-    plan = resolve(case, fleet.local(case, network="71.9", rehearsal=rehearsal), Options(run="r"))
+    plan = resolve(
+        case, clusters.local(case, network="71.9", rehearsal=rehearsal), Options(run="r")
+    )
     served = [
         prove.Served(node, process, {"0": 9.0}, {"local_compute": 430.0}, True)
         for node, process in plan.servers()
@@ -84,5 +87,5 @@ def test_a_handoff_by_files_is_proved_on_real_engines_only(rehearsal, status):
 def test_files_are_shared_whole_blocks_and_never_from_the_prefix_cache():
     for name in ("smollm2-1p1d-files", "tiny-external-dp"):
         for _, process in plan_of(CASES[0].with_name(f"{name}.yaml")).servers():
-            assert vllmargs.has(process.argv, "--no-enable-prefix-caching")
-            assert vllmargs.value(process.argv, "--block-size") == "32"
+            assert arguments.has(process.argv, "--no-enable-prefix-caching")
+            assert arguments.value(process.argv, "--block-size") == "32"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci import datasets
+from tests.real import datasets
 
 
 def lines(path: Path) -> list[dict[str, str]]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ci import cache, environments
-from ci.cache import BuildError
-from ci.environments import Check, Install, Metadata, Recipe, Uninstall
+from ci.tools import cache, environments
+from ci.tools.cache import BuildError
+from ci.tools.environments import Check, Install, Metadata, Recipe, Uninstall
 
 
 def make_wheel(directory: Path, name: str = "greeter", version: str = "1.0") -> Path:
@@ -222,7 +222,7 @@ def test_long_steps_are_heard_of_with_their_last_line(tmp_path, monkeypatch):
 
 INTERRUPTED = """
 import sys
-from ci import cache
+from ci.tools import cache
 
 slot = cache.Slot("things", "thing", "0")
 code = "import os, time; open(os.environ['FIFO'], 'w').write(str(os.getpid())); time.sleep(60)"
@@ -251,7 +251,7 @@ def test_an_interrupted_build_leaves_no_process(tmp_path, number):
     builder = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, "thing"],
         env={**os.environ, "FIFO": str(fifo)},
-        cwd=Path(cache.__file__).parent.parent,
+        cwd=Path(cache.__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,
     )

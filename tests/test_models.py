@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ci import environments, models
-from ci.cache import Builder, BuildError
-from ci.environments import Environment
+from ci.tools import environments
+from ci.tools.cache import Builder, BuildError
+from ci.tools.environments import Environment
+from tests.real import models
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import environments
-from ci.cache import BuildError
+from ci.tools import environments
+from ci.tools.cache import BuildError
 from tests.real import __main__ as real
 
 ROOT = Path(__file__).parents[1]

@@ -11,6 +11,6 @@ class MetaService:
     def main() -> None:
         """Run until SIGTERM."""
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-        from rehearsal import memcache
+        from rehearsal.handoff import memcache
 
         memcache.main()

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import Benchmark
-from steps.core.noderun import NodeRun
-from steps.core.numbers import is_finite
-from steps.core.plan import BenchmarkPlan, Endpoint
-from steps.core.records import Check
+from steps.core.case.case import Benchmark
+from steps.core.case.numbers import is_finite
+from steps.core.node.noderun import NodeRun
+from steps.core.plan.plan import BenchmarkPlan, Endpoint
+from steps.core.record.records import Check
 
 DRIVERS = {
     "smoke": "steps.bench_drivers.smoke",
@@ -47,7 +47,7 @@ class Measurement:
     """What a driver measured.
 
     Attributes:
-        metrics: by the names in ``steps.core.gates.METRICS``; milliseconds, tokens/s, %.
+        metrics: by the names in ``steps.core.case.gates.METRICS``; milliseconds, tokens/s, %.
         requests: ``asked sent ok failed empty truncated``.
         checks: evidence that the numbers mean what they say; a failed one is never green.
         error: why there are no numbers; empty when there are.

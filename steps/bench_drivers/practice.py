@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from steps.core.numbers import dumps
+from steps.core.case.numbers import dumps
 
 LARGEST = 20
 """Operands are 1 to this: what SmolLM2-135M sometimes gets right: the score can move."""

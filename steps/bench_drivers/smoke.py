@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from steps.bench_drivers import Job, Measurement, Sample, generation
 from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
-from steps.core.noderun import NodeRun
-from steps.core.numbers import dumps
-from steps.core.records import Check
+from steps.core.case.numbers import dumps
+from steps.core.node.noderun import NodeRun
+from steps.core.record.records import Check
 
 OTHER_PROMPTS = True
 REQUEST_SECONDS = 600.0

@@ -17,23 +17,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from steps.core import door, faults, fleet, settings
-from steps.core.budgets import parse_timeouts
-from steps.core.case import load_case
-from steps.core.cluster import Rehearsal
+from steps.core import door, settings
+from steps.core.case.case import load_case
 from steps.core.errors import Exit, InfraError, UsageError
-from steps.core.events import Event, EventLog, console_line
-from steps.core.guard import Guard
-from steps.core.noderun import NodeRun, RunEnded, StepFailed
-from steps.core.plan import Plan, from_json, to_json
-from steps.core.process import Supervisor
-from steps.core.redaction import Redactor
-from steps.core.resolver import Options, resolve
-from steps.core.rundir import RunDir, new_run_id, write_text
-from steps.core.tail import Tail
-from steps.core.verdict import CLASSES
+from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
+from steps.core.node.supervisor import Supervisor
+from steps.core.plan import clusters, faults
+from steps.core.plan.budgets import parse_timeouts
+from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.plan import Plan, from_json, to_json
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.events import Event, EventLog, console_line
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import RunDir, new_run_id, write_text
+from steps.core.record.verdict import CLASSES
+from steps.core.system.guard import Guard
+from steps.core.system.tail import Tail
 
-CONFIGS = fleet.ROOT / "configs"
+CONFIGS = clusters.ROOT / "configs"
 
 
 def find_case(name: str) -> Path:
@@ -150,7 +151,7 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
     if arguments.case:
         case = load_case(find_case(arguments.case))
         run = new_run_id()
-        cluster = fleet.local(case, rehearsal=rehearsal_of(arguments), network=arguments.network)
+        cluster = clusters.local(case, rehearsal=rehearsal_of(arguments), network=arguments.network)
         plan = resolve(case, cluster, options_of(arguments, run))
         return plan, Path(arguments.run_dir or Path("runs") / run)
     rehearsal_of(arguments)
@@ -271,7 +272,7 @@ def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) ->
     Args:
         nice: of what it starts; absent: what this program has itself now.
     """
-    from steps.core.envscripts import sourced
+    from steps.core.system.envscripts import sourced
 
     inherited = sourced(run.plan.cluster.scripts, settings.inherited())
     return Supervisor(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from steps.core.case import Case
+from steps.core.case.case import Case
+from steps.core.case.source import MAX_PROBLEMS, Source, cut
 from steps.core.errors import CaseError, Place, Problem, Severity, sort_problems
-from steps.core.plan import Plan
-from steps.core.yamlsource import MAX_PROBLEMS, Source, cut
+from steps.core.plan.plan import Plan
 from steps.lint import rules  # noqa: F401  (registers every rule)
 from steps.lint.fleet import build
 from steps.lint.matrix import read as read_matrix

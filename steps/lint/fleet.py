@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from steps.core import kvports
-from steps.core.case import Case, CaseNode
+from steps.core.case.case import Case, CaseNode
 from steps.core.errors import Place
-from steps.core.plan import NodePlan, Plan, Process
-from steps.lint.commands import Command, Option, parse
+from steps.core.plan.plan import NodePlan, Plan, Process
+from steps.core.vllm import kvports
+from steps.core.vllm.commandline import Command, Option, parse
 
 #: Connectors that keep blocks in a pool, for which roles and sizes mean nothing.
 

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from steps.core import VERSION
+from steps.core.case.excerpt import render
+from steps.core.case.numbers import dumps
 from steps.core.errors import Place, Problem, Severity, errors_of
-from steps.core.excerpt import render
-from steps.core.numbers import dumps
 from steps.lint.registry import RULES
 
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

@@ -1,6 +1,6 @@
 """The JSON Schema of a case for editors, made from the schema that checks it.
 
-Enters: ``steps.core.schema.FIELDS``. Leaves: JSON Schema (draft 7) that lets
+Enters: ``steps.core.case.fields.FIELDS``. Leaves: JSON Schema (draft 7) that lets
 through whatever the harness does. It is a little stricter than ``validate``,
 which only warns of keys that nobody knows and takes quoted numbers as upstream does.
 Touches nothing, but for :func:`main`, which writes ``configs/case.schema.json``.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.core import door
-from steps.core.numbers import dumps
-from steps.core.schema import FIELDS
+from steps.core.case.fields import FIELDS
+from steps.core.case.numbers import dumps
 
 FILE = Path("configs/case.schema.json")
 _TYPES: dict[str, dict[str, Any]] = {

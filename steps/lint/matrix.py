@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import Case
+from steps.core.case.case import Case
+from steps.core.case.source import Source, load_yaml
 from steps.core.errors import CaseError, Place, Problem
-from steps.core.yamlsource import Source, load_yaml
 
 
 @dataclass(frozen=True)

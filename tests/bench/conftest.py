@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers import Job
-from steps.core import cli, fleet
-from steps.core.case import load_case
-from steps.core.cluster import Rehearsal
-from steps.core.events import EventLog
-from steps.core.noderun import NodeRun
-from steps.core.plan import Endpoint
-from steps.core.redaction import Redactor
-from steps.core.resolver import Options, resolve
-from steps.core.rundir import RunDir
+from steps.core import cli
+from steps.core.case.case import load_case
+from steps.core.node.noderun import NodeRun
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.plan import Endpoint
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.events import EventLog
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import RunDir
 
 SAMPLES = Path(__file__).parents[1] / "data" / "aisbench"
 
@@ -133,7 +134,9 @@ class Bench:
         )
         program.chmod(0o755)
         case = load_case(case_file)
-        cluster = fleet.local(case, rehearsal=Rehearsal(), network="71.9", ais_bench=str(program))
+        cluster = clusters.local(
+            case, rehearsal=Rehearsal(), network="71.9", ais_bench=str(program)
+        )
         plan = resolve(case, cluster, Options("test-run", "aisbench"))
         plan = replace(plan, endpoint=Endpoint(url, "demo/tiny", "server"))
         self.seen: list[object] = []

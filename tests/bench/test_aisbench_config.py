@@ -9,9 +9,9 @@ import pytest
 
 from steps.bench_drivers import generation, practice
 from steps.bench_drivers.aisbench import catalogue, config, material
-from steps.core.case import Benchmark
-from steps.core.hub import NotHere
-from steps.core.plan import Endpoint
+from steps.core.case.case import Benchmark
+from steps.core.node.hub import NotHere
+from steps.core.plan.plan import Endpoint
 
 
 def make(request="vllm_api_stream_chat", data="gsm8k_gen_0_shot_cot_str_perf", **more):

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from steps import bench as bench_step
 from steps.bench_drivers import Measurement
 from steps.bench_drivers.aisbench import material, results
-from steps.core.case import Benchmark
-from steps.core.hub import NotHere
-from steps.core.numbers import dumps, loads
-from steps.core.plan import BenchmarkPlan
-from steps.core.records import Check
+from steps.core.case.case import Benchmark
+from steps.core.case.numbers import dumps, loads
+from steps.core.node.hub import NotHere
+from steps.core.plan.plan import BenchmarkPlan
+from steps.core.record.records import Check
 
 from .conftest import SAMPLES
 from .test_aisbench_results import failed, only, read

@@ -13,7 +13,7 @@ import pytest
 
 from steps import bench as bench_step
 from steps.bench_drivers import aisbench
-from steps.core.noderun import RunEnded, StepFailed
+from steps.core.node.noderun import RunEnded, StepFailed
 
 from .conftest import Bench
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import environments
-from steps.core.guard import marked
+from ci.tools import environments
+from steps.core.system.guard import marked
 
 from .conftest import CASE
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         environments.installed("aisbench") is None,
-        reason="the aisbench environment is not built: python -m ci.environments aisbench",
+        reason="the aisbench environment is not built: python -m ci.tools.environments aisbench",
     ),
 ]
 

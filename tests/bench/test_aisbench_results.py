@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers.aisbench import results
-from steps.core.case import Benchmark
-from steps.core.gates import METRICS
+from steps.core.case.case import Benchmark
+from steps.core.case.gates import METRICS
 
 from .conftest import SAMPLES
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from steps.bench_drivers import practice
-from steps.core.fleet import ROOT
-from steps.core.numbers import loads
+from steps.core.case.numbers import loads
+from steps.core.plan.clusters import ROOT
 
 from .conftest import SAMPLES
 

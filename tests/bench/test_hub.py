@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers import aisbench
-from steps.core import hub, settings
-from steps.core.hub import DATASET, MODEL, Hub, NotHere
-from steps.core.noderun import StepFailed
+from steps.core import settings
+from steps.core.node import hub
+from steps.core.node.hub import DATASET, MODEL, Hub, NotHere
+from steps.core.node.noderun import StepFailed
 
 
 @pytest.fixture

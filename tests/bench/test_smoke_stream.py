@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.bench_drivers import Job, Measurement, smoke, stream
-from steps.core.plan import Endpoint
+from steps.core.plan.plan import Endpoint
 from tests.bench import engine
 from tests.bench.conftest import Bench
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import Case, load_case
-from steps.core.events import EventLog
-from steps.core.fleet import ROOT
-from steps.core.plan import Plan, to_json
-from steps.core.records import Artifact, BenchResult, Record, to_dict
-from steps.core.resolver import Options, resolve
-from steps.core.rundir import RunDir, write_json, write_text
+from steps.core.case.case import Case, load_case
+from steps.core.plan.clusters import ROOT
+from steps.core.plan.plan import Plan, to_json
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.events import EventLog
+from steps.core.record.records import Artifact, BenchResult, Record, to_dict
+from steps.core.record.rundir import RunDir, write_json, write_text
 from tests.core.cases import cluster_of
 from tests.core.records import records_of
 
@@ -85,8 +85,8 @@ def requests(path: Path, count: int, tokens: int = 20) -> None:
 
 
 def record_at(run_dir: RunDir, index: int) -> Record:
-    from steps.core.records import record_from
-    from steps.core.rundir import read_json
+    from steps.core.record.records import record_from
+    from steps.core.record.rundir import read_json
 
     found = record_from(read_json(run_dir.node(index).record))
     assert found is not None

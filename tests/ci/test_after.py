@@ -13,13 +13,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import annotate, faults, history, html, junit, outcome, replay, run
-from ci.history import DirectoryStore, encode
-from steps.core import finished, settings
+from ci import replay, run
+from ci.backends import faults
+from ci.nightly import history
+from ci.nightly.history import DirectoryStore, encode
+from ci.report import annotate, closing, html, junit
+from steps.core import settings
 from steps.core.errors import InfraError, UsageError
-from steps.core.events import EventLog, read_events
-from steps.core.faults import Signal
-from steps.core.rundir import RunDir, read_bounded, read_json
+from steps.core.plan.faults import Signal
+from steps.core.record import outcome
+from steps.core.record.events import EventLog, read_events
+from steps.core.record.rundir import RunDir, read_bounded, read_json
 from tests.ci import runs
 from tests.ci.test_history import result
 
@@ -273,7 +277,7 @@ def test_many_odd_entries_are_one_sentence(tmp_path: Path) -> None:
 
 
 def settled(run_dir: RunDir, said: list[str]) -> int:
-    return outcome.settle(run_dir, runs.quickstart(), (), (), said.append)[1]
+    return closing.settle(run_dir, runs.quickstart(), (), (), said.append)[1]
 
 
 def test_a_passing_run_passes_whatever_the_history_holds(
@@ -450,7 +454,7 @@ def test_an_odd_file_in_a_run_directory_costs_no_verdict(
         '{"time": 1, "run": "", "node": -1, "phase": "pull", "what": "phase-end", "seconds": %s}'
     )
     run_dir.events.write_text("".join(event % f"{x}\n" for x in ('"x"', "[]", "true", "null")))
-    assert finished.read(run_dir).verdict.exit_code in (0, 3)
+    assert outcome.read(run_dir).verdict.exit_code in (0, 3)
     assert html.known_of(run_dir) == []
 
 

@@ -14,9 +14,11 @@ from invoke.parser import Parser
 from invoke.program import Program
 
 import tasks
-from ci import inventory, matrix, reference
-from steps.core.case import build_case
-from steps.core.yamlsource import parse_yaml
+from ci.backends.hosts import inventory
+from ci.nightly import matrix
+from ci.tools import reference
+from steps.core.case.case import build_case
+from steps.core.case.source import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -121,7 +123,7 @@ def test_the_hosts_file_of_the_page_is_one(tmp_path: Path) -> None:
 
 def test_the_reference_is_fresh() -> None:
     fresh = reference.PAGE.read_text(encoding="utf-8") == reference.page()
-    assert fresh, "docs/reference.md is old: run `python -m ci.reference`"
+    assert fresh, "docs/reference.md is old: run `python -m ci.tools.reference`"
 
 
 def test_every_variable_that_is_read_is_in_the_reference() -> None:

@@ -10,16 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from ci import baseline, known, trend
-from ci.history import DirectoryStore, GitStore, Result, case_key, decode, encode, open_store
-from steps.core import stats
-from steps.core.case import load_case
+from ci.nightly import baseline, known, trend
+from ci.nightly.history import (
+    DirectoryStore,
+    GitStore,
+    Result,
+    case_key,
+    decode,
+    encode,
+    open_store,
+)
+from steps.core.case.case import load_case
+from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError, UsageError
-from steps.core.fleet import ROOT
-from steps.core.plan import Plan
-from steps.core.records import Cause
-from steps.core.verdict import Verdict
-from steps.core.yamlsource import parse_yaml
+from steps.core.plan.clusters import ROOT
+from steps.core.plan.plan import Plan
+from steps.core.record import stats
+from steps.core.record.records import Cause
+from steps.core.record.verdict import Verdict
 
 
 def result(number: int, value: float = 1000.0, **more: object) -> Result:
@@ -279,7 +287,7 @@ def test_noise_wider_than_the_threshold_is_said(tmp_path: Path) -> None:
     data = json.loads(json.dumps({"gate": "output_throughput >= 0.97 * baseline"}))
     from dataclasses import replace
 
-    from steps.core import gates
+    from steps.core.case import gates
 
     entry = replace(plan.benchmarks[0], gates=(gates.parse(data["gate"]),))
     noisy = replace(plan, benchmarks=(entry,))
@@ -302,7 +310,7 @@ def test_noise_wider_than_the_threshold_is_said(tmp_path: Path) -> None:
 def test_a_fixed_limit_within_the_noise_is_said_too(gate: str, expected: str | None) -> None:
     from dataclasses import replace
 
-    from steps.core import gates
+    from steps.core.case import gates
     from tests.ci.runs import plan_of
 
     plan = plan_of()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import matrix
-from ci.matrix import Entry, Matrix, affected, as_github, as_json, select
+from ci.nightly import matrix
+from ci.nightly.matrix import Entry, Matrix, affected, as_github, as_json, select
 from steps.core.errors import CaseError, UsageError
 
 ENTRY = """\
@@ -120,7 +120,7 @@ def test_an_unknown_name_is_refused_with_a_close_one() -> None:
     [
         (["configs/one.yaml"], ["one"]),
         (["configs/clusters/cpu.yaml"], ["two"]),
-        (["docs/index.md", "tests/x.py", "rehearsal/serve.py", "CHANGELOG.md"], []),
+        (["docs/index.md", "tests/x.py", "rehearsal/engine/serve.py", "CHANGELOG.md"], []),
         (["steps/serve.py"], ["one", "two"]),
         (["docs/x.md", "setup.cfg"], ["one", "two"]),
         (["configs/other.yaml"], []),

@@ -15,21 +15,24 @@ from pathlib import Path
 
 import pytest
 
-from ci import annotate, html, junit, known, logs, outcome, run
-from ci.history import DirectoryStore
-from ci.requests import samples
+from ci import run
+from ci.nightly import known
+from ci.nightly.history import DirectoryStore
+from ci.report import annotate, closing, html, junit, logs
+from ci.report.requests import samples
 from steps import report
 from steps.bench import judge, to_confirm
 from steps.bench_drivers import Measurement
 from steps.bench_drivers.aisbench import results
-from steps.core import finished, gates, npu
-from steps.core.case import Benchmark
-from steps.core.cluster import Rehearsal
-from steps.core.events import Event
-from steps.core.plan import BenchmarkPlan
-from steps.core.records import Cause
-from steps.core.rundir import RunDir, read_json
-from steps.core.verdict import Verdict, compute
+from steps.core.case import gates
+from steps.core.case.case import Benchmark
+from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.plan import BenchmarkPlan
+from steps.core.record import devicetime, outcome
+from steps.core.record.events import Event
+from steps.core.record.records import Cause
+from steps.core.record.rundir import RunDir, read_json
+from steps.core.record.verdict import Verdict, compute
 from tests.bench.conftest import SAMPLES
 from tests.ci import runs
 from tests.core.records import death, records_of
@@ -39,7 +42,7 @@ XSD = Path(__file__).parents[1] / "data" / "junit" / "jenkins-junit.xsd"
 
 def settle(run_dir: RunDir, issues: tuple[known.Known, ...] = ()) -> tuple[Verdict, int, list[str]]:
     said: list[str] = []
-    verdict, code = outcome.settle(run_dir, runs.quickstart(), (), issues, said.append)
+    verdict, code = closing.settle(run_dir, runs.quickstart(), (), issues, said.append)
     return verdict, code, said
 
 
@@ -87,8 +90,8 @@ def test_the_summary_says_verdict_and_cause_first(failed: RunDir) -> None:
 
 
 def test_minutes_are_those_of_all_devices(failed: RunDir) -> None:
-    over = finished.read(failed)
-    spent = npu.spent(over.plan, over.verdict, over.records, {"pull": 30.0})
+    over = outcome.read(failed)
+    spent = devicetime.spent(over.plan, over.verdict, over.records, {"pull": 30.0})
     devices = 2 * 2
     assert spent.total == pytest.approx(devices * (60 + 30) / 60)
     assert spent.phases["pull"] == pytest.approx(devices * 30 / 60)
@@ -146,10 +149,10 @@ def test_a_miss_is_annotated_at_its_benchmark(passed: RunDir, capsys, monkeypatc
 def test_what_only_the_backend_saw_is_there_when_the_run_is_read_again(passed: RunDir) -> None:
     pytest.importorskip("matplotlib")
     seen = Cause("lost", "infra", "the pod was evicted", 1, process="pod", at=1030.0)
-    outcome.settle(passed, runs.quickstart(), (seen,), (), lambda text: None)
+    closing.settle(passed, runs.quickstart(), (seen,), (), lambda text: None)
     assert read_json(passed.verdict)["verdict"] == "infra"
     assert report.run(passed).verdict.cause == seen
-    assert "the pod was evicted" in html.write(finished.read(passed)).read_text()
+    assert "the pod was evicted" in html.write(outcome.read(passed)).read_text()
 
 
 def test_runs_are_merged_into_one_junit_each_once(failed: RunDir, tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_a_handful_of_requests_makes_no_empty_plot(passed: RunDir) -> None:
     pytest.importorskip("matplotlib")
     place = passed.node(0).bench / "00-chat"
     runs.requests(place / "requests.jsonl", 1)
-    page = html.write(finished.read(passed)).read_text()
+    page = html.write(outcome.read(passed)).read_text()
     assert not re.search("latenc(y|ies) of", page) and "install, load" in page
 
 
@@ -250,7 +253,7 @@ def test_a_secret_in_a_plan_or_log_is_not_shown(tmp_path: Path) -> None:
     plan = replace(plan, nodes=(replace(node, processes=(process,)), *plan.nodes[1:]))
     run_dir = runs.make(tmp_path / "run", plan)
     (run_dir.node(0).path / "server.log").write_text("--api-key sesame12345 x\n")
-    page = html.write(finished.read(run_dir)).read_text()
+    page = html.write(outcome.read(run_dir)).read_text()
     assert "opensesame123" not in page and "sesame12345" not in page
 
 
@@ -260,7 +263,7 @@ CHROMIUM = shutil.which("chromium")
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt install chromium)")
 def test_a_browser_opens_the_report_without_an_error(failed: RunDir, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    page = html.write(finished.read(failed))
+    page = html.write(outcome.read(failed))
     probe = tmp_path / "probe.html"
     search = (
         "const f=document.getElementById('search');f.value='ready';"
@@ -360,7 +363,7 @@ def test_each_request_of_aisbench_is_plotted_once_on_one_clock(passed: RunDir) -
     assert [round(s.begun, 3) for s in found] == [round(0.1 * i, 3) for i in range(16)]
     assert {(s.ttft, s.e2el, s.tpot) for s in found} == {(0.5, 2.0, 0.1)}
     pytest.importorskip("matplotlib")
-    page = html.write(finished.read(passed)).read_text()
+    page = html.write(outcome.read(passed)).read_text()
     assert "latencies of 16 requests by percentile" in page
 
 
@@ -416,9 +419,9 @@ def test_what_a_report_needs_is_loaded_while_the_fleet_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     began, end = threading.Event(), threading.Event()
-    monkeypatch.setattr(outcome, "WARM_AFTER", 0.0)
+    monkeypatch.setattr(closing, "WARM_AFTER", 0.0)
     monkeypatch.setattr(html, "warm", lambda: (began.set(), end.wait(5)))
-    warmer = outcome.Warmer()
+    warmer = closing.Warmer()
     warmer(Event(1.0, "run", 0, "preflight", "phase", {}))
     assert not began.wait(0.1)
     for _ in range(2):
@@ -438,7 +441,7 @@ def test_two_nodes_that_start_at_once_load_it_once(monkeypatch: pytest.MonkeyPat
             time.sleep(0.1)
 
     monkeypatch.setattr(threading, "Timer", Slow)
-    warmer = outcome.Warmer()
+    warmer = closing.Warmer()
 
     def read() -> None:
         together.wait(5)
@@ -454,14 +457,14 @@ def test_two_nodes_that_start_at_once_load_it_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_run_that_starts_nothing_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "warm", lambda: pytest.fail("loaded"))
-    warmer = outcome.Warmer()
+    warmer = closing.Warmer()
     warmer(Event(2.0, "run", 0, "load", "started", {}))
     warmer.close()
     warmer.close()
-    outcome.Warmer().close()
+    closing.Warmer().close()
 
 
 def test_loading_ahead_finds_the_template(passed: RunDir) -> None:
     pytest.importorskip("matplotlib")
     html.warm()
-    assert "<svg" in html.write(finished.read(passed)).read_text()
+    assert "<svg" in html.write(outcome.read(passed)).read_text()

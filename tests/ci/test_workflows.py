@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ci import matrix
+from ci.nightly import matrix
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ci import run as ci_run
-from steps.core.plan import to_json
+from steps.core.plan.plan import to_json
 from tests.core.cases import ROOT, SPLIT, plan_of
 
 STEPS = ("preflight", "serve", "proxy", "wait", "bench", "prove", "collect", "node")

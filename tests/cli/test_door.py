@@ -16,12 +16,14 @@ from types import ModuleType
 
 import pytest
 
-from ci import history, outcome, replay
+from ci import replay
 from ci import run as ci_run
 from ci.backends import Request
+from ci.nightly import history
+from ci.report import closing
 from steps.core import door
 from steps.core.errors import Exit
-from steps.core.records import Cause
+from steps.core.record.records import Cause
 from tests.ci import runs
 from tests.core.cases import ROOT
 from tests.core.records import death
@@ -29,9 +31,9 @@ from tests.faults.rehearse import command, environment
 
 #: Modules that people do not start as a verb of ours.
 NO_VERBS = {
-    "ci/make_model.py",  # a script of another environment
+    "tests/real/make_model.py",  # a script of another environment
     "k8s/pod.py",  # the standard library only, in an image
-    "steps/core/machine.py",  # goes over SSH as text, to a host that has nothing of ours
+    "steps/core/system/machine.py",  # goes over SSH as text, to a host that has nothing of ours
 }
 ENDINGS = ("| true", ">&-", "2>&-", "0<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1")
 
@@ -88,7 +90,7 @@ def test_a_full_device_is_said_once(failed: Path, tmp_path: Path) -> None:
 def test_files_that_nobody_takes_are_a_failure_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log").write_bytes(os.urandom(1 << 20))
-    done = shell(f"-m steps.keep pack {tmp_path} | true", tmp_path)
+    done = shell(f"-m steps.core.node.keeper pack {tmp_path} | true", tmp_path)
     assert (done.returncode, done.stderr) == (3, "error: Broken pipe\n")
     assert not list((tmp_path / "scratch").iterdir())
 
@@ -210,7 +212,7 @@ def test_what_comes_after_the_verdict_changes_nothing(
 
     cause = Cause("lost", "hang", "node 1 is silent", phase="load", at=1000.0)
     monkeypatch.setattr(ci_run, "_carry_out", lambda *_: (cause,))
-    for module, name in ((outcome, "show"), (outcome, "publish"), (ci_run, "clean"),
+    for module, name in ((closing, "show"), (closing, "publish"), (ci_run, "clean"),
                          (ci_run, "_collect"), (ci_run.annotate, "show")):  # fmt: skip
         monkeypatch.setattr(module, name, broken)
     run = tmp_path / "run"
@@ -228,7 +230,7 @@ def test_a_verdict_is_left_when_none_can_be_made(
 
     monkeypatch.setenv("MY_TOKEN", "very-secret-thing")
     monkeypatch.setattr(ci_run, "_carry_out", carried_out)
-    monkeypatch.setattr(outcome, "settle", fail)
+    monkeypatch.setattr(closing, "settle", fail)
     run = tmp_path / "run"
     assert ci_run.main(["quickstart.yaml", "--rehearse", "--run-dir", str(run)]) == Exit.INFRA
     told = json.loads((run / "verdict.json").read_text())
@@ -252,7 +254,7 @@ def test_the_refusal_of_a_case_stays_2_whatever_becomes_of_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.yaml").write_text("test_name: 1\n")
-    monkeypatch.setattr(outcome, "planless", fail)
+    monkeypatch.setattr(closing, "planless", fail)
     given = [str(tmp_path / "bad.yaml"), "--rehearse", "--run-dir", str(tmp_path / "run")]
     assert ci_run.main(given) == Exit.USAGE
     assert "the report was not made" in capsys.readouterr().err
@@ -315,7 +317,7 @@ def test_every_command_goes_through_the_door() -> None:
 
 
 def test_every_module_that_a_message_tells_to_start_can_be_started() -> None:
-    """``python -m ci.history`` stood in a hint, and did nothing."""
+    """``python -m ci.nightly.history`` stood in a hint, and did nothing."""
     for room in ("steps", "ci", "k8s"):
         for path in (ROOT / room).rglob("*.py"):
             for named in re.findall(

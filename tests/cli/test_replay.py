@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ci import replay
-from steps.core.budgets import REHEARSAL_BUDGETS
-from steps.core.cluster import Cluster, ClusterNode, Rehearsal
 from steps.core.errors import UsageError
-from steps.core.plan import Plan, to_json
+from steps.core.plan.budgets import REHEARSAL_BUDGETS
+from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
+from steps.core.plan.plan import Plan, to_json
 from tests.core.cases import ROOT, SPLIT, plan_of
 from tests.faults.rehearse import environment, left_of, rehearse
 
@@ -123,8 +123,8 @@ def test_another_version_of_the_harness_is_a_warning(run: Path) -> None:
 
 
 def test_the_case_is_the_copy_when_its_file_has_changed(run: Path, tmp_path: Path) -> None:
-    from steps.core.case import load_case
-    from steps.core.rundir import RunDir
+    from steps.core.case.case import load_case
+    from steps.core.record.rundir import RunDir
 
     own = tmp_path / "own.yaml"
     own.write_text(SPLIT)

@@ -17,13 +17,14 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
-from ci import hosts_check
-from ci.live import Live
+from ci.backends.hosts import check
+from ci.report.live import Live
 from steps import report, validate
-from steps.core import cli, fleet, settings
+from steps.core import cli, settings
 from steps.core.errors import Exit, InfraError, UsageError
-from steps.core.events import Event
-from steps.core.rundir import RunDir, point_latest, write_text
+from steps.core.plan import clusters
+from steps.core.record.events import Event
+from steps.core.record.rundir import RunDir, point_latest, write_text
 from tests.core.cases import ROOT
 from tests.faults.rehearse import environment
 
@@ -42,7 +43,7 @@ def test_a_directory_without_cases_is_an_error_not_all_of_configs(
 
 def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from steps.core.rundir import RunDir\n"
+        "import sys; from pathlib import Path; from steps.core.record.rundir import RunDir\n"
         "RunDir(Path(sys.argv[1])).make().claim(); print('mine', flush=True); sys.stdin.read()"
     )
     run_dir = RunDir(tmp_path / "run")
@@ -109,9 +110,9 @@ def test_a_loopback_that_is_down_is_said_at_once(monkeypatch: pytest.MonkeyPatch
     class Down(socket.socket):
         connect = down
 
-    monkeypatch.setattr(fleet.socket, "socket", Down)
+    monkeypatch.setattr(clusters.socket, "socket", Down)
     with pytest.raises(InfraError, match="the loopback network is down"):
-        fleet.free_network(28999)
+        clusters.free_network(28999)
 
 
 def test_the_clock_of_the_live_status_goes_on_between_events(
@@ -128,7 +129,7 @@ def test_the_clock_of_the_live_status_goes_on_between_events(
 
     assert "node 0: load  node 1 [server]" in shown()
     now = time.time()
-    monkeypatch.setattr("ci.live.time.time", lambda: now + 75)
+    monkeypatch.setattr("ci.report.live.time.time", lambda: now + 75)
     assert "75 s" in shown()
     console.width = 20
     assert len(shown().rstrip("\n")) <= 20
@@ -138,7 +139,7 @@ def test_the_clock_of_the_live_status_goes_on_between_events(
 def test_a_worker_that_never_met_its_leader_ends_at_once_when_told_to(tmp_path: Path) -> None:
     """It waited 7.6 s for the leader's word, and 20 s to hand its record to nobody."""
     plan = tmp_path / "plan.json"
-    network = fleet.free_network(28999)
+    network = clusters.free_network(28999)
     words = ["--case", "quickstart.yaml", "--rehearse", "--network", network]
     made = [sys.executable, "-m", "steps.resolve", *words, "--output", str(plan)]
     subprocess.run(made, cwd=ROOT, env=environment(tmp_path), check=True, capture_output=True)
@@ -206,7 +207,7 @@ def test_a_control_port_that_is_none_is_refused(
 ) -> None:
     monkeypatch.setenv("MULTINODE_CONTROL_PORT", given)
     with pytest.raises(UsageError, match=f"MULTINODE_CONTROL_PORT: found '{given}'"):
-        fleet.free_network(settings.read().control_port)
+        clusters.free_network(settings.read().control_port)
 
 
 @pytest.mark.parametrize(
@@ -220,5 +221,5 @@ def test_a_control_port_that_is_none_is_refused(
 def test_hosts_check_refuses_nonsense(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert hosts_check.main(arguments) == Exit.USAGE
+    assert check.main(arguments) == Exit.USAGE
     assert told in capsys.readouterr().err

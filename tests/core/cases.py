@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from steps.core.case import Case, build_case
-from steps.core.cluster import Cluster, ClusterNode, Rehearsal, loopback_nodes
-from steps.core.plan import Plan
-from steps.core.resolver import Options, resolve
-from steps.core.yamlsource import parse_yaml
+from steps.core.case.case import Case, build_case
+from steps.core.case.source import parse_yaml
+from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal, loopback_nodes
+from steps.core.plan.plan import Plan
+from steps.core.plan.resolver import Options, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from steps.core.plan import Plan
-from steps.core.records import BenchResult, Cause, Check, PhaseRecord, ProcessRecord, Record
+from steps.core.plan.plan import Plan
+from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, ProcessRecord, Record
 
 COMPLETION = Check("completion", "pass", "'4' from http://127.71.9.1:6000")
 

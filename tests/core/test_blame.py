@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from steps.core import evidence
-from steps.core.noderun import _blames_another
-from steps.core.plan import Process
+from steps.core.node.noderun import _blames_another
+from steps.core.plan.plan import Process
+from steps.core.record import evidence
 
 DIED = (
     "ERROR [core_client.py:598] Engine core proc EngineCore_DP{} died unexpectedly, shutting down"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from steps.core.events import EventLog
-from steps.core.noderun import NodeRun
-from steps.core.records import Cause
-from steps.core.rundir import RunDir
+from steps.core.node.noderun import NodeRun
+from steps.core.record.events import EventLog
+from steps.core.record.records import Cause
+from steps.core.record.rundir import RunDir
 from tests.core.cases import SPLIT, plan_of
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from steps.core import settings
-from steps.core.case import load_case
-from steps.core.cluster import Rehearsal
+from steps.core.case.case import load_case
 from steps.core.errors import UsageError
-from steps.core.fleet import local
-from steps.core.plan import Plan
-from steps.core.records import Cause, to_dict
-from steps.core.rendezvous import Leader, Link
-from steps.core.resolver import resolve
-from steps.core.rundir import RunDir
-from steps.core.start import Start
+from steps.core.node.rendezvous import Leader, Link
+from steps.core.node.start import Start
+from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.clusters import local
+from steps.core.plan.plan import Plan
+from steps.core.plan.resolver import resolve
+from steps.core.record.records import Cause, to_dict
+from steps.core.record.rundir import RunDir
 from steps.node import Program
 from steps.node import main as node
 from tests.core.cases import ROOT

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.core import evidence, redaction
-from steps.core.verdict import CLASSES
+from steps.core.record import evidence, redaction
+from steps.core.record.verdict import CLASSES
 
 TABLE = evidence.signatures()
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steps.core.errors import UsageError
-from steps.core.events import RUNNER, Event, EventLog, console_line, read_events
-from steps.core.redaction import MASK, Redactor
-from steps.core.rundir import (
+from steps.core.record.events import RUNNER, Event, EventLog, console_line, read_events
+from steps.core.record.redaction import MASK, Redactor
+from steps.core.record.rundir import (
     RunDir,
     new_run_id,
     point_latest,

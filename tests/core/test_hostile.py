@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from steps import fix
-from steps.core import profile, resolver, vllmargs
-from steps.core.case import load_case
+from steps.core.case.case import load_case
 from steps.core.errors import CaseError, Problem, Severity
-from steps.core.variables import TooLong, fill
-from steps.lint.commands import integer, parse_json, whole
+from steps.core.plan import profile, resolver
+from steps.core.plan.variables import TooLong, fill
+from steps.core.vllm import arguments
+from steps.core.vllm.commandline import integer, parse_json, whole
 from steps.lint.examples import PARALLEL
 from steps.validate import neutral_cluster, validate, validate_one
 from tests.fuzz import __main__ as fuzz
@@ -80,7 +81,7 @@ def test_many_problems_are_counted_and_a_few_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_error_is_shown_before_many_warnings(tmp_path: Path) -> None:
-    from steps.core.yamlsource import enough
+    from steps.core.case.source import enough
 
     place = load_case(_write(tmp_path, PARALLEL)).place()
     warnings = [Problem("MN601", f"w{n}", place, severity=Severity.WARNING) for n in range(500)]
@@ -154,8 +155,8 @@ def test_a_failing_example_is_kept_smaller(
 
 def test_numbers_of_commands_are_bounded() -> None:
     argv = ["--nnodes", "9" * 400, "--port", "8_0", "--x", "-1"]
-    assert vllmargs.number(argv, "--nnodes", 1) == 1
-    assert vllmargs.number(argv, "--port", 1) == 80
+    assert arguments.number(argv, "--nnodes", 1) == 1
+    assert arguments.number(argv, "--port", 1) == 80
     assert whole("9" * 400) is None
     assert whole("8k") == 8000
     assert [integer(v) for v in (float("inf"), "²", "9" * 5000, 1e300, "7", 7.0)] == [
@@ -186,7 +187,7 @@ def test_ranks_share_what_variables_make(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_pool_is_told_to_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steps.core.case.MAX_POOL", 1000)
+    monkeypatch.setattr("steps.core.case.case.MAX_POOL", 1000)
     path = tmp_path / "case.yaml"
     path.write_text(hostile.TEXTS["large pool"]())
     assert "characters of config" in validate_one(path)[1][0].message

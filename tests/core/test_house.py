@@ -22,15 +22,15 @@ VERBS = {
 HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.
 MAY_SLEEP = {
-    "ci/history.py",  # between two tries to push
-    "ci/hosts_ssh.py",  # between two tries to connect
-    "ci/junit.py",  # until another run has added to the same file
-    "ci/local.py",  # until a guard has done its work
+    "ci/nightly/history.py",  # between two tries to push
+    "ci/backends/hosts/ssh.py",  # between two tries to connect
+    "ci/report/junit.py",  # until another run has added to the same file
+    "ci/backends/local.py",  # until a guard has done its work
     "k8s/backend.py",  # between two tries of a broken connection
     "k8s/cleanup.py",  # until the cluster has deleted
     "k8s/fetch.py",  # between two tries to fetch
     "k8s/pod.py",  # until the node program has ended; nothing of ours is there to wait with
-    "steps/keep.py",  # until what it killed is gone
+    "steps/core/node/keeper.py",  # until what it killed is gone
 }
 #: Where else the environment is read: pod.py runs before the harness is unpacked.
 MAY_READ_ENVIRONMENT = {"steps/core/settings.py", "k8s/pod.py"}

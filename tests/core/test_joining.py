@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from steps.core import joining
-from steps.core.cluster import Cluster, ClusterNode
 from steps.core.errors import InfraError
+from steps.core.node import identify
+from steps.core.plan.cluster import Cluster, ClusterNode
 
 
 def test_a_name_that_one_name_server_knows_and_another_not_yet(
@@ -26,17 +26,17 @@ def test_a_name_that_one_name_server_knows_and_another_not_yet(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     tries: list[str] = []
-    assert joining.look_up_own("x-0.x.ns", "", tries.append) == "127.0.0.1"
+    assert identify.look_up_own("x-0.x.ns", "", tries.append) == "127.0.0.1"
     assert len(tries) == 1
 
 
 @pytest.mark.parametrize("backend", ["k8s", "hosts"])
 def test_a_bridge_is_a_pods_only_network(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pods of a runtime that is Docker may have addresses of its bridge, and reach one another."""
-    monkeypatch.setattr(joining, "own_addresses", lambda: {"cni0": ["10.9.8.7"]})
+    monkeypatch.setattr(identify, "own_addresses", lambda: {"cni0": ["10.9.8.7"]})
     cluster = Cluster("lab", backend, (ClusterNode(0, "x-0.x.ns"),))
     if backend == "k8s":
-        assert joining.identify(cluster, 0, "10.9.8.7").interface == "cni0"
+        assert identify.identify(cluster, 0, "10.9.8.7").interface == "cni0"
         return
     with pytest.raises(InfraError, match="container bridge"):
-        joining.identify(cluster, 0, "10.9.8.7")
+        identify.identify(cluster, 0, "10.9.8.7")

@@ -13,13 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.core.case import Case, build_case
-from steps.core.cluster import Cluster
+from steps.core.case.case import Case, build_case
+from steps.core.case.fields import FIELDS
+from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError
-from steps.core.plan import Plan, from_json, to_json
-from steps.core.resolver import Options, resolve
-from steps.core.schema import FIELDS
-from steps.core.yamlsource import parse_yaml
+from steps.core.plan.cluster import Cluster
+from steps.core.plan.plan import Plan, from_json, to_json
+from steps.core.plan.resolver import Options, resolve
 from steps.validate import neutral_cluster
 from tests.core.cases import CONFIGS, DIALECTS, cluster_of
 

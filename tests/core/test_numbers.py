@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.core import gates, numbers
-from steps.core.events import Event
-from steps.core.records import BenchResult, bench_from, cause_from, record_from, to_dict
-from steps.core.rundir import read_json, write_json
+from steps.core.case import gates, numbers
+from steps.core.record.events import Event
+from steps.core.record.records import BenchResult, bench_from, cause_from, record_from, to_dict
+from steps.core.record.rundir import read_json, write_json
 from tests.core.records import records_of
 from tests.core.test_house import ROOT, modules, name_of, nodes_of
 from tests.core.test_small import PLAN
 
 #: Copied to other machines as they are, so they cannot import the writer.
-ALONE = {"steps/core/numbers.py", "steps/core/machine.py", "k8s/pod.py"}
+ALONE = {"steps/core/case/numbers.py", "steps/core/system/machine.py", "k8s/pod.py"}
 
 
 def short(value: object) -> str:
@@ -138,7 +138,7 @@ def test_every_module_writes_json_without_such_numbers(path: Any) -> None:
     for node in nodes_of(path):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps"):
             strict = "allow_nan=False" in map(ast.unparse, node.keywords)
-            assert alone and strict, f"{path}:{node.lineno}: use steps.core.numbers.dumps"
+            assert alone and strict, f"{path}:{node.lineno}: use steps.core.case.numbers.dumps"
 
 
 # Records and gates

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from steps.core.errors import CaseError, Severity
-from steps.core.plan import Plan, Process, to_dict
-from steps.core.resolver import examine
+from steps.core.plan.plan import Plan, Process, to_dict
+from steps.core.plan.resolver import examine
 from tests.core.cases import (
     DATA_PARALLEL,
     MEMCACHE,

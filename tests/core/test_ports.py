@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from steps import preflight
-from steps.core import kvports
-from steps.core.events import EventLog
-from steps.core.noderun import NodeRun
-from steps.core.plan import KV_TRANSFER, Plan, Port
-from steps.core.resolver import Options, resolve
-from steps.core.rundir import RunDir
+from steps.core.node.noderun import NodeRun
+from steps.core.plan.plan import KV_TRANSFER, Plan, Port
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.events import EventLog
+from steps.core.record.rundir import RunDir
+from steps.core.vllm import kvports
 from steps.lint.fleet import build
 from tests.core.cases import CONFIGS, SPLIT, case_of, cluster_of, plan_of
 

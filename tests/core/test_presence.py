@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from steps.core import presence
+from steps.core.system import proc
 from tests.core.waiting import eventually
 
-TELL = "from steps.core import presence; print(presence.here(), flush=True); "
+TELL = "from steps.core.system import proc; print(proc.here(), flush=True); "
 
 if not Path("/proc/self/stat").exists():
     pytest.skip("no /proc here", allow_module_level=True)
@@ -34,7 +34,7 @@ def program(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[s
 
 
 def waits(where: str, seconds: float = 0.05) -> bool:
-    watch = presence.Watch(where, presence.here())
+    watch = proc.Watch(where, proc.here())
     assert watch.waited(1.0) == 0.0  # one look shows nothing
     threading.Event().wait(seconds)
     return watch.waited(3.5) == 2.5
@@ -116,8 +116,8 @@ def test_another_program_of_the_same_number_or_elsewhere(
 
 
 def test_nothing_is_known_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = presence.here()
+    here = proc.here()
     assert here.split()[2] == str(os.getpid())
-    monkeypatch.setattr(presence, "PROC", tmp_path)
-    assert presence.here() == ""
+    monkeypatch.setattr(proc, "PROC", tmp_path)
+    assert proc.here() == ""
     assert not waits(here)

@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from steps.core.fleet import ROOT
+from steps.core.plan.clusters import ROOT
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from steps.core import priority
-from steps.core.plan import Process
-from steps.core.process import Supervisor
-from steps.core.rundir import NodeDir
+from steps.core.system import priority
+from steps.core.plan.plan import Process
+from steps.core.node.supervisor import Supervisor
+from steps.core.record.rundir import NodeDir
 before = priority.normal()
 priority.raise_own()
 supervisor = Supervisor(NodeDir(Path(sys.argv[1])).make(), "m", dict(os.environ), lambda r: None,

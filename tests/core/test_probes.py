@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from steps.core import chat
-from steps.core.health import look
-from steps.core.plan import Probe
+from steps.core.node import chat
+from steps.core.node.health import look
+from steps.core.plan.plan import Probe
 
 Serve = Callable[..., str]
 

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from steps.core.guard import MARKER, marked
-from steps.core.plan import Process
-from steps.core.process import ExitStatus, Running, Supervisor, group_members
-from steps.core.redaction import Redactor
-from steps.core.rundir import NodeDir, read_json
+from steps.core.node.supervisor import ExitStatus, Running, Supervisor, group_members
+from steps.core.plan.plan import Process
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import NodeDir, read_json
+from steps.core.system.guard import MARKER, marked
 from tests.core.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="groups are seen in /proc")
@@ -294,10 +294,10 @@ OWNER = """
 import os, sys, signal
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from steps.core.guard import Guard
-from steps.core.plan import Process
-from steps.core.process import Supervisor
-from steps.core.rundir import NodeDir
+from steps.core.system.guard import Guard
+from steps.core.plan.plan import Process
+from steps.core.node.supervisor import Supervisor
+from steps.core.record.rundir import NodeDir
 guard = Guard({marker!r})
 box = Supervisor(NodeDir(Path({path!r})).make(), {marker!r}, dict(os.environ), print, guard)
 deaf = "import signal, os; signal.signal(15, 1); signal.signal(1, 1)\\nos.fork()\\nsignal.pause()"

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from steps.core import presence, rendezvous
-from steps.core.rendezvous import MAX_BODY, Leader, Link
+from steps.core.node import rendezvous
+from steps.core.node.rendezvous import MAX_BODY, Leader, Link
+from steps.core.system import proc
 from tests.core.waiting import eventually
 
 TOKEN = "a-token-of-a-run"
@@ -515,7 +516,7 @@ def starving(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             passed, self.looked = now - self.looked, now
             return passed if starves.is_set() and self.near else 0.0
 
-    monkeypatch.setattr(rendezvous.presence, "Watch", Watch)
+    monkeypatch.setattr(rendezvous.proc, "Watch", Watch)
     return starves
 
 
@@ -591,7 +592,7 @@ def test_each_side_knows_where_the_other_is(fleet: Callable[..., Fleet]) -> None
     run = fleet(2)
     link = run.worker(1)
     eventually(lambda: run.states[1])
-    here = presence.here()
+    here = proc.here()
     assert here
     assert link.state["where"] == here
     assert run.leader.members[1].where == here

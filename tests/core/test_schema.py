@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from steps.core.case import seconds
+from steps.core.case.case import seconds
+from steps.core.case.unknown import unread
 from steps.core.errors import CaseError, Problem
-from steps.core.unknown import unread
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 
 

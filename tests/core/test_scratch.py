@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from steps.core import scratch
-from steps.core.plan import Process
-from steps.core.process import Supervisor
-from steps.core.rundir import NodeDir
+from steps.core.node.supervisor import Supervisor
+from steps.core.plan.plan import Process
+from steps.core.record.rundir import NodeDir
+from steps.core.system import scratch
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually
 
@@ -156,7 +156,7 @@ def test_a_guard_that_was_killed_too_leaves_it_to_the_next_run(base: Path) -> No
         "from pathlib import Path\n"
         "from steps.core import scratch\n"
         f"scratch._places = lambda: [Path({str(base)!r})]\n"
-        "from steps.core.guard import Guard\n"
+        "from steps.core.system.guard import Guard\n"
         "guard = Guard('m:0')\n"
         "print(guard.scratch.path, flush=True)\n"
         "os.kill(guard.pid, 9)\nos.kill(os.getpid(), 9)\n"

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ci import junit
+from ci.report import junit
 from steps import bench, prove
 from steps.bench_drivers import Measurement
 from steps.bench_drivers.smoke import Sample, statistics_of, summarise
-from steps.core import gates, variables, vllmargs
-from steps.core.plan import BenchmarkPlan
-from steps.core.records import Cause, Check
-from steps.core.verdict import compute
+from steps.core.case import gates
+from steps.core.plan import variables
+from steps.core.plan.plan import BenchmarkPlan
+from steps.core.record.records import Cause, Check
+from steps.core.record.verdict import compute
+from steps.core.vllm import arguments
 from tests.core.cases import ROUTING, SPLIT, plan_of
 from tests.core.records import death, records_of
 
@@ -93,12 +95,12 @@ def test_options_are_read_as_the_real_parser_does() -> None:
         "--port",
         "9",
     ]
-    assert vllmargs.number(argv, "--tensor-parallel-size", 1) == 2
-    assert vllmargs.value(argv, "--port") == "9"
-    assert vllmargs.number(argv, "--data-parallel-size", 1) == 4
-    assert vllmargs.number([*argv, "--port", "x"], "--port", 8000) == 8000
-    assert vllmargs.value([*argv, "--host"], "--host") is None
-    assert not vllmargs.has(argv, "--headless")
+    assert arguments.number(argv, "--tensor-parallel-size", 1) == 2
+    assert arguments.value(argv, "--port") == "9"
+    assert arguments.number(argv, "--data-parallel-size", 1) == 4
+    assert arguments.number([*argv, "--port", "x"], "--port", 8000) == 8000
+    assert arguments.value([*argv, "--host"], "--host") is None
+    assert not arguments.has(argv, "--headless")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_options_are_read_as_the_real_parser_does() -> None:
     ],
 )
 def test_the_name_clients_ask_for(argv: list[str], name: str | None) -> None:
-    assert vllmargs.served_name(argv) == name
+    assert arguments.served_name(argv) == name
 
 
 # Variables

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.core import ancestry
+from steps.core.system import ancestry
 from tests.core import strays
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually
@@ -22,10 +22,10 @@ OWNER = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from steps.core.guard import Guard
-from steps.core.plan import Process
-from steps.core.process import Supervisor
-from steps.core.rundir import NodeDir
+from steps.core.system.guard import Guard
+from steps.core.plan.plan import Process
+from steps.core.node.supervisor import Supervisor
+from steps.core.record.rundir import NodeDir
 guard = Guard("a mark:0")
 place = NodeDir(Path(sys.argv[2])).make()
 box = Supervisor(place, "a mark:0", dict(os.environ), lambda running: None, guard)
@@ -93,7 +93,7 @@ def test_strays_of_a_killed_node_program_are_ended_by_its_guard(tmp_path: Path) 
 
 
 def _is_guard(pid: int) -> bool:
-    return b"steps.core.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"steps.core.system.guard" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_node_program_that_ends_without_stopping_leaves_that_to_its_guard(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_without_proc_children_the_table_is_read(monkeypatch: pytest.MonkeyPatch
 def test_the_guard_is_dismissed_only_when_all_is_gone(doubt: str) -> None:
     script = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from steps.core.guard import Guard\n"
+        "from steps.core.system.guard import Guard\n"
         "guard = Guard('a mark:1')\n"
         f"{doubt}\n"
         "guard.close()\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from steps.core.redaction import MASK, Redactor
-from steps.core.tail import Tail
+from steps.core.record.redaction import MASK, Redactor
+from steps.core.system.tail import Tail
 
 
 def lines_of(tmp_path: Path, content: bytes) -> list[str]:

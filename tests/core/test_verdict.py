@@ -12,10 +12,10 @@ import pytest
 
 from steps import report
 from steps.core.errors import Exit
-from steps.core.plan import to_json
-from steps.core.records import Cause, Check, record_from, to_dict
-from steps.core.rundir import RunDir, write_json, write_text
-from steps.core.verdict import CLASSES, compute, first_cause
+from steps.core.plan.plan import to_json
+from steps.core.record.records import Cause, Check, record_from, to_dict
+from steps.core.record.rundir import RunDir, write_json, write_text
+from steps.core.record.verdict import CLASSES, compute, first_cause
 from tests.core.cases import DATA_PARALLEL, SPLIT, plan_of
 from tests.core.records import COMPLETION, death, record_of, records_of, result_of
 

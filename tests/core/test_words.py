@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.core import words
-from steps.core.yamlsource import parse_yaml
+from steps.core.case import shellwords
+from steps.core.case.source import parse_yaml
 
 TEXT = st.text(st.sampled_from("ab-{}:,$= \t\r'\"\\\n\xa0\u3000é"), max_size=40) | st.text(
     max_size=30
@@ -25,39 +25,39 @@ def test_equals_shlex(text: str) -> None:
     except ValueError:
         wanted = None
     if wanted is None:
-        with pytest.raises(words.UnbalancedQuote):
-            words.split(text)
+        with pytest.raises(shellwords.UnbalancedQuote):
+            shellwords.split(text)
     else:
-        assert [word for word, _, _ in words.split(text)] == wanted
+        assert [word for word, _, _ in shellwords.split(text)] == wanted
 
 
 @given(st.lists(st.text(max_size=10), max_size=6))
 def test_takes_back_what_shlex_quotes(items: list[str]) -> None:
-    assert [word for word, _, _ in words.split(shlex.join(items))] == items
+    assert [word for word, _, _ in shellwords.split(shlex.join(items))] == items
 
 
 def test_a_backslash_at_a_line_end_continues_the_line() -> None:
     text = 'vllm serve m \\\n  --port 1\\\n2 "a\\\nb"\n'
-    assert [w for w, _, _ in words.split(text)] == ["vllm", "serve", "m", "--port", "12", "ab"]
+    assert [w for w, _, _ in shellwords.split(text)] == ["vllm", "serve", "m", "--port", "12", "ab"]
 
 
 @given(TEXT)
 def test_offsets_frame_each_word(text: str) -> None:
     try:
-        found = words.split(text)
-    except words.UnbalancedQuote as error:
+        found = shellwords.split(text)
+    except shellwords.UnbalancedQuote as error:
         assert 0 <= error.offset < len(text)
         return
     last = 0
     for word, start, end in found:
         assert last <= start < end <= len(text)
-        assert [w for w, _, _ in words.split(text[start:end])] == [word]
+        assert [w for w, _, _ in shellwords.split(text[start:end])] == [word]
         last = end
 
 
 def test_an_open_quote_says_which_and_where() -> None:
-    with pytest.raises(words.UnbalancedQuote, match="'") as caught:
-        words.split("a b 'c d")
+    with pytest.raises(shellwords.UnbalancedQuote, match="'") as caught:
+        shellwords.split("a b 'c d")
     assert caught.value.offset == 4
 
 
@@ -81,8 +81,8 @@ def test_an_open_quote_says_which_and_where() -> None:
 def test_places(yaml_text: str, where: dict[str, tuple[int, int]]) -> None:
     source = parse_yaml(yaml_text, "f")
     text = source.data["c"]
-    locator = words.Locator("f", source.lines, source.spans[("c",)])
-    found = {word: locator.place(text[a:b]) for word, a, b in words.split(text)}
+    locator = shellwords.Locator("f", source.lines, source.spans[("c",)])
+    found = {word: locator.place(text[a:b]) for word, a, b in shellwords.split(text)}
     for word, (line, column) in where.items():
         assert (found[word].line, found[word].column) == (line, column), word
 
@@ -90,6 +90,6 @@ def test_places(yaml_text: str, where: dict[str, tuple[int, int]]) -> None:
 def test_a_word_over_several_lines_stands_where_it_begins() -> None:
     source = parse_yaml('c: >\n  vllm serve m --config\n  \'{"a": 1,\n  "b": 2}\' --last\n', "f")
     text = source.data["c"]
-    locator = words.Locator("f", source.lines, source.spans[("c",)])
-    lines = [locator.place(text[a:b]).line for _, a, b in words.split(text)]
+    locator = shellwords.Locator("f", source.lines, source.spans[("c",)])
+    lines = [locator.place(text[a:b]).line for _, a, b in shellwords.split(text)]
     assert lines == [2, 2, 2, 2, 3, 4]

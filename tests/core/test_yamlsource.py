@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steps.core.case.source import MAX_BYTES, load_yaml, parse_yaml
 from steps.core.errors import CaseError
-from steps.core.yamlsource import MAX_BYTES, load_yaml, parse_yaml
 
 
 def problems(text: str) -> list[Any]:

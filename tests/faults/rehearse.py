@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steps.core.guard import marked
+from steps.core.system.guard import marked
 
 ROOT = Path(__file__).resolve().parents[2]
 

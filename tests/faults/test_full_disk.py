@@ -13,11 +13,11 @@ from typing import IO
 
 import pytest
 
-from steps.core.events import EventLog
-from steps.core.guard import marked
-from steps.core.noderun import NodeRun
-from steps.core.records import Cause
-from steps.core.rundir import RESERVE, RunDir, read_json
+from steps.core.node.noderun import NodeRun
+from steps.core.record.events import EventLog
+from steps.core.record.records import Cause
+from steps.core.record.rundir import RESERVE, RunDir, read_json
+from steps.core.system.guard import marked
 from tests.core.cases import ROOT, SPLIT, plan_of
 from tests.core.waiting import eventually
 from tests.faults.rehearse import command

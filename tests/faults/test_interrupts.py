@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.core.guard import marked
+from steps.core.system.guard import marked
 from tests.faults.rehearse import ROOT, Outcome, command, environment, left_of
 
 NODES = (0, 1)

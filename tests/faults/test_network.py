@@ -25,9 +25,9 @@ from typing import Any
 
 import pytest
 
-from steps.core import fleet
-from steps.core.cluster import Cluster, ClusterNode, Rehearsal
-from steps.core.guard import marked
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
+from steps.core.system.guard import marked
 from tests.faults.rehearse import ROOT, environment
 
 NODES = (0, 1)
@@ -156,8 +156,8 @@ class Fleet:
             "hosts",
             tuple(ClusterNode(i, wire.addresses[i], "eth0") for i in NODES),
             paths={
-                "PATH": (str(fleet.STAND_INS / "bin"),),
-                "PYTHONPATH": (str(fleet.STAND_INS / "lib"),),
+                "PATH": (str(clusters.STAND_INS / "bin"),),
+                "PYTHONPATH": (str(clusters.STAND_INS / "lib"),),
             },
             python=sys.executable,
             rehearsal=Rehearsal(load),

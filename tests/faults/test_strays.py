@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.core import ancestry
-from steps.core.rundir import read_json
+from steps.core.record.rundir import read_json
+from steps.core.system import ancestry
 from tests.core import strays
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually

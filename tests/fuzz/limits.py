@@ -22,8 +22,9 @@ from typing import Any
 
 from steps import fix, validate
 from steps import resolve as plan
-from steps.core import excerpt, profile
+from steps.core.case import excerpt
 from steps.core.errors import CaseError, errors_of
+from steps.core.plan import profile
 from steps.lint import formats
 
 SECONDS = 5.0

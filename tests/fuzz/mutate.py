@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from steps.core.yamlsource import Loader
+from steps.core.case.source import Loader
 from steps.lint.examples import PARALLEL, ROUTING, SPLIT
 
 _POOL = """\

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import fleet
+from steps.core.plan import clusters
 
 PORT = 2222
 #: Of the hosts: the system's own, which lacks most of what the node program needs.
@@ -159,7 +159,7 @@ class Rig:
         self.root = root
         self.home = root / "home"
         self.space = root / "space"
-        self.network = fleet.free_network(PORT)
+        self.network = clusters.free_network(PORT)
         ssh = self.home / ".ssh"
         ssh.mkdir(parents=True)
         self.space.mkdir()
@@ -276,7 +276,7 @@ class Run:
         self.log = run_dir.with_suffix(".log")
         self.popen = subprocess.Popen(
             argv,
-            cwd=fleet.ROOT,
+            cwd=clusters.ROOT,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=self.log.open("wb"),

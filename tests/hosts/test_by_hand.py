@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.core import fleet
-from steps.core.cluster import Cluster, ClusterNode, Rehearsal
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
 from tests.hosts import lan as lans
 from tests.hosts.cases import spread
 
@@ -34,7 +34,7 @@ def lan() -> Iterator[lans.Lan]:
 
 def cluster(path: Path, addresses: list[str]) -> Path:
     """A file with a cluster of stand-ins on these addresses."""
-    stand_ins = fleet.STAND_INS
+    stand_ins = clusters.STAND_INS
     value = Cluster(
         "by-hand",
         "hosts",
@@ -55,7 +55,7 @@ class Node:
         with self._log.open("wb") as out:
             self.popen = subprocess.Popen(
                 [*wrap, sys.executable, "-m", "steps.node", "--run-dir", str(self.dir), *words],
-                cwd=fleet.ROOT,
+                cwd=clusters.ROOT,
                 env={**HERE, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -156,7 +156,7 @@ def test_hosts_that_never_come_are_named_on_all_that_did(lan: lans.Lan, tmp_path
 
 
 def test_another_case_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
-    network = fleet.free_network(28999)
+    network = clusters.free_network(28999)
     addresses = [f"127.{network}.{i}" for i in (1, 2)]
     file = str(cluster(tmp_path / "cluster.json", addresses))
     ours = spread(tmp_path / "ours.yaml", 2, addresses)
@@ -172,7 +172,7 @@ def test_another_case_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
 
 
 def test_a_node_without_the_token_stays_outside(tmp_path: Path) -> None:
-    network = fleet.free_network(28999)
+    network = clusters.free_network(28999)
     addresses = [f"127.{network}.{i}" for i in (1, 2)]
     file = str(cluster(tmp_path / "cluster.json", addresses))
     case = str(spread(tmp_path / "case.yaml", 2, addresses))
@@ -190,7 +190,7 @@ def test_a_node_without_the_token_stays_outside(tmp_path: Path) -> None:
 
 def two_here(tmp: Path, *more: str) -> list[str]:
     """The words that start a node of two on this machine."""
-    addresses = [f"127.{fleet.free_network(28999)}.{i}" for i in (1, 2)]
+    addresses = [f"127.{clusters.free_network(28999)}.{i}" for i in (1, 2)]
     case = spread(tmp / "case.yaml", 2, addresses)
     file = cluster(tmp / "cluster.json", addresses)
     return ["--case", str(case), "--cluster", str(file), *more]
@@ -223,7 +223,7 @@ def test_the_leader_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_leader_that_goes_before_all_have_met(tmp_path: Path, how: signal.Signals) -> None:
-    addresses = [f"127.{fleet.free_network(28999)}.{i}" for i in (1, 2, 3)]
+    addresses = [f"127.{clusters.free_network(28999)}.{i}" for i in (1, 2, 3)]
     words = ["--case", str(spread(tmp_path / "case.yaml", 3, addresses))]
     words += ["--cluster", str(cluster(tmp_path / "cluster.json", addresses))]
     leader = Node(tmp_path, "leader", [], *words, "--node-index", "0")

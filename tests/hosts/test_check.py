@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from steps.core import fleet, machine
+from steps.core.plan import clusters
+from steps.core.system import machine
 from tests.hosts.rig import PORT, Rig
 
 GOOD = {
@@ -22,7 +23,7 @@ GOOD = {
 def check(rig: Rig, *words: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "invoke", "hosts-check", *words],
-        cwd=fleet.ROOT,
+        cwd=clusters.ROOT,
         env=rig.environment(),
         capture_output=True,
         text=True,
@@ -76,7 +77,7 @@ def test_problems_of_one_machine() -> None:
 
 
 def test_devices_as_npu_smi_prints_them(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setenv("PATH", f"{fleet.STAND_INS / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{clusters.STAND_INS / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("REHEARSAL_DEVICES", "4")
     count, ill, driver = machine.devices()
     assert (count, ill) == ("4 x 910B3", [])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import inventory
-from ci.inventory import Host
+from ci.backends.hosts import inventory
+from ci.backends.hosts.inventory import Host
 from steps.core.errors import CaseError, UsageError
 
 

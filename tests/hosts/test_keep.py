@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from steps import keep
-from steps.core import fleet
+from steps.core.node import keeper
+from steps.core.plan import clusters
 from tests.core import strays
 from tests.core.waiting import eventually
 
@@ -80,11 +80,11 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A place with a keeper whose lease is two seconds; its node program echoes words."""
     place = tmp_path / "multinode-x" / "host-0"
     place.mkdir(parents=True)
-    (place.parent / "bundle").symlink_to(fleet.ROOT)
+    (place.parent / "bundle").symlink_to(clusters.ROOT)
     config = {"place": str(place), "index": 0, "token": "t" * 20, "lease": 2, "argv": ["-c", NODE]}
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "steps.keep", "run"],
-        cwd=fleet.ROOT,
+        [sys.executable, "-m", "steps.core.node.keeper", "run"],
+        cwd=clusters.ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "MULTINODE_PLACE": str(place)},
@@ -171,7 +171,7 @@ def test_results_that_nobody_fetched_for_a_week_go(tmp_path: Path) -> None:
         (path / "ended").touch()
     long_ago = time.time() - 8 * 86400
     os.utime(old / "ended", (long_ago, long_ago))
-    keep.prune(tmp_path)
+    keeper.prune(tmp_path)
     assert not old.parent.exists()
     assert new.exists()
 
@@ -182,8 +182,8 @@ def test_clean_says_what_was_left(place: Path) -> None:
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "steps.keep", "clean", str(place)],
-            cwd=fleet.ROOT,
+            [sys.executable, "-m", "steps.core.node.keeper", "clean", str(place)],
+            cwd=clusters.ROOT,
             capture_output=True,
             text=True,
             check=True,
@@ -207,8 +207,8 @@ def test_what_a_killed_node_program_and_its_guard_left_is_ended_and_named(place:
     eventually(lambda: len(strays.listed(roster)) > 60)
     talk.close()
     done = subprocess.run(
-        [sys.executable, "-m", "steps.keep", "clean", str(place)],
-        cwd=fleet.ROOT,
+        [sys.executable, "-m", "steps.core.node.keeper", "clean", str(place)],
+        cwd=clusters.ROOT,
         capture_output=True,
         text=True,
         timeout=60,

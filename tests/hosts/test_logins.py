@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import ssh_config
+from ci.backends.hosts import ssh_config
 from tests.hosts.rig import PORT, PYTHON, Rig
 from tests.hosts.test_check import check
 

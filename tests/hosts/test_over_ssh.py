@@ -79,7 +79,7 @@ def test_a_killed_keeper_ends_the_run(rig: Rig, case: Path) -> None:
     run = rig.run(case, "--load-seconds", "20")
     run.until("load ...")
     for program in rig.programs():
-        if b"steps.keep" in program.cmdline and b"/host-1" in program.environ:
+        if b"steps.core.node.keeper" in program.cmdline and b"/host-1" in program.environ:
             os.kill(program.pid, signal.SIGKILL)
     assert run.end() == 3, run.text
     assert "keeper" in run.text

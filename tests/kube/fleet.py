@@ -92,14 +92,15 @@ class Place:
         """Our own way in."""
         from unittest import mock
 
-        from k8s import client
+        from k8s.api import client
 
         with mock.patch.dict(os.environ, self.env, clear=True):
             return client.connect()
 
     def items(self, plural: str) -> list[dict[str, Any]]:
         """Objects of ours that are there."""
-        from k8s import client, manifest
+        from k8s import manifest
+        from k8s.api import client
 
         query = {"labelSelector": "app.kubernetes.io/managed-by=multinode"}
         assert manifest.MANAGED == {"app.kubernetes.io/managed-by": "multinode"}
@@ -114,7 +115,7 @@ class Place:
 
 def real(image: str, namespace: str, directory: Path) -> Place:
     """The cluster of the kubeconfig."""
-    from k8s import client
+    from k8s.api import client
 
     namespace = namespace or client.connect().namespace
     profile = PROFILE.replace("registry.local/py:1", image).replace(": 20", ": 180")

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from k8s import client
-from k8s.client import Api, ApiError
-from k8s.watch import Watch
+from k8s.api import client
+from k8s.api.client import Api, ApiError
+from k8s.api.watch import Watch
 from steps.core.errors import InfraError
 
 from . import fleet

@@ -65,7 +65,8 @@ def test_the_janitor_removes_what_a_killed_runner_left(place: fleet.Place) -> No
 
 def test_by_hand_render_apply_fetch(place: fleet.Place) -> None:
     """What a user with kubectl does; the log of the leader is the whole story."""
-    from k8s import client, manifest
+    from k8s import manifest
+    from k8s.api import client
 
     user = place.directory / "user"
     made = place.tool(

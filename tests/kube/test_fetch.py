@@ -12,8 +12,9 @@ from unittest import mock
 
 import pytest
 
-from k8s import client, fetch
-from k8s.client import Api, ApiError, Exec
+from k8s import fetch
+from k8s.api import client
+from k8s.api.client import Api, ApiError, Exec
 
 from . import fleet
 from .double import KubeDouble

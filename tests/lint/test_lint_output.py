@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from lxml import etree
 
+from steps.core.case.excerpt import render, summary
+from steps.core.case.fields import FIELDS
 from steps.core.errors import Place, Problem, Severity
-from steps.core.excerpt import render, summary
-from steps.core.schema import FIELDS
 from steps.lint import formats, jsonschema
 from steps.lint.examples import BASES, PARALLEL, parallel, text_of
 from steps.validate import main, validate

@@ -63,8 +63,8 @@ def test_the_reference_page_is_fresh() -> None:
 
 
 def test_the_linters_flag_table_is_the_stand_ins() -> None:
-    ours = Path("steps/lint/data/vllm_flags.json").read_text(encoding="utf-8")
-    assert ours == Path("rehearsal/flags.json").read_text(encoding="utf-8")
+    ours = Path("steps/core/vllm/data/vllm_flags.json").read_text(encoding="utf-8")
+    assert ours == Path("rehearsal/engine/flags.json").read_text(encoding="utf-8")
 
 
 def test_matrix_rules_need_a_matrix() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ci import environments
+from ci.tools import environments
 from steps import prove
-from steps.core import fleet
-from steps.core.case import load_case
-from steps.core.resolver import Options, resolve
+from steps.core.case.case import load_case
+from steps.core.plan import clusters
+from steps.core.plan.resolver import Options, resolve
 
 ROOT = Path(__file__).parents[2]
 PROXY = Path(__file__).with_name("one_sided.py")
@@ -81,7 +81,7 @@ def one_sided(side: str) -> str:
 
 @pytest.mark.skipif(
     environments.installed("vllm-router") is None,
-    reason="the vllm-router environment is not built: python -m ci.environments vllm-router",
+    reason="the vllm-router environment is not built: python -m ci.tools.environments vllm-router",
 )
 def test_a_split_fleet_whose_proxy_hands_over_passes(tmp_path):
     code, verdict, checks = rehearse(tmp_path, "proxy: vllm-router")
@@ -108,7 +108,7 @@ def test_the_case_can_switch_the_proof_off(tmp_path):
 def judged(name: str, counts: dict[str, float]) -> dict[str, str]:
     """What the proof says of a case whose API server counted so many requests an engine."""
     case = load_case(ROOT / "configs" / "cpu" / name)
-    plan = resolve(case, fleet.local(case, network="71.9"), Options(run="r"))
+    plan = resolve(case, clusters.local(case, network="71.9"), Options(run="r"))
     servers = [(node, process) for node, process in plan.servers() if process.api]
     found = [prove.Served(node, process, counts, {}, True) for node, process in servers]
     return {check.name: check.status for check in prove.judge(plan, found)}

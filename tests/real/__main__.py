@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ci import environments, models
-from ci.cache import BuildError, cache_root
+from ci.tools import environments
+from ci.tools.cache import BuildError, cache_root
 from steps.bench_drivers.practice import write_arithmetic
+from tests.real import models
 
 HERE = Path(__file__).parent
 QUESTIONS = 16

@@ -8,8 +8,9 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from ci import environments, models
+from ci.tools import environments
 from tests.conformance.life import Program
+from tests.real import models
 
 ENV = {
     "HF_HUB_OFFLINE": "1",

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from steps.core.guard import marked
+from steps.core.system.guard import marked
 from tests.conformance.client import Server
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from steps.core.fleet import free_network
+from steps.core.plan.clusters import free_network
 from tests import engine
 from tests.faults.rehearse import ROOT, Outcome, left_of
 

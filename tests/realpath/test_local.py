@@ -200,7 +200,14 @@ def test_what_counts_goes_into_the_history(tmp_path):
     assert kept["rehearsed"] is False
     assert kept["benchmarks"]["chat"]["output_throughput"] > 0
     told = subprocess.run(
-        [sys.executable, "-m", "ci.trend", "--store", str(store), str(tmp_path / "case.yaml")],
+        [
+            sys.executable,
+            "-m",
+            "ci.nightly.trend",
+            "--store",
+            str(store),
+            str(tmp_path / "case.yaml"),
+        ],
         cwd=fleet.ROOT,
         capture_output=True,
         text=True,

@@ -21,20 +21,22 @@ from typing import Any
 
 import pytest
 
-from ci import hosts, local, replay
+from ci import replay
 from ci import run as ci_run
+from ci.backends import hosts, local
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
-from steps.core import budgets, chat, joining
-from steps.core.cluster import Cluster, loopback_nodes
 from steps.core.errors import InfraError
-from steps.core.events import EventLog
-from steps.core.health import Answer
-from steps.core.noderun import NodeRun, StepFailed
-from steps.core.plan import Plan, from_json
-from steps.core.proxies import choose
-from steps.core.redaction import Redactor
-from steps.core.rundir import RunDir
+from steps.core.node import chat, identify
+from steps.core.node.health import Answer
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan import budgets
+from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan.plan import Plan, from_json
+from steps.core.plan.proxies import choose
+from steps.core.record.events import EventLog
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import RunDir
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
@@ -45,14 +47,14 @@ PLACES = {
     "bundle.make": "test_a_bundle_without_stand_ins",
     "cli.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
     "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
-    "fleet.local": "test_what_a_run_says_of_itself",
-    "hosts.cluster_of": "test_hosts_get_no_stand_ins",
+    "clusters.local": "test_what_a_run_says_of_itself",
+    "init.cluster_of": "test_hosts_get_no_stand_ins",
     "init.problems": "test_local.py::test_what_preflight_finds",
     "init._ask": "test_an_endpoint_has_a_minute_for_one_answer",
     "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
     "bench._await_deaths": "test_a_dying_server_gets_its_time",
     "bench._watch_health": "test_health_is_watched_with_real_patience",
-    "joining.at_home": "test_a_node_adds_what_it_knows_of_itself",
+    "identify.at_home": "test_a_node_adds_what_it_knows_of_itself",
     "junit.xml": "test_what_a_run_says_of_itself",
     "local.make_plan": "test_without_an_engine_nothing_is_started",
     "local._profile": "test_without_an_engine_nothing_is_started",
@@ -222,7 +224,7 @@ def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
     monkeypatch.setenv("MULTINODE_AIS_BENCH", "/x/ais_bench")
     monkeypatch.setenv("WORKSPACE", str(tmp_path))
     given = Cluster("lab", "hosts", loopback_nodes(2, "71.9"), router="/y/router")
-    found = joining.at_home(given, case_of(SPLIT))
+    found = identify.at_home(given, case_of(SPLIT))
     assert (found.ais_bench, found.router, found.workdir) == (
         "/x/ais_bench",
         "/y/router",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from standins import ROOT
 
-from rehearsal import cli
+from rehearsal.engine import cli
 
 KV = {"kv_connector": "MooncakeConnectorV1", "kv_role": "kv_producer", "kv_port": "30000"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rehearsal.faults import Fault, parse_faults
+from rehearsal.base.faults import Fault, parse_faults
 
 UNDERSTOOD = [
     ("crash@1", Fault("crash", 1, 1, None)),

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from standins import ROOT, Yard
 
-from rehearsal import memcache, mooncake, npu_smi
+from rehearsal import npu_smi
+from rehearsal.handoff import memcache, mooncake
 
 
 def smi(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:

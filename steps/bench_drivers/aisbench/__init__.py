@@ -21,13 +21,15 @@ from urllib.parse import urlsplit
 from steps.bench_drivers import Job, Measurement
 from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
-from steps.core import chat, evidence, hub, settings
-from steps.core.noderun import NodeRun, StepFailed
-from steps.core.numbers import dumps
-from steps.core.plan import TOOL, BenchmarkPlan, NodePlan, Process
-from steps.core.process import ExitStatus
-from steps.core.records import Cause
-from steps.core.tool import run_tool
+from steps.core import settings
+from steps.core.case.numbers import dumps
+from steps.core.node import chat, hub
+from steps.core.node.client_program import run_tool
+from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.node.supervisor import ExitStatus
+from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
+from steps.core.record import evidence
+from steps.core.record.records import Cause
 
 PROCESS = "bench"
 #: AISBench prints its counts every other second, moved or not; the rates beside them sink to 0.

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from steps.bench_drivers import generation
 from steps.bench_drivers.aisbench.catalogue import DataSet, Request
-from steps.core.case import Benchmark
-from steps.core.plan import Endpoint
+from steps.core.case.case import Benchmark
+from steps.core.plan.plan import Endpoint
 
 #: P95 is ours; eight statistics are the most AISBench takes.
 STATISTICS = ("Average", "Min", "Max", "Median", "P75", "P90", "P95", "P99")

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steps.bench_drivers import Measurement, Sample
-from steps.core.case import Benchmark
-from steps.core.numbers import Refused, dumps, finite, is_finite, loads, whole
-from steps.core.records import Check
+from steps.core.case.case import Benchmark
+from steps.core.case.numbers import Refused, dumps, finite, is_finite, loads, whole
+from steps.core.record.records import Check
 
 _ROWS = {"E2EL": "e2el", "TTFT": "ttft", "TPOT": "tpot", "ITL": "itl"}
 _COLUMNS = {

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from steps.core.case import Benchmark
+from steps.core.case.case import Benchmark
+from steps.core.case.fields import BENCHMARK
 from steps.core.errors import Place, Severity
-from steps.core.schema import BENCHMARK
-from steps.lint import flagtable
+from steps.core.vllm import options
 from steps.lint.examples import PARALLEL, parallel
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
@@ -282,7 +282,7 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
 @cache
 def _configurations(key: str) -> frozenset[str]:
     """The names AISBench has for a field, with and without their folder."""
-    names = flagtable.aisbench()["requests" if key == "request_conf" else "datasets"]
+    names = options.aisbench()["requests" if key == "request_conf" else "datasets"]
     return frozenset((*names, *(name.rsplit("/", 1)[-1] for name in names)))
 
 
@@ -316,7 +316,7 @@ def spelled(fleet: Fleet) -> Iterator[Finding]:
             if not name or name.strip() in _configurations(key):
                 continue
             close = difflib.get_close_matches(name, sorted(_configurations(key)), 1, 0.75)
-            version = flagtable.aisbench()["version"]
+            version = options.aisbench()["version"]
             yield Finding(
                 f"benchmark {entry.name}: AISBench {version} has no {key} '{name}'",
                 _at(fleet, entry, key),

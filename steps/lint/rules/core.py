@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steps.core import unknown
+from steps.core.case import unknown
 from steps.core.errors import Severity
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet

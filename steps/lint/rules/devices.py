@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steps.core.errors import Severity
-from steps.lint.commands import integer
+from steps.core.vllm.commandline import integer
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator
 
 from steps.core.errors import Severity
-from steps.core.vllmargs import MAX_NUMBER
-from steps.lint import flagtable
-from steps.lint.commands import Option, integer, parse_json, whole
+from steps.core.vllm import options
+from steps.core.vllm.arguments import MAX_NUMBER
+from steps.core.vllm.commandline import Option, integer, parse_json, whole
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
@@ -37,7 +37,7 @@ def _glued(text: str) -> bool:
 
 def _known(word: str) -> bool:
     name = f"--{word[2:].replace('_', '-')}".split(".", 1)[0]
-    return name in flagtable.options() or name in flagtable.former()
+    return name in options.options() or name in options.former()
 
 
 #: No two options together are longer.
@@ -46,7 +46,7 @@ _LONGEST = 200
 
 def _two_in_one(name: str) -> tuple[str, str] | None:
     """A flag with its value, or with another flag, glued on without a space."""
-    table = flagtable.options()
+    table = options.options()
     for cut in range(min(len(name), _LONGEST) - 1, 4, -1):
         head, tail = name[:cut], name[cut:]
         if head in table and (
@@ -87,16 +87,16 @@ def unknown_flag(fleet: Fleet) -> Iterator[Finding]:
             name.startswith("--") and _two_in_one(name) and not option.part
         ):
             continue
-        if option.name in flagtable.former():
-            now = flagtable.former()[option.name]
+        if option.name in options.former():
+            now = options.former()[option.name]
             hint = f"Write {now}." if now else "Remove it when the case runs on a newer vLLM."
-            message = f"'{name}' is not in vLLM {flagtable.version()}; older ones had it"
+            message = f"'{name}' is not in vLLM {options.version()}; older ones had it"
             yield Finding(message, place, hint, severity=WARNING)
             continue
-        close = flagtable.near(option.name)
+        close = options.near(option.name)
         hint = f"Did you mean '{close}'?" if close else "Remove it, or check its spelling."
         yield Finding(
-            f"unknown flag '{name}': vllm serve {flagtable.version()} does not have it",
+            f"unknown flag '{name}': vllm serve {options.version()} does not have it",
             place,
             hint,
         )
@@ -323,7 +323,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
                 hint = f"'{before.name}' takes no value: remove '{word}'."
                 if word.lower() in FALSE:
                     hint = f"Write {_negated(before.name)}."
-            elif f"--{word}" in flagtable.options():
+            elif f"--{word}" in options.options():
                 hint = f"Did you mean '--{word}'?"
             if not word:
                 hint = "It is empty: remove the quotes."
@@ -340,7 +340,7 @@ def stray_word(fleet: Fleet) -> Iterator[Finding]:
 
 def _negated(name: str) -> str:
     opposite = f"--no-{name[2:]}"
-    return opposite if opposite in flagtable.options() else f"nothing instead of {name}"
+    return opposite if opposite in options.options() else f"nothing instead of {name}"
 
 
 @rule(
@@ -363,7 +363,7 @@ def given_twice(fleet: Fleet) -> Iterator[Finding]:
         for option in command.options:
             if option.spec is not None and option.spec.kind == "append":
                 continue
-            if option.spec is None and option.name not in flagtable.former():
+            if option.spec is None and option.name not in options.former():
                 continue
             key = (option.name, option.part)
             before = seen.get(key)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steps.core.errors import Severity
-from steps.lint import flagtable
-from steps.lint.commands import integer, parse_json
+from steps.core.vllm import options
+from steps.core.vllm.commandline import integer, parse_json
 from steps.lint.examples import split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
@@ -119,7 +119,7 @@ def _transfer_levels(config: dict[str, Any], path: str) -> Iterator[tuple[str, d
 
 
 def _known_keys(option: str) -> tuple[set[str], set[str]]:
-    table = flagtable.tables()[option[2:].replace("-", "_")]
+    table = options.tables()[option[2:].replace("-", "_")]
     return set(table["keys"]), set(table["former"])
 
 
@@ -164,7 +164,7 @@ def unknown_key(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _unknown_extra(server: Server) -> Iterator[Finding]:
-    table = flagtable.tables()["kv_transfer_config"]
+    table = options.tables()["kv_transfer_config"]
     for entry in server.transfers:
         extra = entry.get("kv_connector_extra_config")
         if not isinstance(extra, dict):
@@ -205,7 +205,7 @@ def _ratio(left: str, right: str) -> float:
 
 def _unknown_additional(server: Server) -> Iterator[Finding]:
     config = server.command.mapping("--additional-config")
-    keys = flagtable.tables()["additional_config"]["keys"]
+    keys = options.tables()["additional_config"]["keys"]
     groups = [("", config, keys[""])]
     groups += [
         (f"{name}.", value, keys[name])
@@ -227,7 +227,7 @@ def _unknown_additional(server: Server) -> Iterator[Finding]:
 
 def _misplaced(option: str, path: str, key: str) -> str:
     """Where a key of kv-transfer-config belongs that stands at its top; empty: nowhere else."""
-    table = flagtable.tables()
+    table = options.tables()
     if option == "--kv-transfer-config":
         extra = table["kv_transfer_config"]["extra"]
         return f"{path}kv_connector_extra_config" if key in extra else ""
@@ -242,7 +242,7 @@ def _misplaced(option: str, path: str, key: str) -> str:
 
 
 def _misplaced_extra(path: str, key: str) -> str:
-    table = flagtable.tables()["kv_transfer_config"]
+    table = options.tables()["kv_transfer_config"]
     if key in table["keys"]:
         return "the top of kv-transfer-config"
     if path and key in ("prefill", "decode", "use_ascend_direct", "connectors"):
@@ -253,7 +253,7 @@ def _misplaced_extra(path: str, key: str) -> str:
 
 
 def _misplaced_additional(path: str, key: str) -> str:
-    table = flagtable.tables()["additional_config"]
+    table = options.tables()["additional_config"]
     if not path:
         return str(table["moved"].get(key, ""))
     here = path.rstrip(".")
@@ -327,7 +327,7 @@ def wrong_level(fleet: Fleet) -> Iterator[Finding]:
         config = server.command.mapping("--additional-config")
         levels = [("", config)]
         levels += [(f"{k}.", v) for k, v in config.items() if isinstance(v, dict)]
-        table = flagtable.tables()["additional_config"]["keys"]
+        table = options.tables()["additional_config"]["keys"]
         for path, mapping in levels:
             if path and path.rstrip(".") not in table:
                 continue
@@ -503,11 +503,11 @@ def _speculative_values(server: Server) -> Iterator[Finding]:
             server.key_place(option, "num_speculative_tokens"),
         )
     method = config.get("method")
-    known = [word for word in flagtable.options()["--spec-method"].choices if word != "None"]
+    known = [word for word in options.options()["--spec-method"].choices if word != "None"]
     if isinstance(method, str) and method not in (*known, "ngram_npu"):
         close = [word for word in known if one_away(method, word)]
         yield Finding(
-            f"speculative-config: vLLM {flagtable.version()} does not know the method {method!r}",
+            f"speculative-config: vLLM {options.version()} does not know the method {method!r}",
             server.key_place(option, "method"),
             f"Did you mean '{close[0]}'?" if close else "Check it against your vLLM.",
             severity=ERROR if close else WARNING,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from steps.core.case import Benchmark
+from steps.core.case.case import Benchmark
 from steps.core.errors import Severity
-from steps.lint.commands import integer, whole
+from steps.core.vllm.commandline import integer, whole
 from steps.lint.examples import parallel, split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from steps.core.errors import Place, Severity
-from steps.core.plan import KV_TRANSFER, LEADER
-from steps.lint.commands import integer
+from steps.core.plan.plan import KV_TRANSFER, LEADER
+from steps.core.vllm.commandline import integer
 from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Group, Server
 from steps.lint.registry import Finding, rule

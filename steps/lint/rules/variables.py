@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 
 from steps.core.errors import Severity
-from steps.core.variables import names_in
-from steps.lint import flagtable
+from steps.core.plan.variables import names_in
+from steps.core.vllm import options
 from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
@@ -117,7 +117,7 @@ def overwritten(fleet: Fleet) -> Iterator[Finding]:
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset(flagtable.tables()["environment"])
+    return frozenset(options.tables()["environment"])
 
 
 @cache

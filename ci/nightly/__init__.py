@@ -1,0 +1,1 @@
+"""What runs every night and how it went: matrix, history, trend, baselines."""

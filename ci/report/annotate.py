@@ -1,0 +1,49 @@
+"""GitHub's annotations: what went wrong, at the line of the case it is about.
+
+Enters: problems, or a case and its verdict. Leaves: workflow commands.
+Touches: standard output, and only in a GitHub job; warnings go to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from steps.core import settings
+from steps.core.case.case import Case
+from steps.core.errors import Problem
+from steps.core.record.verdict import Verdict
+from steps.lint.formats import as_github
+
+
+def of_verdict(case: Case, verdict: Verdict) -> list[Problem]:
+    """A problem for each benchmark that failed, or one for the cause; none for a pass."""
+    if verdict.verdict == "pass":
+        return []
+    found = [
+        Problem(
+            verdict.verdict, f"{b.name}: {b.reason}", case.place("benchmarks", b.name), field=b.name
+        )
+        for b in verdict.benchmarks
+        if b.status in ("fail", "error")
+    ]
+    cause = verdict.cause
+    if found or cause is None:
+        return found
+    where: tuple[object, ...] = ()
+    if cause.node is not None:
+        where = ("deployment" if case.dialect == "deployment" else "config", cause.node)
+    return [Problem(verdict.verdict, str(cause), case.place(*where), cause.hint)]
+
+
+def show(problems: Sequence[Problem]) -> None:
+    """Print them where GitHub reads them."""
+    if problems and settings.read().github_actions:
+        print(as_github(problems, ()), end="", flush=True)
+
+
+def warn(text: str) -> None:
+    """Say what went wrong beside a verdict; nothing depends on whether anybody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,330 @@
+"""Plots as SVG that takes its colours from the page.
+
+Enters: plain values. Leaves: SVG text without a network, a script or a fixed
+colour: every colour is a CSS variable, so one picture serves light, dark and
+print. Touches nothing, but for :func:`save_trend`, which writes a file.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ci.nightly.history import Result
+from ci.nightly.trend import main_metrics, series
+from steps.core.case.gates import METRICS
+from steps.core.record import stats
+
+#: Name of a colour -> (a stand-in that no plot uses otherwise, colour outside a page).
+COLOURS = {
+    "ink": ("#010203", "#1b1f24"),
+    "faint": ("#010204", "#8b949e"),
+    "a": ("#010205", "#0969da"),
+    "b": ("#010206", "#bc4c00"),
+    "c": ("#010207", "#1a7f37"),
+    "d": ("#010208", "#8250df"),
+    "idle": ("#010209", "#9da7b3"),
+    "bad": ("#01020a", "#cf222e"),
+}
+#: Colour of a bar -> what it means, in the timeline's legend.
+MEANINGS = {
+    "a": "prepare, stop, collect",
+    "b": "install, load",
+    "d": "probe, proof",
+    "c": "benchmark",
+    "idle": "hold; a process lives",
+    "bad": "failed",
+}
+#: What a phase's bar is coloured as.
+PHASE_COLOURS = {
+    "load": "b",
+    "pool": "b",
+    "install": "b",
+    "probe": "d",
+    "bench": "c",
+    "proof": "d",
+    "hold": "idle",
+}
+MAX_ROWS = 100
+_COUNTER = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of time on the timeline; seconds since the run's start."""
+
+    start: float
+    end: float
+    colour: str
+    label: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the timeline: a node's phases, or a process."""
+
+    name: str
+    bars: tuple[Bar, ...]
+    head: bool = False
+
+
+def warm() -> None:
+    """Load matplotlib and its fonts, which takes longer than a plot.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    percentiles("warm", {"warm": (1.0, 10.0)}, "ms")
+
+
+def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = "") -> str:
+    """All rows over one time axis; ``mark`` is where the first error was."""
+    shown = rows[:MAX_ROWS]
+    titles: dict[str, str] = {}
+    with _figure(9.6, 1.15 + 0.27 * len(shown)) as (figure, axes):
+        for at, row in enumerate(shown):
+            for bar in row.bars:
+                length = max(bar.end - bar.start, 0.0)
+                thick = 0.72 if row.head else 0.42
+                (patch,) = axes.barh(
+                    at, length, left=bar.start, height=thick, color=_ink(bar.colour), linewidth=0
+                )
+                gid = f"bar-{len(titles)}"
+                patch.set_gid(gid)
+                titles[gid] = bar.title
+        span = max((bar.end for row in shown for bar in row.bars), default=1.0) or 1.0
+        for at, row in enumerate(shown):
+            for bar in row.bars:
+                if bar.label and (bar.end - bar.start) > 0.012 * span * len(bar.label):
+                    middle = (bar.start + bar.end) / 2
+                    axes.text(middle, at, bar.label, ha="center", va="center", color="#fffffe")
+        if mark is not None:
+            axes.axvline(mark, color=_ink("bad"), linewidth=1.6)
+            right = mark > 0.6 * span
+            axes.annotate(
+                mark_text,
+                (mark, -0.7),
+                xytext=(-4 if right else 4, 0),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                va="center",
+                color=_ink("bad"),
+                weight="bold",
+                annotation_clip=False,
+            )
+        used = {bar.colour for row in shown for bar in row.bars}
+        for colour in (name for name in MEANINGS if name in used):
+            axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
+        if used:
+            _legend(axes, 6)
+        axes.set_yticks(range(len(shown)), [row.name for row in shown])
+        axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
+        axes.set_xlim(0, span * 1.01)
+        axes.set_xlabel("seconds into the run")
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, "Timeline of all nodes and processes", titles)
+
+
+def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Points (second sent, ms taken) of every request, by what was measured."""
+    with _figure(4.7, 3.0) as (figure, axes):
+        for colour, (name, points) in zip("abcd", values.items(), strict=False):
+            xs, ys = _dots(points)
+            axes.plot(
+                xs,
+                ys,
+                color=_ink(colour),
+                linewidth=3,
+                alpha=0.55,
+                solid_capstyle="round",
+                label=name,
+            )
+        axes.set_xlabel("second in which the request was sent")
+        axes.set_ylabel("ms")
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+        return _svg(figure, title)
+
+
+def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) -> str:
+    """Each series' values by percentile, on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
+    with _figure(4.7, 3.0) as (figure, axes):
+        for colour, (name, found) in zip("abcd", values.items(), strict=False):
+            ordered = sorted(found)
+            points = _thin(ordered)
+            axes.plot(
+                [p for p, _ in points], [v for _, v in points], color=_ink(colour), label=name
+            )
+        for percentile in (50, 90, 99):
+            axes.axvline(percentile, color=_ink("faint"), linewidth=0.6, linestyle=":")
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(0, 100)
+        axes.set_xticks([0, 25, 50, 75, 90, 99], ["0", "25", "50", "75", "90", "99"])
+        axes.set_xlabel("percentile of the requests")
+        axes.set_ylabel(unit)
+        _legend(axes)
+        return _svg(figure, title)
+
+
+def trend(
+    title: str, points: Sequence[tuple[float, float]], unit: str, baseline: float | None = None
+) -> str:
+    """A metric over time, with its level, where that changed, and the baseline."""
+    with _figure(9.6, 2.5) as (figure, axes):
+        _draw_trend(axes, points, unit, baseline)
+        return _svg(figure, title)
+
+
+def save_trend(results: Sequence[Result], path: Path) -> None:
+    """Write the trend of every benchmark's main metric as one SVG picture."""
+    wanted = main_metrics(results) or [("", "")]
+    with _figure(9.6, 2.6 * len(wanted), rows=len(wanted)) as (figure, axes):
+        for axis, (name, metric) in zip(axes if len(wanted) > 1 else [axes], wanted, strict=True):
+            points = [(point.time, point.value) for point in series(results, name, metric)]
+            _draw_trend(axis, points, METRICS.get(metric, ("", True))[0], None)
+            axis.set_title(f"{name} {metric}", loc="left")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", facecolor="white")
+    text = buffer.getvalue()
+    for stand_in, colour in COLOURS.values():
+        text = text.replace(stand_in, colour)
+    path.write_text(text, encoding="utf-8")
+
+
+def _draw_trend(
+    axes: Any, points: Sequence[tuple[float, float]], unit: str, baseline: float | None
+) -> None:
+    import statistics
+
+    from matplotlib import dates
+
+    xs = [dates.date2num(_moment(moment)) for moment, _ in points]
+    ys = [value for _, value in points]
+    axes.plot(xs, ys, color=_ink("a"), marker="o", markersize=3.5, linewidth=1, label="runs")
+    edges = [0, *stats.change_points(ys), len(ys)]
+    for low, high in itertools.pairwise(edges):
+        if high > low:
+            middle = statistics.median(ys[low:high])
+            name = "level" if low == 0 else None
+            axes.hlines(middle, xs[low], xs[high - 1], color=_ink("b"), linewidth=1.6, label=name)
+    for edge in edges[1:-1]:
+        axes.axvline((xs[edge - 1] + xs[edge]) / 2, color=_ink("bad"), linewidth=1, linestyle="--")
+    if baseline:
+        axes.axhline(baseline, color=_ink("faint"), linewidth=1, linestyle=":", label="baseline")
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=8))
+    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
+    axes.set_ylabel(unit)
+    if points:
+        _legend(axes)
+
+
+def _moment(seconds: float) -> Any:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(seconds)
+
+
+def _legend(axes: Any, columns: int = 4) -> None:
+    """The legend above the axes, where it hides no point."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
+
+
+def _dots(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Points as strokes of no length: one SVG path instead of an element each."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for x, y in points:
+        xs += [x, x, float("nan")]
+        ys += [y, y, float("nan")]
+    return xs, ys
+
+
+def _thin(ordered: Sequence[float], most: int = 400) -> list[tuple[float, float]]:
+    """(percentile, value) of sorted values, no more than a screen can show."""
+    count = len(ordered)
+    picks = (
+        {round(i * (count - 1) / (most - 1)) for i in range(most)} if count > most else range(count)
+    )
+    last = max(count - 1, 1)
+    return [(100 * i / last, max(ordered[i], 1e-6)) for i in sorted(picks)]
+
+
+def _ink(name: str) -> str:
+    return COLOURS[name][0]
+
+
+@contextmanager
+def _figure(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in the style of all plots; inches."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ink, faint = _ink("ink"), _ink("faint")
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "multinode",
+        "path.simplify": False,
+        "font.family": "sans-serif",
+        "font.size": 8.5,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": faint,
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": faint,
+        "grid.alpha": 0.35,
+        "grid.linewidth": 0.5,
+        "xtick.color": faint,
+        "ytick.color": faint,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "legend.frameon": False,
+    }
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, figure.subplots(rows, 1)
+
+
+def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> str:
+    """The figure as SVG for a page: named, without fixed size, ids and colours of its own."""
+    buffer = io.StringIO()
+    # Laid out once: savefig would draw everything twice for it.
+    figure.set_dpi(72)
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
+    for gid, words in (titles or {}).items():
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(words)}</title>')
+    prefix = f"p{next(_COUNTER)}-"
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font: \1 var(--font)", text)
+    for name, (stand_in, _) in COLOURS.items():
+        text = text.replace(stand_in, f"var(--plot-{name})")
+    text = text.replace("#fffffe", "var(--plot-on)")
+    text = re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+    head = f'<svg role="img" aria-label="{escape(title)}"'
+    return text.replace("<svg", head, 1).strip()

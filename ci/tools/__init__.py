@@ -1,0 +1,1 @@
+"""Tool environments, models and data sets, the reference page."""

@@ -1,0 +1,1 @@
+"""The API server: requests, watches, streams; knows nothing of runs."""

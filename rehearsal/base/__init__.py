@@ -1,0 +1,1 @@
+"""What the stand-ins share: settings, faults, HTTP, links, console."""

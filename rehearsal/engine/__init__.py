@@ -1,0 +1,1 @@
+"""The stand-in engine: command line, API, data-parallel group, metrics."""

@@ -1,0 +1,1 @@
+"""The stand-in KV transfer and KV pools."""

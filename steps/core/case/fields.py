@@ -1,0 +1,414 @@
+"""The form of a case, in both dialects.
+
+Enters: nothing. Leaves: ``FIELDS``, rule sets with a sentence for each key, and
+look-ups in them. Touches nothing.
+
+It is the single source: ``steps.core.case.form`` checks with it, the reference page
+and the editors' JSON Schema are made from it. The dialects are those of
+the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
+``ours`` are multinode's additions, all optional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steps.core.case.source import DataPath
+
+#: The phases of a run that have a budget, in their order.
+PHASES = (
+    "join",
+    "preflight",
+    "install",
+    "pool",
+    "load",
+    "probe",
+    "bench",
+    "proof",
+    "stop",
+    "collect",
+)
+DURATION = r"^\d+(\.\d+)?\s*(s|m|h)?$"
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+)
+
+Field = dict[str, Any]
+
+
+def _field(kind: Any, doc: str, *, ours: bool = False, **rules: Any) -> Field:
+    """One cerberus rule set with the sentence that documents it."""
+    return {"type": kind, "meta": {"doc": doc, "ours": ours}, **rules}
+
+
+def _environment(doc: str) -> Field:
+    return _field(
+        "dict",
+        doc,
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[A-Za-z_][A-Za-z0-9_]*$"},
+        valuesrules={"type": ["string", "number", "boolean"], "nullable": True},
+    )
+
+
+#: No fleet is so large: nodes, and ranks or devices of all of them.
+MAX_NODES = 1024
+MAX_RANKS = 65536
+
+
+def _index(doc: str) -> Field:
+    return _field("strict_integer", doc, min=0, max=MAX_RANKS - 1)
+
+
+def _count(doc: str, **rules: Any) -> Field:
+    return _field("strict_integer", doc, min=1, **{"max": MAX_RANKS, **rules})
+
+
+def _port(doc: str, **rules: Any) -> Field:
+    return _field("strict_integer", doc, min=1, max=65535, **rules)
+
+
+def _indices(doc: str) -> Field:
+    return _field("list", doc, schema=_index("A node index."))
+
+
+_NUMBER = ["number", "numeric_string"]
+_WHOLE = ["strict_integer", "whole_string"]
+_SWITCH = ["boolean", "switch_string"]
+
+BENCHMARK: Field = {
+    "case_type": _field(
+        "string",
+        "What is measured.",
+        required=True,
+        allowed=["performance", "accuracy"],
+    ),
+    "dataset_path": _field("string", "Hub id of the data set, resolved in ModelScope's cache."),
+    "dataset_path_local": _field("string", "Directory or file of the data set on the leader."),
+    "request_conf": _field(
+        "string", "AISBench request configuration, such as `vllm_api_stream_chat`."
+    ),
+    "dataset_conf": _field(
+        "string", "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`."
+    ),
+    "num_prompts": _field(_WHOLE, "Requests to send; absent: the whole data set.", min_value=1),
+    "max_out_len": _field(_WHOLE, "Output tokens asked of each request.", min_value=1),
+    "batch_size": _field(_WHOLE, "Most requests in flight at once.", min_value=1),
+    "request_rate": _field(_NUMBER, "Requests/s (Poisson); 0: no limit.", min_value=0),
+    "baseline": _field(
+        _NUMBER,
+        "Expected output token throughput (tokens/s), or score. "
+        "0 and 1 gate nothing on a performance benchmark.",
+    ),
+    "threshold": _field(
+        _NUMBER,
+        "performance: least share of the baseline (default 0.97); "
+        "accuracy: widest distance from the baseline.",
+        min_value=0,
+    ),
+    "temperature": _field(_NUMBER, "Sampling temperature; 0 for performance, 0.6 for accuracy."),
+    "top_p": _field(_NUMBER, "Nucleus sampling."),
+    "top_k": _field(_NUMBER, "Top-k sampling."),
+    "min_p": _field(_NUMBER, "Min-p sampling."),
+    "seed": _field(_NUMBER, "Seed of the sampling.", nullable=True),
+    "presence_penalty": _field(_NUMBER, "Presence penalty."),
+    "repetition_penalty": _field(_NUMBER, "Repetition penalty."),
+    "thinking": _field(_SWITCH, "Ask the chat template for thinking."),
+    "ignore_eos": _field(_SWITCH, "Generate exactly `max_out_len` tokens."),
+    "no_pred": _field(_SWITCH, "Do not keep predictions."),
+    "trust_remote_code": _field(_SWITCH, "Let the tokenizer run code of its own."),
+    "tpot_threshold": _field(
+        _NUMBER, "Widest mean time per output token in ms; 0: not judged.", min_value=0
+    ),
+    "ttft_threshold": _field(
+        _NUMBER, "Widest mean time to the first token in ms; 0: not judged.", min_value=0
+    ),
+    "input_throughput_threshold": _field(
+        _NUMBER, "Read by later upstream harnesses; not judged here.", min_value=0
+    ),
+    "model_path": _field(
+        "string", "Tokenizer directory, where it is not the model's.", empty=False
+    ),
+    "gates": _field(
+        "list",
+        "Further conditions, `metric op value`, such as `ttft_p99_ms <= 2000` or "
+        "`output_throughput >= 0.97 * baseline`.",
+        ours=True,
+        schema={"type": "string", "empty": False},
+    ),
+    "gate": _field(
+        "string", "`none`: gates nothing, with a `reason`.", ours=True, allowed=["none"]
+    ),
+    "reason": _field("string", "Why `gate: none`.", ours=True, empty=False),
+    "repeat": _count(
+        "How often to measure, the caches the same each time; the median counts.", ours=True, max=20
+    ),
+    "confirm": _field(
+        "strict_integer",
+        "How often to measure again, the caches as the first time, before a performance miss "
+        "counts (default 2; 0: never). The median of all measurements is judged.",
+        ours=True,
+        min=0,
+        max=20,
+    ),
+}
+
+_COMMON: Field = {
+    "test_name": _field("string", "Free name, used in reports."),
+    "model": _field("string", "Hub id or path of the weights.", required=True, empty=False),
+    "num_nodes": _count("Nodes of the fleet.", required=True, max=MAX_NODES),
+    "npu_per_node": _field(
+        "strict_integer", "Devices of each node.", required=True, min=0, max=1024
+    ),
+    "env_common": _environment("Environment of every node's processes."),
+    "cluster_hosts": _field(
+        "list",
+        "Addresses of the nodes in order, for plain hosts.",
+        nullable=True,
+        schema={"type": "string", "empty": False},
+    ),
+    "special_dependencies": _field(
+        "dict",
+        "Python packages installed on each node before start: `{package: version}`.",
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[A-Za-z0-9][A-Za-z0-9._\-\[\]]*$"},
+        valuesrules={"type": ["string", "number"]},
+    ),
+    "benchmarks": _field(
+        "dict",
+        "What to measure, by name, in order; may be empty.",
+        required=True,
+        nullable=True,
+        keysrules={"type": "string", "regex": r"^[^/\\\x00-\x1f]{1,100}$"},
+        valuesrules={"type": "dict", "schema": BENCHMARK, "nullable": True},
+    ),
+    "timeouts": _field(
+        "dict",
+        "Budget of each phase: seconds, or text such as `45m`.",
+        ours=True,
+        keysrules={"type": "string", "allowed": list(PHASES)},
+        valuesrules={"type": ["number", "string"], "regex": DURATION, "min_value": 0.001},
+    ),
+    "proxy": _field(
+        ["string", "dict"],
+        "What stands in front of a prefill/decode fleet: `vllm-router`, `script`, or a mapping "
+        "with `script`, `args` or `command`.",
+        ours=True,
+    ),
+    "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
+    "engine": _field("string", "Label of the engine, for reports.", ours=True),
+    "rehearse": _field(
+        "boolean",
+        "The case has no real weights: it is always rehearsed (default false).",
+        ours=True,
+    ),
+    "proof": _field(
+        "boolean",
+        "Check after the benchmarks that every side and rank served requests (default true).",
+        ours=True,
+    ),
+    "lint": _field(
+        "dict",
+        "Settings of the linter.",
+        ours=True,
+        schema={
+            "ignore": {
+                "type": "dict",
+                "keysrules": {"type": "string", "regex": r"^MN\d{3}$"},
+                "valuesrules": {"type": "string", "empty": False},
+            }
+        },
+    ),
+}
+
+DEPLOYMENT: Field = {
+    **_COMMON,
+    "disaggregated_prefill": _field(
+        "dict",
+        "Prefill/decode split.",
+        nullable=True,
+        schema={
+            "enabled": _field("boolean", "Whether the fleet is split.", required=True),
+            "prefiller_host_index": _indices("Nodes that prefill."),
+            "decoder_host_index": _indices("Nodes that decode."),
+        },
+    ),
+    "deployment": _field(
+        "list",
+        "One entry a node, in order.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "name": _field(["string", "number"], "Free text."),
+                "envs": _environment("Environment of this node's processes, over `env_common`."),
+                "server_cmd": _field(
+                    "string",
+                    "The node's whole `vllm serve` command; `$NAME` comes from its environment.",
+                    required=True,
+                ),
+                "local_index": _index("Old form: the node's index."),
+                "master_index": _index("Old form: index of the node whose address is MASTER_IP."),
+                "headless": _field(
+                    "boolean", "Old form: not used; a node is headless by `--headless`."
+                ),
+                "env_extend": _environment("Old form: environment over `envs`."),
+            },
+        },
+    ),
+}
+
+ROUTING: Field = {
+    **_COMMON,
+    "routing": _field(
+        "dict",
+        "Roles of the nodes.",
+        required=True,
+        schema={
+            "type": _field(
+                "string",
+                "The kind of fleet: `disaggregated_prefill`, or `generic_dp` (no split).",
+                required=True,
+                allowed=["disaggregated_prefill", "generic_dp"],
+            ),
+            "groups": _field(
+                "dict",
+                "Node indices of each role.",
+                required=True,
+                schema={
+                    "prefiller": _indices("Nodes that prefill."),
+                    "decoder": _indices("Nodes that decode."),
+                    "worker": _indices("Nodes of a fleet without a split (generic_dp)."),
+                },
+            ),
+            "proxy_node_index": _index("Node of the proxy; it runs on node 0 here."),
+            "proxy_host": _field("string", "Address of the proxy; node 0's here."),
+            "proxy_port": _port("Port of the proxy; 1999 here."),
+            "proxy_script": _field("string", "Proxy script; see `proxy`."),
+        },
+    ),
+    "config": _field(
+        "list",
+        "Ports, sizes and ranks of each node.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "node_index": _index("The node; absent: the position in the list."),
+                "host": _field("string", "Address its ranks bind; `${HOST}` in templates."),
+                "dp_group": _field(["string", "number"], "Label of its group; not used."),
+                "node_group": _field(
+                    "strict_integer",
+                    "Nodes that hold one rank together.",
+                    min=-1,
+                    max=MAX_RANKS - 1,
+                ),
+                "port_start": _port("API port of the node's first rank.", required=True),
+                "dp_rpc_port": _port("Port where the ranks of a group meet.", required=True),
+                "dp_size": _count("Ranks of the group (default 1)."),
+                "dp_size_local": _field(
+                    "strict_integer", "Ranks on this node (default 1).", min=0, max=1024
+                ),
+                "dp_rank_start": _index("First global rank on this node (default 0)."),
+                "tp_size": _count("Tensor parallel size (default 1)."),
+                "cp_size": _count("Context parallel size (default 1)."),
+                "sp_size": _count("Sequence parallel size (default 1)."),
+                "pp_size": _count("Pipeline parallel size (default 1)."),
+                "dp_address": _field(
+                    "string", "Address of the group's master; may use `${NODE_0_IP}`.", empty=False
+                ),
+            },
+        },
+    ),
+    "templates": _field(
+        "list",
+        "Environment and arguments of each node's ranks.",
+        required=True,
+        schema={
+            "type": "dict",
+            "schema": {
+                "node_index": _index("The node; absent: the position in the list."),
+                "name": _field(["string", "number"], "Free text."),
+                "envs": _environment("Environment of this node's ranks, over `env_common`."),
+                "server_cmd_template": _field(
+                    "list",
+                    "Arguments after `vllm serve <model>`; `${NAME}` is filled for each rank.",
+                    required=True,
+                    schema={"type": ["string", "number", "boolean"]},
+                ),
+            },
+        },
+    ),
+    "env_prefill": _environment("Anchor only."),
+    "env_decode": _environment("Anchor only."),
+    "kv_pool": _field(
+        "dict",
+        "KV cache pool that runs on node 0 before any rank.",
+        nullable=True,
+        schema={
+            "type": _field(
+                "string", "Which pool.", required=True, allowed=["mooncake", "memcache"]
+            ),
+            "master_port": _port("mooncake: port of the master."),
+            "metrics_port": _port("mooncake: port of its metrics."),
+            "meta_service_port": _port("memcache: port of the MetaService."),
+            "config_store_port": _port("memcache: port of the config store."),
+            "config": _field("dict", "Content of the pool's configuration file.", nullable=True),
+        },
+    ),
+}
+
+FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING}
+
+#: Every form a file of ours can have: the two dialects, and what other nouns add.
+FORMS: dict[str, Field] = dict(FIELDS)
+
+
+def dialect_of(data: Mapping[Any, Any]) -> str | None:
+    """``deployment`` or ``routing`` by the keys at the top; None when neither shows."""
+    if "deployment" in data and "routing" not in data:
+        return "deployment"
+    if any(key in data for key in ("routing", "config", "templates")):
+        return "routing"
+    if "deployment" in data or "disaggregated_prefill" in data:
+        return "deployment"
+    return None
+
+
+def rules_at(schema: Field, path: DataPath) -> Field | None:
+    """The rule set of the value at ``path``; None when the form has none."""
+    rules: Any = {"schema": schema}
+    for part in path:
+        inner = rules.get("schema")
+        if isinstance(inner, dict) and isinstance(part, int) and "type" in inner:
+            rules = inner
+        elif isinstance(inner, dict) and part in inner:
+            rules = inner[part]
+        elif "valuesrules" in rules:
+            rules = rules["valuesrules"]
+        else:
+            return None
+    return rules if isinstance(rules, dict) else None
+
+
+def known_keys(dialect: str, path: DataPath) -> list[str]:
+    """The keys that may stand in the mapping at ``path``; empty when any may."""
+    rules = rules_at(FORMS[dialect], path)
+    inner = (rules or {}).get("schema")
+    if not isinstance(inner, dict) or isinstance(inner.get("type"), (str, list)):
+        return []
+    return [str(key) for key in inner]
+
+
+def doc(dialect: str, path: DataPath) -> str:
+    """The sentence that documents the value at ``path``; empty when there is none."""
+    rules = rules_at(FORMS[dialect], path)
+    return str(rules.get("meta", {}).get("doc", "")) if rules else ""

@@ -1,0 +1,332 @@
+"""The check of a file against its form: a case, or what other nouns add to ``FORMS``.
+
+Enters: a parsed :class:`Source`. Leaves: every problem its form has, with
+file, line, found, expected. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+from cerberus import TypeDefinition, Validator
+from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
+
+from steps.core.case import fields, unknown
+from steps.core.case.fields import BENCHMARK, Field
+from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
+from steps.core.errors import Problem
+
+#: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
+_QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
+
+
+def plain_numbers(source: Source) -> Source:
+    """The case with quoted whole numbers as numbers, where upstream takes both."""
+    data = source.data
+    if not isinstance(data, dict) or fields.dialect_of(data) != "routing":
+        return source
+    quotable = {key: value for key, value in data.items() if key in _QUOTABLE}
+    made = {**data, **_plain_numbers(quotable, {"schema": fields.ROUTING})}
+    return dataclasses.replace(source, data=made)
+
+
+def _plain_numbers(value: Any, rules: Field) -> Any:
+    inner = rules.get("schema")
+    if isinstance(value, dict) and isinstance(inner, dict):
+        return {key: _plain_numbers(item, inner.get(key) or {}) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(inner, dict):
+        return [_plain_numbers(item, inner) for item in value]
+    whole = rules.get("type") == "strict_integer" and isinstance(value, str)
+    return int(value) if whole and re.fullmatch(r"\s*[0-9]{1,9}\s*", value) else value
+
+
+class _Unsorted(list[ValidationError]):
+    """Errors in the order in which they are found: cerberus sorts all of them at each new one."""
+
+    def sort(self, **_: Any) -> None:
+        """Leave them."""
+
+
+class _NoTree(ErrorTree):  # type: ignore[misc]
+    """No tree of errors: nobody asks for it, and it sorts too."""
+
+    def add(self, error: ValidationError) -> None:
+        """Forget it."""
+
+
+class _CaseValidator(Validator):  # type: ignore[misc]
+    """Cerberus with the number types that authors really write."""
+
+    _errors: Any
+
+    types_mapping: ClassVar[dict[str, Any]] = {
+        **{name: kind for name, kind in Validator.types_mapping.items() if name != "number"},
+        "strict_integer": TypeDefinition("strict_integer", (int,), (bool,)),
+    }
+
+    def _error(self, *args: Any) -> None:
+        if not isinstance(self._errors, _Unsorted):
+            self._errors = _Unsorted(self._errors)
+            self.document_error_tree, self.schema_error_tree = _NoTree(), _NoTree()
+        super()._error(*args)
+
+    def _validate_type_number(self, value: Any) -> bool:
+        """A number that JSON can hold."""
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
+        )
+
+    def _validate_type_numeric_string(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(
+            re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]+)?", value.strip())
+        )
+
+    def _validate_type_whole_string(self, value: Any) -> bool:
+        return isinstance(value, str) and bool(re.fullmatch(r"[0-9]{1,18}", value.strip()))
+
+    def _validate_type_switch_string(self, value: Any) -> bool:
+        return isinstance(value, str) and value.lower() in ("true", "false")
+
+    def _validate_min_value(self, minimum: float, field: str, value: Any) -> None:
+        """{'type': 'number'}"""
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return
+        if not number >= minimum or number == float("inf"):
+            self._error(field, f"expected a number of at least {minimum:g}")
+
+
+@cache
+def _validator(dialect: str) -> _CaseValidator:
+    return _CaseValidator(fields.FORMS[dialect])
+
+
+def check(source: Source) -> list[Problem]:
+    """Every problem of the case's form.
+
+    Returns:
+        Problems MN003 (form of the document) to MN009, unsorted.
+    """
+    data = source.data
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else f"a {_kind(data)}"
+        return [
+            Problem(
+                "MN003",
+                f"found {found} at the top, expected a mapping with model, num_nodes, ...",
+                source.place(),
+                "See configs/quickstart.yaml for the form of a case.",
+            )
+        ]
+    dialect = fields.dialect_of(data)
+    if dialect is None:
+        keys = [str(key)[:30] for key in list(data)[:1000]]
+        close = difflib.get_close_matches("deployment", keys, 1, 0.75)
+        wrong = f"found {close[0]!r}; " if close else ""
+        return [
+            Problem(
+                "MN003",
+                f"{wrong}neither 'deployment' nor 'routing' is there, expected one of them",
+                source.place(*close) if close else source.place(),
+                f"Did you mean 'deployment' for {close[0]!r}?"
+                if close
+                else "A case lists its nodes under 'deployment', or under 'config' and "
+                "'templates' with 'routing'.",
+            )
+        ]
+    return list(_check_known(source, data, dialect))
+
+
+def check_form(source: Source, form: str) -> list[Problem]:
+    """Every problem of a file that is no case, such as a cluster profile.
+
+    Args:
+        form: a key of ``FORMS``.
+    """
+    if not isinstance(source.data, dict):
+        found = "nothing" if source.data is None else f"a {_kind(source.data)}"
+        message = f"found {found} at the top, expected a mapping"
+        return [Problem("MN003", message, source.place(), f"A {form} is a mapping of keys.")]
+    return list(_check_known(source, source.data, form))
+
+
+def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
+    holders = {
+        key
+        for key in data
+        if key not in fields.FORMS[dialect] and unknown.holds_anchor(source, key)
+    }
+    odd: list[Problem] = []
+    kept = {key: value for key, value in data.items() if key not in holders}
+    document = _text_keys(source, kept, (), odd)
+    yield from odd
+    validator = _validator(dialect)
+    validator.validate(_without_the_obvious(document), normalize=False)
+    seen: set[tuple[DataPath, str]] = set()
+    found = [(tuple(error.document_path), error) for error in _flatten(validator._errors)]
+    found.sort(key=lambda entry: _position(source, entry[0]))
+    for at, (path, error) in enumerate(found):
+        if at > 2 * MAX_PROBLEMS:
+            # Nobody is shown so many: what is left is only counted.
+            yield source.problem("MN007", "is wrong", path)
+            continue
+        if error.rule is None and not unknown.is_mistake(dialect, path):
+            continue
+        problem = _explain(source, path, error, dialect)
+        if (path, problem.message) not in seen:
+            seen.add((path, problem.message))
+            yield problem
+
+
+def _position(source: Source, path: DataPath) -> tuple[int, int]:
+    place = source.place(*path)
+    return place.line, place.column
+
+
+def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The document with its many environments and argument lists left out where they are right.
+
+    They are most of a case, and cerberus takes its time with each of their values.
+    """
+    light = {
+        key: {} if str(key).startswith("env_") and _is_environment(value) else value
+        for key, value in document.items()
+    }
+    for key in ("deployment", "templates"):
+        entries = light.get(key)
+        if isinstance(entries, list):
+            light[key] = [_light_entry(entry) for entry in entries]
+    return light
+
+
+def _light_entry(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    light = dict(entry)
+    if _is_environment(entry.get("envs")):
+        light["envs"] = {}
+    words = entry.get("server_cmd_template")
+    if isinstance(words, list) and all(isinstance(word, (str, int, float)) for word in words):
+        light["server_cmd_template"] = []
+    return light
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and _NAME.match(name)
+        and (text is None or isinstance(text, (str, int, float)))
+        for name, text in value.items()
+    )
+
+
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+
+def _text_keys(source: Source, value: Any, path: DataPath, odd: list[Problem]) -> Any:
+    """``value`` without keys that are no text; a problem for each of them."""
+    if isinstance(value, list):
+        return [_text_keys(source, inner, (*path, at), odd) for at, inner in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        where = (*path, key)
+        if isinstance(key, str):
+            kept[key] = _text_keys(source, inner, where, odd)
+            continue
+        message = f"found the key {_show(key)}, expected text"
+        odd.append(source.problem("MN005", message, where, "Quote it, or remove it."))
+    return kept
+
+
+def _flatten(errors: Iterable[ValidationError]) -> Iterator[ValidationError]:
+    for error in errors:
+        if error.is_group_error and error.child_errors:
+            yield from _flatten(error.child_errors)
+        else:
+            yield error
+
+
+def _explain(source: Source, path: DataPath, error: ValidationError, dialect: str) -> Problem:
+    rule = error.rule
+    doc = fields.doc(dialect, path)
+    if rule == "required":
+        parent = ".".join(str(part) for part in path[:-1]) or "the case"
+        return Problem(
+            "MN004",
+            f"{parent}: required key '{path[-1]}' is missing",
+            source.place(*path[:-1]),
+            doc,
+            field=".".join(str(part) for part in path),
+        )
+    if error.code == UNKNOWN_FIELD.code:
+        hint = unknown.suggest(source, dialect, path)
+        return source.problem("MN005", "unknown key", path, hint)
+    if path[:-1] == ("benchmarks",) and path[-1] in BENCHMARK:
+        hint = f"'{path[-1]}' belongs under the name of a benchmark; check its indentation."
+        return source.problem("MN005", "is no benchmark", path, hint)
+    if rule in ("type", "nullable"):
+        expected = _expected(error.constraint if rule == "type" else None)
+        message = f"found {_show(error.value)}, expected {expected}"
+        return source.problem("MN006", message, path, doc)
+    return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
+
+
+def _rule_text(rule: str, value: Any, error: ValidationError) -> str:
+    constraint = error.constraint
+    if rule == "allowed":
+        near = [str(item) for item in constraint]
+        close = difflib.get_close_matches(str(value)[:60], near, 1)
+        tail = f"; did you mean '{close[0]}'?" if close else ""
+        return f"found {_show(value)}, expected one of {', '.join(map(str, constraint))}{tail}"
+    if rule == "min":
+        return f"found {_show(value)}, expected at least {constraint}"
+    if rule == "max":
+        return f"found {_show(value)}, expected at most {constraint}"
+    if rule == "empty":
+        return "is empty, expected something"
+    if rule == "regex":
+        return f"found {_show(value)}, which does not have the expected form {constraint}"
+    if rule in ("keysrules", "valuesrules"):
+        return f"found {_show(value)}"
+    info = error.info[0] if error.info else rule
+    return f"found {_show(value)}, {info}"
+
+
+_TYPE_WORDS = {
+    "string": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "strict_integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
+
+
+def _expected(constraint: Any) -> str:
+    if constraint is None:
+        return "a value"
+    kinds = constraint if isinstance(constraint, (list, tuple)) else [constraint]
+    words = [_TYPE_WORDS[kind] for kind in kinds if kind in _TYPE_WORDS]
+    return " or ".join(words)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "mapping", list: "list", str: "text", bool: "boolean", int: "number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        return f"a {_kind(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

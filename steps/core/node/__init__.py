@@ -1,0 +1,1 @@
+"""A running node: phases, rendezvous, processes, clients."""

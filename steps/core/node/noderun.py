@@ -1,0 +1,512 @@
+"""One node's share of a run: what every step is given to work with.
+
+Enters: a plan, a node index, a run directory. Leaves: phases, events, causes,
+a record. Touches: through its parts only: the supervisor's processes, the
+rendezvous, the node's directory.
+
+Everything that waits waits here, in :meth:`NodeRun.until`, so that the end of
+the run, a phase's budget and a stall are noticed in every step alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from steps.core.node.rendezvous import Leader, Link
+from steps.core.node.supervisor import Running, Supervisor
+from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan, Process
+from steps.core.record import evidence, records
+from steps.core.record.events import EventLog
+from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
+from steps.core.record.redaction import Redactor
+from steps.core.record.rundir import NodeDir, RunDir, full
+from steps.core.record.verdict import BLAME_SECONDS, PRODUCT_FAULTS, first_cause
+
+POLL = 0.05
+SAY_EVERY = 10.0
+DUMP_SECONDS = 15.0
+#: How often a wait looks whether the run directory can still be written.
+DISK_EVERY = 1.0
+ROOM = "Make room there, or name a directory on another disk with --run-dir."
+#: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
+_DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
+
+
+class RunEnded(Exception):
+    """The run is over for this node, for a reason that is already known."""
+
+
+class StepFailed(Exception):
+    """A step found why the run cannot go on."""
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.reason)
+        self.cause = cause
+
+
+class NodeRun:
+    """The state of one node's run, shared by its steps and its threads."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        run_dir: RunDir,
+        events: EventLog,
+        redactor: Redactor | None = None,
+    ) -> None:
+        self.plan = plan
+        self.me: NodePlan = plan.nodes[index]
+        self.run_dir = run_dir
+        self.dir: NodeDir = run_dir.node(index).make()
+        self.events = events
+        self.redactor = redactor or Redactor()
+        self.started = time.time()
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        self.leader: Leader | None = None
+        self.link: Link | None = None
+        self.supervisor: Supervisor | None = None
+        self.state: Mapping[str, Any] = {}
+        self.cause: Cause | None = None
+        self.phases: list[PhaseRecord] = []
+        self.passed: frozenset[str] = frozenset()
+        self.checks: list[Check] = []
+        self.benchmarks: list[BenchResult] = []
+        self.versions: dict[str, str] = {}
+        self.left: list[str] = []
+        self.interrupts = 0
+        self._causes: list[tuple[Cause, float]] = []
+        self._lock = threading.RLock()
+        self._progress = self._looked = self.began
+        self._mark: Any = None
+        self._phase_began = self.began
+        self._budget: Budget | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads the run."""
+        return self.me.index == LEADER
+
+    @property
+    def phase_name(self) -> str:
+        """The phase this node is in."""
+        return self.events.phase
+
+    @property
+    def run_phase(self) -> str:
+        """The phase of the run: a worker that holds is where the leader is."""
+        if self.phase_name == "hold":
+            return str(self.state.get("phase", "hold"))
+        return self.phase_name
+
+    # Phases and waiting
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase with its events, its record and its budget."""
+        self.check_end()
+        before = (self._budget, self._phase_began)
+        self.events.phase = name
+        began, started = time.monotonic(), time.time()
+        self._budget, self._phase_began = self.plan.budgets.get(name), began
+        self.progress()
+        self.events.emit("phase", state="begin")
+        outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+            self.passed |= {name}
+            if self.link and self.link.joined.is_set():
+                self.link.report()
+        except RunEnded:
+            outcome = "done" if name == "hold" else "cut"
+            raise
+        finally:
+            seconds = round(time.monotonic() - began, 3)
+            self.phases.append(PhaseRecord(name, round(started, 3), seconds, outcome))
+            self.events.emit("phase-end", seconds=seconds, outcome=outcome)
+            self._budget, self._phase_began = before
+
+    def note_phase(self, name: str, started: float, seconds: float) -> None:
+        """Record a phase that runs after the run's end, and so has no budget of its own."""
+        seconds = round(seconds, 3)
+        self.phases.append(PhaseRecord(name, round(started, 3), seconds))
+        self.events.emit("phase-end", seconds=seconds, outcome="done")
+
+    def check_end(self) -> None:
+        """Raise :class:`RunEnded` when the run is over."""
+        if self.ended.is_set():
+            raise RunEnded
+
+    def begin_budget(self, name: str) -> None:
+        """Give the budget of ``name`` anew; each benchmark has one of its own."""
+        self.check_end()
+        self._budget, self._phase_began = self.plan.budgets.get(name), time.monotonic()
+        self.progress()
+
+    def progress(self) -> None:
+        """Something moved; the stall clock starts anew."""
+        self._progress = time.monotonic()
+
+    def until(
+        self,
+        done: Callable[[], bool],
+        what: Callable[[], str],
+        every: float = POLL,
+        blame: Callable[[], tuple[NodePlan, str]] | None = None,
+        logs: bool = True,
+    ) -> None:
+        """Wait until ``done``; say ``what`` is missing now and then.
+
+        Args:
+            blame: the node and process to name when the phase's budget ends.
+            logs: whether a growing log is progress; not where servers log our own probes.
+
+        Raises:
+            RunEnded: the run is over.
+            StepFailed: the phase's budget or its stall limit is used up.
+        """
+        said = time.monotonic()
+        while not done():
+            if self.ended.wait(every):
+                raise RunEnded
+            now = time.monotonic()
+            self._hold_disk(now)
+            if logs:
+                self._watch_progress()
+            if now - said >= SAY_EVERY:
+                said = now
+                missing = what()
+                if missing:
+                    self.events.emit(
+                        "waiting", missing=missing, seconds=round(now - self._phase_began)
+                    )
+            self._hold_budget(now, what, blame)
+        self.check_end()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, unless the run ends."""
+        if self.ended.wait(seconds):
+            raise RunEnded
+
+    def disk_trouble(self) -> str:
+        """Why nothing can be written into the run directory; empty when it can."""
+        if full(self.dir.path):
+            return f"the disk of {self.dir.path} is full"
+        error = self.events.trouble
+        return f"{self.dir.events} cannot be written: {error.strerror}" if error else ""
+
+    def _hold_disk(self, now: float) -> None:
+        if now - self._looked < DISK_EVERY:
+            return
+        self._looked = now
+        trouble = self.disk_trouble()
+        if trouble:
+            raise StepFailed(self.cause_of("disk", "infra", trouble, hint=ROOM))
+
+    def _hold_budget(
+        self,
+        now: float,
+        what: Callable[[], str],
+        blame: Callable[[], tuple[NodePlan, str]] | None,
+    ) -> None:
+        budget = self._budget
+        if budget is None:
+            return
+        spent, still = now - self._phase_began, now - self._progress
+        if spent <= budget.seconds and still <= budget.stall:
+            return
+        node, process = blame() if blame else (self.me, "")
+        if spent > budget.seconds:
+            kind, reason = "deadline", f"the phase's {budget.seconds:g} s passed"
+        else:
+            kind, reason = "stall", f"no progress for {budget.stall:g} s"
+        log = self.dir.path / f"{process}.log" if node is self.me and process else None
+        found = evidence.of_log(log) if log else evidence.Evidence()
+        raise StepFailed(
+            self.cause_of(
+                kind,
+                "hang",
+                f"{reason} while waiting for {what()}",
+                node=node,
+                process=process,
+                evidence=found.lines,
+                hint=f"Raise it with timeouts: {{{self.phase_name}: ...}} only if the logs show "
+                "that work went on; stacks of hanging processes are in stacks-*.txt.",
+            )
+        )
+
+    def _watch_progress(self) -> None:
+        mark = self.log_sizes()
+        if self.leader:
+            mark["*"] = sum(sum(m.progress.values()) for m in self.leader.members.values())
+        if mark != self._mark:
+            self._mark = mark
+            self.progress()
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes in each process's log; not a tool's, which may chatter while it hangs."""
+        if self.supervisor is None:
+            return {}
+        sizes = {}
+        for running in self.supervisor.running:
+            if running.process.kind == TOOL:
+                continue
+            with contextlib.suppress(OSError):
+                sizes[running.process.name] = running.log.stat().st_size
+        return sizes
+
+    # Causes
+
+    def cause_of(
+        self,
+        kind: str,
+        verdict: str,
+        reason: str,
+        *,
+        node: NodePlan | None = None,
+        process: str = "",
+        **more: Any,
+    ) -> Cause:
+        """A cause that happens now, on this node unless another is named."""
+        where = node or self.me
+        return Cause(
+            kind=kind,
+            verdict=verdict,
+            reason=reason,
+            node=where.index,
+            role=where.role if where.side == "plain" else f"{where.role}, {where.side}",
+            process=process,
+            phase=more.pop("phase", self.run_phase),
+            seconds=round(time.monotonic() - self.began, 3),
+            at=time.time(),
+            **more,
+        )
+
+    def add_cause(self, cause: Cause, mono: float | None = None) -> None:
+        """Note a cause; the run ends. On a full disk the product's fault is the disk's."""
+        trouble = self.disk_trouble() if cause.verdict in PRODUCT_FAULTS else ""
+        if trouble:
+            reason = f"{trouble}; {cause.process or cause.kind}: {cause.reason}"
+            cause = replace(cause, kind="disk", verdict="infra", reason=reason, hint=ROOM)
+        with self._lock:
+            if self.ended.is_set() and self.cause is not None:
+                return
+            self._causes.append((cause, time.monotonic() if mono is None else mono))
+        self.ended.set()
+        if self.link:
+            threading.Thread(target=self.link.report, name="report", daemon=True).start()
+
+    def on_exit(self, running: Running) -> None:
+        """A process ended: unless we stopped it or it is a tool, whose end its step judges."""
+        status = running.exit
+        assert status is not None
+        self.events.emit(
+            "exited",
+            process=running.process.name,
+            how=str(status),
+            pid=running.pid,
+            expected=status.expected,
+        )
+        if status.expected or self.cause is not None or running.process.kind == TOOL:
+            return
+        self.add_cause(self.exit_cause(running), status.mono)
+
+    def exit_cause(self, running: Running) -> Cause:
+        """What an unexpected exit means."""
+        status = running.exit
+        assert status is not None
+        found = evidence.of_log(running.log)
+        started = self.state.get("serving") or (
+            self.leader is not None and self.leader.state.get("serving")
+        )
+        verdict = "crash" if started else "startup"
+        signature = found.signature
+        if signature and signature.verdict in ("infra", "config") and not started:
+            verdict = signature.verdict
+        reason = str(status)
+        hint = signature.hint if signature else f"Read {self.me.name}/{running.process.log}."
+        if signature:
+            reason += f": {signature.explanation}"
+        if status.oom:
+            hint = "Look at the memory limit of the node or pod, and at what else runs there."
+        cause = self.cause_of(
+            "exit",
+            verdict,
+            reason,
+            process=running.process.name,
+            exit_code=status.code,
+            signal=status.signal,
+            evidence=tuple(self.redactor.value(list(found.lines))),
+            log=f"{self.me.name}/{running.process.log}",
+            signature=signature.id if signature else "",
+            hint=hint,
+            consequence=not status.signal and _blames_another(running.process, found),
+        )
+        return replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+
+    def own_causes(self) -> list[dict[str, Any]]:
+        """What this node knows, for the leader: each cause with its ``mono``."""
+        if self.supervisor:
+            self.supervisor.check()
+        with self._lock:
+            return [{**asdict(cause), "mono": mono} for cause, mono in self._causes]
+
+    def decide_alone(self) -> None:
+        """This node's own first cause counts: nobody is there to tell of another."""
+        causes = self.own_causes()
+        self.cause = records.cause_from(causes[0]) if causes else None
+
+    def look(self) -> dict[str, Any]:
+        """What a beat says."""
+        return {
+            "phase": self.phase_name,
+            "passed": sorted(self.passed),
+            "progress": self.log_sizes(),
+            "causes": self.own_causes(),
+        }
+
+    def decide(self) -> Cause | None:
+        """Leader: call the roll, find the first cause, tell everybody. None is a clean end."""
+        assert self.leader is not None
+        reported = self.leader.roll_call() if self.plan_size > 1 else []
+        found = self._dated(reported)
+        if found and all(cause.consequence for cause in found):
+            self.leader.wait(self._culprit_known, BLAME_SECONDS)
+            found = self._dated(self._reported())
+        first = first_cause(found)
+        self.all_causes = tuple(sorted(found, key=lambda c: c.at))
+        self.cause = first
+        self.ended.set()
+        if first is not None:
+            self.events.emit("cause", text=str(first), verdict=first.verdict)
+        self.leader.tell(
+            phase="stop",
+            ended={"cause": asdict(first) if first else None},
+        )
+        return first
+
+    def _culprit_known(self) -> bool:
+        """Whether any node tells of more than what somebody else's death did to it.
+
+        Asked under the rendezvous' lock, so it must not wait for anything.
+        """
+        with self._lock:
+            told = [cause.consequence for cause, _ in self._causes]
+        return not all([*told, *(entry.get("consequence") for entry in self._reported())])
+
+    def _reported(self) -> list[dict[str, Any]]:
+        """Every cause the workers told so far."""
+        assert self.leader is not None
+        members = list(self.leader.members.values())
+        return [cause for member in members for cause in member.causes]
+
+    def _dated(self, reported: Iterable[Mapping[str, Any]]) -> list[Cause]:
+        """These causes and our own, by the leader's clock."""
+        if self.supervisor:
+            self.supervisor.check()
+        now, wall = time.monotonic(), time.time()
+        with self._lock:
+            known = list(self._causes)
+        for entry in reported:
+            cause = records.cause_from(entry)
+            if cause is not None:
+                known.append((cause, float(entry["mono"])))
+        return [
+            replace(
+                cause,
+                at=round(wall - (now - mono), 4),
+                seconds=round(mono - self.began, 3),
+            )
+            for cause, mono in known
+        ]
+
+    all_causes: tuple[Cause, ...] = ()
+
+    @property
+    def plan_size(self) -> int:
+        """How many nodes the plan has."""
+        return len(self.plan.nodes)
+
+    # Stacks and record
+
+    def dump_stacks(self) -> None:
+        """Stacks of our processes, where py-spy is there; for a hang."""
+        spy = shutil.which("py-spy")
+        if spy is None or self.supervisor is None:
+            self.events.emit("note", text="py-spy is not installed: no stacks of hanging processes")
+            return
+        deadline = time.monotonic() + DUMP_SECONDS
+        for running in self.supervisor.running:
+            if running.exit is not None or time.monotonic() > deadline:
+                continue
+            path = self.dir.path / f"stacks-{running.process.name}.txt"
+            with contextlib.suppress(OSError, subprocess.SubprocessError), path.open("w") as out:
+                subprocess.run(
+                    [spy, "dump", "--subprocesses", "--pid", str(running.pid)],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=5,
+                    check=False,
+                )
+
+    def record(self, artifacts: tuple[records.Artifact, ...] = ()) -> Record:
+        """This node's account of itself."""
+        causes = self.all_causes or tuple(cause for cause, _ in self._causes)
+        return Record(
+            run=self.plan.run,
+            node=self.me.index,
+            role=self.me.role,
+            side=self.me.side,
+            address=self.me.address,
+            host=socket.gethostname(),
+            started=round(self.started, 3),
+            ended=round(time.time(), 3),
+            outcome="pass" if self.cause is None else self.cause.verdict,
+            phases=tuple(self.phases),
+            processes=self.supervisor.records() if self.supervisor else (),
+            cause=self.cause,
+            causes=causes,
+            benchmarks=tuple(self.benchmarks),
+            checks=tuple(self.checks),
+            artifacts=artifacts,
+            versions=self.versions,
+            left=tuple(self.left),
+            plan=self.plan.fingerprint(),
+        )
+
+    def hurry(self) -> float:
+        """Factor on graces: a second interrupt shortens them, a third ends them."""
+        return {0: 1.0, 1: 1.0, 2: 0.2}.get(self.interrupts, 0.0)
+
+
+def _blames_another(process: Process, found: evidence.Evidence) -> bool:
+    """Whether a log says that somebody else died first: a peer, or another node's rank.
+
+    An API server that loses a rank of its group names it; only its own ranks are its own fault.
+    """
+    if found.signature is not None and found.signature.consequence:
+        return True
+    if process.rank is None:
+        return False
+    own = range(process.rank, process.rank + process.ranks)
+    ranks = [int(rank) for line in found.lines for rank in _DEAD_RANK.findall(line)]
+    return bool(ranks) and not any(rank in own for rank in ranks)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the file system ``path`` is on."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,164 @@
+"""How one node was started: from a plan, or by hand from a case.
+
+Enters: the command line of the node program and the environment. Leaves: a
+:class:`Start`, or every reason why there can be none. Touches: makes the run
+directory, reads the case, the plan, the cluster and the token's file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from steps.core import cli, settings
+from steps.core.case.case import Case, load_case
+from steps.core.errors import UsageError
+from steps.core.node import identify
+from steps.core.plan import clusters
+from steps.core.plan.budgets import BUDGETS
+from steps.core.plan.cluster import Cluster, own_addresses
+from steps.core.plan.plan import Plan
+from steps.core.plan.resolver import Options, resolve
+from steps.core.record.events import Event
+from steps.core.record.rundir import RunDir, new_run_id, write_text
+
+GUESSABLE = (
+    "no MULTINODE_TOKEN: whoever has the same case and harness and reaches the control port, such "
+    "as another user of these machines, can join or end this run. To keep them out, "
+    "export MULTINODE_TOKEN with one secret on all nodes, or --token-file with one file (mode 0600)"
+)
+
+
+@dataclass
+class Start:
+    """How this node was started.
+
+    Attributes:
+        plan: the whole plan, when the starter made it; else the leader makes it from ``case``,
+            ``cluster``, whose addresses may be names, and ``options``.
+        bound: the run ends when standard input closes (its starter is gone).
+        guessable: the token is one that everybody who has the same files can work out.
+    """
+
+    index: int
+    token: str
+    run_dir: RunDir
+    plan: Plan | None = None
+    case: Case | None = None
+    cluster: Cluster | None = None
+    options: Options = field(default_factory=Options)
+    bound: bool = False
+    guessable: bool = False
+    listeners: list[Callable[[Event], None]] = field(default_factory=list)
+
+    def join_seconds(self) -> float:
+        """How long the nodes may take to find one another, before there is a plan that says so."""
+        of_case = self.case.timeouts if self.case else {}
+        return {**of_case, **self.options.timeouts}.get("join", BUDGETS["join"].seconds)
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`start_of` reads."""
+    cli.add_plan_arguments(parser)
+    more = parser.add_argument_group("how it was started")
+    more.add_argument("--token-file", help="the run's token; default: MULTINODE_TOKEN")
+    more.add_argument("--cluster", help="JSON of the cluster; addresses may be names")
+    more.add_argument("--run-id", default="", help="default: made of the time")
+    more.add_argument("--bound", action="store_true", help="end the run when stdin closes")
+    more.add_argument(
+        "--output", choices=("text", "events"), default="text", help="lines for people, or JSON"
+    )
+
+
+def start_of(arguments: argparse.Namespace) -> Start:
+    """How a command line starts this node.
+
+    Raises:
+        UsageError, CaseError: it means nothing.
+    """
+    listeners = [cli.printer() if arguments.output == "text" else _print_json]
+    case_name = arguments.case or ("" if arguments.plan else settings.read().config_yaml_path)
+    if not case_name:
+        plan, path = cli.plan_of(arguments)
+        index = cli.index_in(plan, arguments.node_index)
+        return Start(
+            index,
+            _token(arguments) or secrets.token_hex(16),
+            RunDir(path).make(),
+            plan=plan,
+            bound=arguments.bound,
+            listeners=listeners,
+        )
+    case = load_case(cli.find_case(case_name))
+    cluster = _cluster(case, arguments)
+    index = clusters.node_index(case, arguments.node_index, own_addresses())
+    options = cli.options_of(arguments, arguments.run_id or new_run_id())
+    _try_out(case, cluster, options)
+    run_id = options.run
+    token = _token(arguments)
+    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
+    run_dir.check_unused()
+    write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
+    return Start(
+        index,
+        token or identify.default_token(case, cluster),
+        run_dir,
+        case=case,
+        cluster=cluster,
+        options=options,
+        bound=arguments.bound,
+        guessable=not token and cluster.backend == "hosts" and len(cluster.nodes) > 1,
+        listeners=listeners,
+    )
+
+
+def _try_out(case: Case, cluster: Cluster, options: Options) -> None:
+    """Find what is wrong with the plan now, not when all nodes have joined.
+
+    Raises:
+        CaseError: with every problem; interfaces are unknown yet and are taken as there.
+    """
+    named = (replace(node, interface=node.interface or "eth0") for node in cluster.nodes)
+    resolve(case, replace(cluster, nodes=tuple(named)), options)
+
+
+def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
+    """Where the nodes are: a file, this machine, or what case and environment say."""
+    if arguments.cluster:
+        return identify.at_home(identify.read_cluster(Path(arguments.cluster)), case)
+    rehearsal = cli.rehearsal_of(arguments)
+    if rehearsal is not None:
+        return clusters.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")
+    return identify.by_hand(case)
+
+
+def _token(arguments: argparse.Namespace) -> str:
+    """The run's token, from a file or the environment; empty when neither has one."""
+    if not arguments.token_file:
+        return settings.read().token
+    name = f"--token-file {arguments.token_file}"
+    try:
+        with Path(arguments.token_file).open(encoding="utf-8") as file:
+            mode, token = os.fstat(file.fileno()).st_mode, file.read().strip()
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
+    # Who starts node programs (a pod, a runner) looks after its own files.
+    if not arguments.bound and stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError(
+            f"{name}: found mode {mode & 0o777:04o}, expected 0600: others can read the token",
+            f"chmod 600 {arguments.token_file}",
+        )
+    if not token:
+        raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")
+    return settings.usable_token(token, name)
+
+
+def _print_json(event: Event) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(event.to_json(), flush=True)

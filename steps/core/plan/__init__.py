@@ -1,0 +1,1 @@
+"""From a case and a cluster to a plan: values out of values. Pure."""

@@ -1,0 +1,264 @@
+"""The plan of a run: everything each node will do, with no variable left in it.
+
+Enters: JSON, or the values ``steps.core.plan.resolver`` computes. Leaves: a
+:class:`Plan` and its JSON. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from steps.core.case import gates
+from steps.core.case.case import Benchmark
+from steps.core.case.numbers import dumps, loads
+from steps.core.plan.cluster import Cluster
+
+SCHEMA = 1
+LEADER = 0
+#: Kind of a process that a step starts for itself, such as a benchmark's client; in no plan.
+TOOL = "tool"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How one sees that a process is ready: ``http`` wants 200, ``tcp`` a connection."""
+
+    kind: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a node.
+
+    Attributes:
+        name: unique on its node: ``server``, ``server-0`` (a rank), ``pool``, ``proxy``.
+        kind: ``server``, ``pool`` or ``proxy``; ``tool`` for what is in no plan.
+        argv: the command; no shell runs it.
+        env: what is set over the inherited environment.
+        paths: what is put in front of path variables.
+        files: variables whose value is the path of one of the node's ``files``.
+        probe: how others see that it is ready; None for a headless server.
+        api: base URL of its OpenAI API, or empty.
+        rank: first global data-parallel rank it holds, or None.
+        ranks: how many ranks it holds.
+        group: name of its data-parallel group, such as ``prefiller-0``.
+        grace: seconds between TERM and KILL.
+    """
+
+    name: str
+    kind: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    probe: Probe | None = None
+    api: str = ""
+    headless: bool = False
+    rank: int | None = None
+    ranks: int = 1
+    group: str = ""
+    grace: float = 20.0
+
+    @property
+    def log(self) -> str:
+        """File name of its log in the node's directory."""
+        return f"{self.name}.log"
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What one node does.
+
+    Attributes:
+        role: ``leader`` or ``worker``.
+        side: ``prefiller``, ``decoder`` or ``plain``.
+        master: address of its data-parallel group's master.
+        files: name -> content of files its processes read.
+        packages: ``special_dependencies`` as pip requirements.
+    """
+
+    index: int
+    address: str
+    interface: str
+    role: str
+    side: str
+    headless: bool
+    master: str
+    devices: int
+    processes: tuple[Process, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its directory in the run directory."""
+        return f"node-{self.index}"
+
+
+#: The purpose of ports on which ranks hand KV blocks over.
+KV_TRANSFER = "kv-transfer"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port, or ``count`` ports from ``port`` on, and what it is for."""
+
+    node: int
+    port: int
+    purpose: str
+    process: str
+    count: int = 1
+    listens: bool = True
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where benchmarks go."""
+
+    url: str
+    model: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """One benchmark as it will be run.
+
+    Attributes:
+        driver: a name in ``steps.bench_drivers``.
+        gates: all conditions, upstream's baseline rule among them.
+        skip_gates: why the baseline gates are not judged; empty when they are.
+        scaled: what was made smaller than the case says, for the reader.
+    """
+
+    benchmark: Benchmark
+    driver: str
+    gates: tuple[gates.Gate, ...] = ()
+    skip_gates: str = ""
+    scaled: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds a phase may take, and seconds it may pass without any progress."""
+
+    seconds: float
+    stall: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, resolved. ``run`` is the only field that differs between two of the same inputs."""
+
+    run: str
+    case_name: str
+    case_file: str
+    case_sha256: str
+    engine: str
+    model: str
+    cluster: Cluster
+    nodes: tuple[NodePlan, ...]
+    endpoint: Endpoint
+    benchmarks: tuple[BenchmarkPlan, ...]
+    budgets: Mapping[str, Budget]
+    ports: tuple[Port, ...]
+    notes: tuple[str, ...] = ()
+    proof: bool = True
+    harness: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def rehearsed(self) -> bool:
+        """Whether stand-ins play the engines."""
+        return self.cluster.rehearsal is not None
+
+    def fingerprint(self) -> str:
+        """A digest of everything but the run id: equal plans have equal fingerprints."""
+        text = dumps(to_dict(replace(self, run="")), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def servers(self) -> Iterator[tuple[NodePlan, Process]]:
+        """Every server of every node."""
+        for node in self.nodes:
+            for process in node.processes:
+                if process.kind == "server":
+                    yield node, process
+
+    def probes(self) -> Iterator[tuple[NodePlan, Process]]:
+        """Every process that others can see to be ready."""
+        for node in self.nodes:
+            for process in node.processes:
+                if process.probe:
+                    yield node, process
+
+    @property
+    def proxy(self) -> Process | None:
+        """The proxy in front of a split fleet, if there is one."""
+        found = [p for p in self.nodes[LEADER].processes if p.kind == "proxy"]
+        return found[0] if found else None
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON values."""
+    return asdict(plan)
+
+
+def to_json(plan: Plan) -> str:
+    """The plan as text; the same plan is the same text, byte for byte."""
+    return dumps(to_dict(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Plan:
+    """The plan that :func:`to_json` wrote.
+
+    Raises:
+        ValueError: not JSON, another schema, or a field missing; says what.
+    """
+    try:
+        data = loads(text)
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"plan schema {data['schema']}, expected {SCHEMA}")
+        return _plan(data)
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a plan of this version: {type(error).__name__}: {error}") from None
+
+
+def _plan(data: dict[str, Any]) -> Plan:
+    fields = dict(data)
+    fields["cluster"] = Cluster.from_dict(data["cluster"])
+    fields["nodes"] = tuple(_node(node) for node in data["nodes"])
+    fields["endpoint"] = Endpoint(**data["endpoint"])
+    fields["benchmarks"] = tuple(_benchmark(entry) for entry in data["benchmarks"])
+    fields["budgets"] = {name: Budget(**entry) for name, entry in data["budgets"].items()}
+    fields["ports"] = tuple(Port(**entry) for entry in data["ports"])
+    fields["notes"] = tuple(data["notes"])
+    return Plan(**fields)
+
+
+def _node(data: dict[str, Any]) -> NodePlan:
+    fields = dict(data)
+    fields["processes"] = tuple(_process(entry) for entry in data["processes"])
+    fields["packages"] = tuple(data["packages"])
+    return NodePlan(**fields)
+
+
+def _process(data: dict[str, Any]) -> Process:
+    fields = dict(data)
+    fields["argv"] = tuple(data["argv"])
+    fields["paths"] = {key: tuple(value) for key, value in data["paths"].items()}
+    fields["probe"] = Probe(**data["probe"]) if data["probe"] else None
+    return Process(**fields)
+
+
+def _benchmark(data: dict[str, Any]) -> BenchmarkPlan:
+    fields = dict(data)
+    inner = dict(data["benchmark"])
+    inner["gates"] = tuple(gates.Gate(**gate) for gate in inner["gates"])
+    fields["benchmark"] = Benchmark(**inner)
+    fields["gates"] = tuple(gates.Gate(**gate) for gate in data["gates"])
+    return BenchmarkPlan(**fields)

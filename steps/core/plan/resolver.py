@@ -1,0 +1,652 @@
+"""Case + Cluster -> Plan, a pure function.
+
+Enters: a case, a cluster, options. Leaves: a plan with no variable left in
+it, or a :class:`CaseError` with everything that stands in the way. Touches
+nothing; the same inputs give the same plan but for the run id.
+
+What is injected, which master an address means, how the proxy is started and
+where benchmarks go follow the upstream harness (vllm-ascend, multi_node).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from steps.core import VERSION
+from steps.core.case import gates
+from steps.core.case.case import Benchmark, Case, CaseNode, KvPool, Ranks
+from steps.core.case.source import MAX_PROBLEMS, cut, enough
+from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
+from steps.core.plan import budgets, faults, kvpool, proxies
+from steps.core.plan.cluster import Cluster, url_host
+from steps.core.plan.plan import (
+    KV_TRANSFER,
+    LEADER,
+    BenchmarkPlan,
+    Endpoint,
+    NodePlan,
+    Plan,
+    Port,
+    Probe,
+    Process,
+)
+from steps.core.plan.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
+from steps.core.vllm import arguments, kvports
+
+DEFAULT_SERVER_PORT = "8080"
+DEFAULT_ENV = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
+    "SERVER_PORT": DEFAULT_SERVER_PORT,
+}
+
+#: A rehearsed or smoke-tested benchmark is made no larger than this.
+SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to case and cluster.
+
+    Attributes:
+        driver: ``smoke``, ``aisbench`` or ``none``; empty: smoke in rehearsals, else aisbench.
+        timeouts: seconds by phase, over the case's.
+    """
+
+    run: str = ""
+    driver: str = ""
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+
+
+def resolve(case: Case, cluster: Cluster, options: Options | None = None) -> Plan:
+    """The plan of ``case`` on ``cluster``.
+
+    Raises:
+        CaseError: variables nobody defines, no API server where one is
+            needed, or more nodes than the cluster has.
+    """
+    plan, problems = examine(case, cluster, options)
+    if errors_of(problems):
+        raise CaseError(enough(problems))
+    return plan
+
+
+def examine(
+    case: Case, cluster: Cluster, options: Options | None = None
+) -> tuple[Plan, list[Problem]]:
+    """The plan as far as it can be made, and what stands in the way of a whole one.
+
+    Only the linter looks at a plan that has problems.
+
+    Raises:
+        CaseError: the cluster has another number of nodes, or variables multiply.
+    """
+    resolver = _Resolver(case, cluster, options or Options())
+    try:
+        plan = resolver.plan()
+    except TooLong as error:
+        hint = "Variables of variables multiply; write out what is meant."
+        raise CaseError([Problem("MN007", str(error), case.place(), hint)]) from None
+    return plan, sort_problems(resolver.problems)
+
+
+def side_of(case: Case, index: int) -> str:
+    """``prefiller``, ``decoder`` or ``plain``.
+
+    A node that no list names belongs to the group of the node before it.
+    """
+    if case.split is None:
+        return "plain"
+    before = [at for at in (*case.split.prefillers, *case.split.decoders) if at <= index]
+    if not before or max(before) in case.split.prefillers:
+        return "prefiller"
+    return "decoder"
+
+
+def master_index(case: Case, index: int) -> int:
+    """Which node's address ``MASTER_IP`` is on node ``index``.
+
+    Node 0's; under disaggregated prefill the first decoder's for every node
+    that is no prefiller.
+    """
+    node = next((n for n in case.nodes[index : index + 1] if n.index == index), None)
+    if node is not None and node.master_index is not None:
+        return node.master_index
+    if case.split is not None and case.split.decoders and side_of(case, index) != "prefiller":
+        return case.split.decoders[0]
+    return LEADER
+
+
+class _Resolver:
+    def __init__(self, case: Case, cluster: Cluster, options: Options) -> None:
+        self.case = case
+        self.cluster = cluster
+        self.options = options
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.ports: list[Port] = []
+        self._groups: dict[Any, str] = {}
+        self._named: Counter[str] = Counter()
+        self._filled = 0
+        self._unknown: set[tuple[Any, str]] = set()
+        self._budgets = budgets.of(case, cluster, self.options.timeouts, self.options.driver)
+
+    def plan(self) -> Plan:
+        case, cluster = self.case, self.cluster
+        if len(cluster.nodes) != case.num_nodes:
+            raise CaseError(
+                [
+                    Problem(
+                        "MN022",
+                        f"the case wants {case.num_nodes} nodes, the cluster {cluster.name} "
+                        f"has {len(cluster.nodes)}",
+                        case.place("num_nodes"),
+                        "Name as many hosts as num_nodes says.",
+                    )
+                ]
+            )
+        self._take(LEADER, cluster.control_port, "control", "node")
+        nodes = [self._node(node) for node in case.nodes]
+        if nodes and not errors_of(self.problems):
+            nodes[LEADER] = self._add_proxy(nodes)
+        endpoint = self._endpoint(nodes)
+        if cluster.rehearsal is not None:
+            self.notes.append("rehearsal: stand-ins play the engines; baselines are not judged")
+            if case.special_dependencies:
+                self.notes.append("special_dependencies are not installed in a rehearsal: skipped")
+        return Plan(
+            run=self.options.run,
+            case_name=case.name,
+            case_file=case.file,
+            case_sha256=case.sha256,
+            engine=case.engine,
+            model=self._value(case.model, cluster.env, ("model",)),
+            cluster=cluster,
+            nodes=tuple(nodes),
+            endpoint=endpoint,
+            benchmarks=tuple(self._benchmark(entry) for entry in case.benchmarks),
+            budgets=self._budgets,
+            ports=tuple(sorted(self.ports, key=lambda p: (p.node, p.port, p.purpose))),
+            notes=tuple(self.notes),
+            proof=case.proof,
+            harness=VERSION,
+        )
+
+    # Nodes
+
+    def _node(self, node: CaseNode) -> NodePlan:
+        at = self.cluster.nodes[node.index]
+        side = side_of(self.case, node.index)
+        master = self.cluster.nodes[master_index(self.case, node.index)].address
+        processes: list[Process] = []
+        told = kvpool.Told()
+        pool = self.case.kv_pool
+        if pool is not None:
+            told = self._told_of_pool(pool, node.index)
+            if node.index == LEADER:
+                processes.append(self._pool(pool))
+        if node.ranks is None:
+            servers = [self._server(node, side, master)]
+        else:
+            servers = [
+                self._rank(node, node.ranks, rank, side, master)
+                for rank in range(node.ranks.dp_size_local)
+            ]
+        processes += [
+            replace(server, env={**server.env, **told.env}, files=told.paths) for server in servers
+        ]
+        return NodePlan(
+            index=node.index,
+            address=at.address,
+            interface=at.interface,
+            role="leader" if node.index == LEADER else "worker",
+            side=side,
+            headless=all(server.headless for server in servers),
+            master=master,
+            devices=self.case.npu_per_node,
+            processes=tuple(processes),
+            files=told.files,
+            packages=tuple(_requirement(*item) for item in self.case.special_dependencies.items()),
+        )
+
+    def _injected(self, index: int, master: str) -> dict[str, str]:
+        at = self.cluster.nodes[index]
+        env = {"HCCL_IF_IP": at.address, "LOCAL_IP": at.address, "MASTER_IP": master}
+        if at.interface:
+            for name in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
+                env[name] = at.interface
+            env["NIC_NAME"] = at.interface
+        return env
+
+    def _environment(
+        self,
+        node: CaseNode,
+        master: str,
+        process: str,
+        braced: Mapping[str, str] | None = None,
+    ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+        injected = self._injected(node.index, master)
+        given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
+
+        def unknown(name: str, missing: str) -> None:
+            path = (*node.paths["envs"], name)
+            self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
+
+        own, paths = fill_environment(node.envs, given, unknown, braced)
+        self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
+        env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
+        merged = {key: tuple(value) for key, value in self.cluster.paths.items()}
+        for key, value in paths.items():
+            merged[key] = (*merged.get(key, ()), *value)
+        if self.cluster.rehearsal:
+            env.update(self._rehearsal_env(node.index, process))
+        return env, merged
+
+    def _rehearsal_env(self, index: int, process: str) -> dict[str, str]:
+        rehearsal = self.cluster.rehearsal
+        assert rehearsal is not None
+        return {
+            "REHEARSAL_ADDRESS": self.cluster.nodes[index].address,
+            "REHEARSAL_NODE_INDEX": str(index),
+            "REHEARSAL_PROCESS": process,
+            "REHEARSAL_DEVICES": str(self.case.npu_per_node),
+            "REHEARSAL_LOAD_SECONDS": f"{rehearsal.load_seconds:g}",
+            "REHEARSAL_FAULTS": ";".join(faults.sort(rehearsal.faults)[0]),
+        }
+
+    def _server(self, node: CaseNode, side: str, master: str) -> Process:
+        env, paths = self._environment(node, master, "server")
+        table = {**self.cluster.known, **env}
+        argv = []
+        for word in node.command:
+            place = word.place
+
+            def unknown(name: str, place: Any = place) -> None:
+                self._unresolved(name, "server_cmd", node.paths["command"], table, place)
+
+            argv.append(fill(word.text, table, unknown))
+        self._made(map(len, argv))
+        size = arguments.number(argv, "--data-parallel-size", 1)
+        local = arguments.number(argv, "--data-parallel-size-local", size)
+        start = arguments.number(argv, "--data-parallel-start-rank", 0)
+        if arguments.has(argv, "--data-parallel-rank"):
+            start, local = arguments.number(argv, "--data-parallel-rank", 0), 1
+        return self._finish(
+            Process(
+                name="server",
+                kind="server",
+                argv=tuple(argv),
+                env=env,
+                paths=paths,
+                headless=node.headless,
+                rank=start if size > 1 else None,
+                ranks=max(local, 1),
+            ),
+            node.index,
+            side,
+            master,
+        )
+
+    def _rank(
+        self, node: CaseNode, ranks: Ranks, local_rank: int, side: str, master: str
+    ) -> Process:
+        name = f"server-{local_rank}"
+        braced = self._rank_variables(node, ranks, local_rank, master)
+        env, paths = self._environment(node, master, name, braced)
+        table = {**self.cluster.known, **env}
+        argv = []
+        for word in node.command:
+            place = word.place
+
+            def unknown(missing: str, place: Any = place) -> None:
+                known = {**braced, **table}
+                self._unresolved(
+                    missing, "server_cmd_template", node.paths["command"], known, place
+                )
+
+            argv.append(fill(word.text, table, unknown, braced))
+        self._made(map(len, argv))
+        process = Process(
+            name=name,
+            kind="server",
+            argv=tuple(argv),
+            env=env,
+            paths=paths,
+            headless=arguments.has(argv, "--headless"),
+            rank=ranks.dp_rank_start + local_rank,
+        )
+        return self._finish(process, node.index, side, master)
+
+    def _rank_variables(
+        self, node: CaseNode, ranks: Ranks, local_rank: int, master: str
+    ) -> dict[str, str]:
+        addresses = {f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes}
+        own = self.cluster.nodes[node.index].address
+        width = ranks.devices_per_rank
+        devices = range(local_rank * width, (local_rank + 1) * width)
+        table = {
+            **addresses,
+            "LOCAL_IP": own,
+            "MASTER_IP": master,
+            "MODEL": self.case.model,
+            "HOST": ranks.host,
+            "PORT_START": str(ranks.port_start),
+            "PORT": str(ranks.port_start + local_rank),
+            "DP_SIZE": str(ranks.dp_size),
+            "DP_SIZE_LOCAL": str(ranks.dp_size_local),
+            "DP_RANK_START": str(ranks.dp_rank_start),
+            "DP_RANK": str(ranks.dp_rank_start + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "TP_SIZE": str(ranks.tp_size),
+            "CP_SIZE": str(ranks.cp_size),
+            "SP_SIZE": str(ranks.sp_size),
+            "PP_SIZE": str(ranks.pp_size),
+            "DP_RPC_PORT": str(ranks.dp_rpc_port),
+            "VISIBLE_DEVICES": ",".join(map(str, devices)),
+            "NODE_INDEX": str(node.index),
+            "CONFIG_INDEX": str(node.paths["config"][1]),
+            "LWS_WORKER_INDEX": str(node.index),
+        }
+        path = (*node.paths["config"], "dp_address")
+        table["DP_ADDRESS"] = (
+            fill(
+                ranks.dp_address,
+                {**self.cluster.env, **table},
+                lambda name: self._unresolved(name, "dp_address", path, table),
+            )
+            if ranks.dp_address
+            else master
+        )
+        return table
+
+    def _finish(self, process: Process, index: int, side: str, master: str) -> Process:
+        """Adds what the finished command says: API, probe, ports, group."""
+        argv = process.argv
+        address = self.cluster.nodes[index].address
+        size = arguments.number(argv, "--data-parallel-size", 1)
+        rpc = arguments.number(argv, "--data-parallel-rpc-port", arguments.DEFAULT_RPC_PORT)
+        meets = arguments.value(argv, "--data-parallel-address") or address
+        group = self._group(process, index, side, (meets, rpc), size)
+        api, probe = "", None
+        if not process.headless:
+            port = arguments.number(argv, "--port", arguments.DEFAULT_PORT)
+            host = arguments.value(argv, "--host") or "0.0.0.0"
+            reached = address if host in ("0.0.0.0", "::", "[::]", "localhost") else host
+            scheme = "https" if arguments.has(argv, "--ssl-certfile") else "http"
+            api = f"{scheme}://{url_host(reached)}:{port}"
+            probe = Probe("http", f"{api}/health")
+            self._take(index, port, "api", process.name)
+        if size > 1 and meets == address and process.rank == 0:
+            self._take(index, rpc, "data-parallel-rpc", process.name)
+        self._kv_ports(process, index)
+        return replace(process, api=api, probe=probe, group=group)
+
+    def _group(
+        self, process: Process, index: int, side: str, meets: tuple[str, int], size: int
+    ) -> str:
+        if process.rank is not None and process.ranks < size:
+            key: Any = (side, meets)
+        else:
+            key = (side, index, process.name)
+        if key not in self._groups:
+            self._groups[key] = f"{side}-{self._named[side]}"
+            self._named[side] += 1
+        return self._groups[key]
+
+    def _kv_ports(self, process: Process, index: int) -> None:
+        for found in kvports.of(process.argv, process.rank or 0, process.ranks):
+            first = min(found.first, 65535)
+            count = min(found.count, 65536 - first)
+            port = Port(index, first, KV_TRANSFER, process.name, count, found.listens)
+            self.ports.append(port)
+
+    # KV pool and proxy
+
+    def _pool(self, pool: KvPool) -> Process:
+        address = self.cluster.nodes[LEADER].address
+        env = {**DEFAULT_ENV, **self.cluster.env, **self._injected(LEADER, address)}
+        if self.cluster.rehearsal:
+            env.update(self._rehearsal_env(LEADER, "pool"))
+        for key, port in pool.ports.items():
+            self._take(LEADER, port, f"kv-pool {key}", "pool")
+        return kvpool.process(pool, self.cluster, env)
+
+    def _told_of_pool(self, pool: KvPool, index: int) -> kvpool.Told:
+        leader = self.cluster.nodes[LEADER].address
+        table = {
+            **{f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes},
+            "LOCAL_IP": self.cluster.nodes[index].address,
+            "MASTER_IP": leader,
+        }
+
+        def text(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._value(value, table, ("kv_pool", "config"))
+            if isinstance(value, Mapping):
+                return {key: text(inner) for key, inner in value.items()}
+            return [text(inner) for inner in value] if isinstance(value, list) else value
+
+        return kvpool.told(pool, text(pool.config), url_host(leader), index)
+
+    def _add_proxy(self, nodes: list[NodePlan]) -> NodePlan:
+        leader = nodes[LEADER]
+        if self.case.split is None:
+            return leader
+        backends = {
+            side: [
+                process
+                for node in nodes
+                if node.side == side
+                for process in node.processes
+                if process.kind == "server" and process.api
+            ]
+            for side in ("prefiller", "decoder")
+        }
+        for side, processes in backends.items():
+            if not processes:
+                where = "routing" if self.case.dialect == "routing" else "disaggregated_prefill"
+                self._problem(
+                    "MN021",
+                    f"no {side} has an API server: all are headless or none is listed",
+                    "The proxy needs at least one server of each role.",
+                    where,
+                )
+        if errors_of(self.problems):
+            return leader
+        return replace(leader, processes=(*leader.processes, self._proxy(leader, backends)))
+
+    def _proxy(self, leader: NodePlan, backends: Mapping[str, Sequence[Process]]) -> Process:
+        spec = self.case.proxy
+        routing = self.case.dialect == "routing"
+        port = self._free(proxies.ROUTING_PORT if routing else proxies.DEPLOYMENT_PORT)
+        self._take(LEADER, port, "proxy", "proxy")
+        node = self.case.nodes[LEADER]
+        plain_node = replace(
+            node, envs={k: v for k, v in node.envs.items() if "${" not in v or not routing}
+        )
+        env, paths = self._environment(plain_node, leader.master, "proxy")
+        wanted = (
+            spec.script
+            or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
+            or proxies.DEFAULT_SCRIPT
+        )
+        kind, note = proxies.choose(spec.kind, wanted, self.cluster)
+        self.notes += [note] if note else []
+        front = proxies.Front(leader.address, port, backends)
+        if kind == "command":
+            argv = front.command(
+                spec.command,
+                env,
+                lambda word, table: self._value(word, table, ("proxy", "command")),
+            )
+        elif kind == "script":
+            argv = front.script(self.cluster.python, self.cluster.proxy_script or wanted)
+        else:
+            metrics = self._free(proxies.METRICS_PORT)
+            self._take(LEADER, metrics, "proxy metrics", "proxy")
+            startup = int(self._budgets["load"].seconds) + 60
+            argv = front.router(self.cluster.router or "vllm-router", metrics, startup)
+        health = "healthcheck" if kind == "script" else "health"
+        url = f"http://{url_host(leader.address)}:{port}"
+        return Process(
+            name="proxy",
+            kind="proxy",
+            argv=(*argv, *spec.args),
+            env=env,
+            paths=paths,
+            probe=Probe("http", f"{url}/{health}"),
+            api=url,
+            grace=10.0,
+        )
+
+    # Benchmarks, endpoint
+
+    def _endpoint(self, nodes: Sequence[NodePlan]) -> Endpoint:
+        if not nodes or errors_of(self.problems):
+            return Endpoint("", "", "server")
+        leader = nodes[LEADER]
+        servers = [p for p in leader.processes if p.kind == "server"]
+        if not servers:
+            self._problem(
+                "MN021",
+                "node 0 has no rank, but it leads the fleet",
+                "Give node 0 a dp_size_local of at least 1.",
+                *self.case.nodes[LEADER].paths["config"],
+            )
+            return Endpoint("", "", "server")
+        model = arguments.served_name(servers[0].argv) or self.case.model
+        proxies = [p for p in leader.processes if p.kind == "proxy"]
+        if proxies:
+            return Endpoint(proxies[0].api, model, "proxy")
+        if not servers[0].api:
+            self._problem(
+                "MN021",
+                "node 0 is headless, but benchmarks go to node 0",
+                "Let node 0 have the API server; the other nodes join it with --headless.",
+                *self.case.nodes[LEADER].paths["command"],
+            )
+            return Endpoint("", model, "server")
+        return Endpoint(servers[0].api, model, "server")
+
+    def _benchmark(self, entry: Benchmark) -> BenchmarkPlan:
+        path = ("benchmarks", entry.name, "dataset_path_local")
+        local = self._value(entry.dataset_path_local, self.cluster.env, path)
+        entry = replace(entry, dataset_path_local=local)
+        rehearsed = self.cluster.rehearsal is not None
+        driver = self.options.driver or ("smoke" if rehearsed else "aisbench")
+        conditions = (
+            *(
+                ()
+                if entry.no_gate_reason
+                else gates.upstream(entry.case_type, entry.baseline, entry.threshold)
+            ),
+            *entry.gates,
+        )
+        skip, scaled = "", ""
+        if driver == "none":
+            skip = "benchmarks were switched off (--bench none)"
+        elif rehearsed:
+            skip = "rehearsed"
+        elif driver == "smoke":
+            skip = "the smoke driver does not run the case's load"
+        elif entry.no_gate_reason:
+            skip = entry.no_gate_reason
+        if driver == "smoke" or (rehearsed and driver == "aisbench"):
+            entry, scaled = _scaled(entry)
+        return BenchmarkPlan(entry, driver, conditions, skip, scaled)
+
+    # Helpers
+
+    def _take(self, node: int, port: int, purpose: str, process: str) -> None:
+        self.ports.append(Port(node, port, purpose, process))
+
+    def _free(self, first: int) -> int:
+        taken = set(self._taken_on_leader())
+        port = first
+        while port in taken and port < 65535:
+            port += 1
+        return port
+
+    def _taken_on_leader(self) -> Iterator[int]:
+        for port in self.ports:
+            if port.node == LEADER:
+                yield from range(port.port, port.port + port.count)
+
+    def _value(self, text: str, table: Mapping[str, str], path: tuple[Any, ...]) -> str:
+        known = {**self.cluster.known, **table}
+        return fill(text, known, lambda name: self._unresolved(name, path[-1], path, known))
+
+    def _problem(self, rule: str, message: str, hint: str, *path: Any) -> None:
+        self.problems.append(
+            Problem(rule, message, self.case.place(*path), hint, field=".".join(map(str, path)))
+        )
+
+    def _made(self, lengths: Iterable[int]) -> None:
+        """Counts the text that filling makes of all servers together."""
+        self._filled += sum(lengths)
+        if self._filled > 256 * MAX_FILLED:
+            raise TooLong(f"variables multiply to more than {256 * MAX_FILLED:,} characters")
+
+    def _unresolved(
+        self,
+        name: str,
+        where: str,
+        path: tuple[Any, ...],
+        known: Mapping[str, str],
+        place: Any = None,
+        must: bool = True,
+    ) -> None:
+        """``must``: it has to have a value; a directory of a list can be left out."""
+        at = place or self.case.place(*path)
+        if (at, name) in self._unknown or len(self._unknown) > 2 * MAX_PROBLEMS:
+            return
+        self._unknown.add((at, name))
+        close = difflib.get_close_matches(name, list(known), 1, 0.75) if len(name) < 100 else []
+        hint = (
+            f"Did you mean '${close[0]}'?"
+            if close
+            else "Define it under env_common or the node's envs, or in the cluster's profile."
+        )
+        self.problems.append(
+            Problem(
+                "MN020",
+                f"{where}: nobody defines the variable '{cut(name, 200)}'",
+                at,
+                hint,
+                Severity.ERROR if must or close else Severity.WARNING,
+                field=".".join(map(str, path)),
+            )
+        )
+
+
+def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
+    """The benchmark made small enough for a smoke run, and what was changed."""
+    prompts = min(entry.num_prompts or SMALL_PROMPTS, SMALL_PROMPTS)
+    tokens = min(entry.max_out_len, SMALL_TOKENS)
+    width = min(entry.batch_size, SMALL_CONCURRENCY)
+    rate = entry.request_rate
+    if rate and prompts / rate > SMALL_SECONDS:
+        rate = prompts / SMALL_SECONDS
+    small = replace(
+        entry, num_prompts=prompts, max_out_len=tokens, batch_size=width, request_rate=rate
+    )
+    changes = [
+        f"{name} {after:g} for {'all' if before is None else format(before, 'g')}"
+        for name, before, after in (
+            ("num_prompts", entry.num_prompts, prompts),
+            ("max_out_len", entry.max_out_len, tokens),
+            ("batch_size", entry.batch_size, width),
+            ("request_rate", entry.request_rate, rate),
+        )
+        if before != after
+    ]
+    return small, ", ".join(changes)
+
+
+def _requirement(name: str, version: str) -> str:
+    return f"{name}{version}" if version[:1] in "<>=!~" else f"{name}=={version}"

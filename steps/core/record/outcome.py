@@ -1,0 +1,100 @@
+"""A run that is over, as its directory tells it: read once, for all who look at it.
+
+Enters: a run directory with a plan and records, what only the backend saw.
+Leaves: a :class:`Finished` with its verdict. Touches: reads those files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from steps.core.errors import InfraError
+from steps.core.plan.plan import Plan, from_json
+from steps.core.record import devicetime, records
+from steps.core.record.events import RUNNER, read_events
+from steps.core.record.records import Cause, Record
+from steps.core.record.rundir import RunDir, read_bounded, read_json
+from steps.core.record.verdict import Verdict, compute
+
+#: Phases of a backend in which pods hold their devices though nothing runs yet.
+HOLDING = ("pull", "start")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Everything that is known of a run that is over.
+
+    Attributes:
+        records: each node's; None for one that left none, a torn one or one of another run.
+        held: seconds in which a backend held the devices before the node programs ran, by phase.
+    """
+
+    run_dir: RunDir
+    plan: Plan
+    records: Mapping[int, Record | None]
+    verdict: Verdict
+    held: Mapping[str, float]
+
+    @cached_property
+    def spent(self) -> devicetime.Spent:
+        """What it spent."""
+        return devicetime.spent(self.plan, self.verdict, self.records, self.held)
+
+
+def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
+    """The run of a directory, its verdict computed from what is there.
+
+    Args:
+        observed: causes that only the backend saw; absent: as they were kept.
+
+    Raises:
+        InfraError: the directory has no plan, so nothing can be said.
+    """
+    plan = _plan(run_dir)
+    found = _records(run_dir, plan)
+    verdict = compute(plan, found, observed or _observed(run_dir))
+    return Finished(run_dir, plan, found, verdict, _held(run_dir))
+
+
+def _plan(run_dir: RunDir) -> Plan:
+    try:
+        return from_json(read_bounded(run_dir.plan).decode())
+    except OSError as error:
+        raise InfraError(
+            f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."
+        ) from None
+    except ValueError as error:
+        raise InfraError(f"{run_dir.plan}: {error}") from None
+
+
+def _records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
+    found: dict[int, Record | None] = {}
+    for node in plan.nodes:
+        record = records.record_from(read_json(run_dir.node(node.index).record))
+        if record is not None and (record.run != plan.run or record.node != node.index):
+            record = None
+        found[node.index] = record
+    return found
+
+
+def _observed(run_dir: RunDir) -> tuple[Cause, ...]:
+    data = read_json(run_dir.observed)
+    entries = data if isinstance(data, list) else []
+    found: list[Cause] = []
+    for entry in entries:
+        with contextlib.suppress(TypeError, AttributeError):  # what is no cause explains nothing
+            cause = records.cause_from(entry)
+            found += [cause] if cause else []
+    return tuple(found)
+
+
+def _held(run_dir: RunDir) -> dict[str, float]:
+    return {
+        event.phase: seconds
+        for event in read_events(run_dir.events)
+        if event.node == RUNNER and event.what == "phase-end" and event.phase in HOLDING
+        if isinstance(seconds := event.fields.get("seconds"), (int, float))
+    }

@@ -1,0 +1,224 @@
+"""What a node leaves behind: causes, results, checks, artifacts, its record.
+
+Enters: JSON, or what the steps found. Leaves: frozen values and their JSON.
+Touches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from steps.core.case.gates import GateResult
+from steps.core.case.numbers import Refused, is_finite, is_time
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a run ended before it passed.
+
+    Attributes:
+        kind: ``exit``, ``lost``, ``deadline``, ``stall``, ``health``, ``completion``,
+            ``benchmark``, ``proof``, ``preflight``, ``install``, ``interrupt``,
+            ``config``, ``runner`` or ``internal``.
+        verdict: the class of verdict it makes.
+        seconds: into the run.
+        at: seconds since the epoch, by the clock of the node that saw it.
+        evidence: the first error lines of the log.
+        consequence: the log itself says that something else died first.
+    """
+
+    kind: str
+    verdict: str
+    reason: str
+    node: int | None = None
+    role: str = ""
+    process: str = ""
+    phase: str = ""
+    seconds: float = 0.0
+    at: float = 0.0
+    exit_code: int | None = None
+    signal: str = ""
+    evidence: tuple[str, ...] = ()
+    log: str = ""
+    signature: str = ""
+    hint: str = ""
+    consequence: bool = False
+
+    def __str__(self) -> str:
+        where = "" if self.node is None else f"node {self.node}"
+        if self.role:
+            where += f" ({self.role})"
+        text = f"{where} {self.process}".strip()
+        head = f"{text}: {self.reason}" if text else self.reason
+        return f"{head} [{self.phase}, {self.seconds:.1f} s into the run]" if self.phase else head
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; ``status`` is pass, fail or skipped (with the reason)."""
+
+    name: str
+    status: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One benchmark's outcome.
+
+    Attributes:
+        status: ``pass``, ``fail``, ``skipped`` or ``error``.
+        fault: class of verdict when it fails: functional, performance, accuracy or infra.
+        metrics: by the names in ``steps.core.case.gates.METRICS``.
+        requests: counts: ``asked sent ok failed empty truncated``.
+        runs: metrics of each repetition, those that confirmed a miss among them.
+        note: how repetitions spread, and what a score's confidence says; for people.
+    """
+
+    name: str
+    driver: str
+    case_type: str
+    status: str
+    reason: str = ""
+    fault: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
+    gates: tuple[GateResult, ...] = ()
+    checks: tuple[Check, ...] = ()
+    runs: tuple[Mapping[str, float], ...] = ()
+    seconds: float = 0.0
+    started: float = 0.0
+    directory: str = ""
+    baseline: float | None = None
+    threshold: float | None = None
+    scaled: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase of one node; ``outcome`` is done, failed or cut."""
+
+    name: str
+    started: float
+    seconds: float
+    outcome: str = "done"
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process; ``exit`` is None while it lives."""
+
+    name: str
+    pid: int
+    pgid: int
+    argv: tuple[str, ...]
+    log: str
+    started: float
+    exit: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of the node's directory."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A node's account of itself, written at its end."""
+
+    run: str
+    node: int
+    role: str
+    side: str
+    address: str
+    host: str
+    started: float
+    ended: float
+    outcome: str
+    phases: tuple[PhaseRecord, ...] = ()
+    processes: tuple[ProcessRecord, ...] = ()
+    cause: Cause | None = None
+    causes: tuple[Cause, ...] = ()
+    benchmarks: tuple[BenchResult, ...] = ()
+    checks: tuple[Check, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    plan: str = ""
+    schema: int = SCHEMA
+
+
+_UNKNOWN = {"kind": "internal", "verdict": "no-verdict", "reason": "a cause without a reason"}
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Any of these values as plain JSON values."""
+    return asdict(value)
+
+
+def cause_from(data: Mapping[str, Any] | None) -> Cause | None:
+    """A cause from JSON; None when there is none.
+
+    What has lost its kind, class, reason or times on the way is still a cause.
+    """
+    if data is None:
+        return None
+    fields = {key: value for key, value in data.items() if key in Cause.__dataclass_fields__}
+    for name in ("at", "seconds"):
+        if not is_time(fields.get(name, 0.0)):
+            del fields[name]
+    fields["evidence"] = tuple(fields.get("evidence", ()))
+    return Cause(**{**_UNKNOWN, **fields})
+
+
+def bench_from(data: Mapping[str, Any]) -> BenchResult:
+    """A benchmark's result from JSON.
+
+    Raises:
+        Refused: a metric, a count or a time in it is no number.
+    """
+    fields = dict(data)
+    measured = [v for metrics in (data["metrics"], *data["runs"]) for v in metrics.values()]
+    counted = data["requests"].values()
+    timed = is_time(data["seconds"]) and is_time(data["started"])
+    if not (timed and all(map(is_finite, (*measured, *counted)))):
+        raise Refused("a metric, a count or a time is no number")
+    fields["gates"] = tuple(GateResult(**gate) for gate in data["gates"])
+    fields["checks"] = tuple(Check(**check) for check in data["checks"])
+    fields["runs"] = tuple(data["runs"])
+    return BenchResult(**fields)
+
+
+def record_from(data: Any) -> Record | None:
+    """A record from JSON; None when it is no record of this schema."""
+    try:
+        if data["schema"] != SCHEMA:
+            return None
+        fields = dict(data)
+        fields["phases"] = tuple(PhaseRecord(**entry) for entry in data["phases"])
+        fields["processes"] = tuple(
+            ProcessRecord(**{**entry, "argv": tuple(entry["argv"])}) for entry in data["processes"]
+        )
+        fields["cause"] = cause_from(data["cause"])
+        fields["causes"] = tuple(c for c in map(cause_from, data["causes"]) if c)
+        fields["benchmarks"] = tuple(bench_from(entry) for entry in data["benchmarks"])
+        fields["checks"] = tuple(Check(**entry) for entry in data["checks"])
+        fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
+        fields["left"] = tuple(data["left"])
+        record = Record(**fields)
+        times = [record.started, record.ended]
+        times += [at for phase in record.phases for at in (phase.started, phase.seconds)]
+        times += [process.started for process in record.processes]
+        times += [process.exit["at"] for process in record.processes if process.exit]
+        return record if all(map(is_time, times)) else None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None

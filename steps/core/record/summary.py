@@ -1,0 +1,312 @@
+"""The verdict as Markdown for people, and as the JSON that upstream's users know.
+
+Enters: a run that is over. Leaves: text and values. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steps.core.case.gates import METRICS, GateResult
+from steps.core.plan.faults import deadly
+from steps.core.plan.plan import Plan
+from steps.core.record.devicetime import OTHER, Spent
+from steps.core.record.outcome import Finished
+from steps.core.record.records import BenchResult, Record
+from steps.core.record.verdict import Verdict
+
+#: What is shown of a benchmark besides what is gated.
+SHOWN = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms", "accuracy")
+
+
+def headline(verdict: Verdict) -> str:
+    """One line: the verdict, the case, how long it took."""
+    tail = " (rehearsed)" if verdict.rehearsed else ""
+    return f"{verdict.verdict.upper()}{tail}: {verdict.case} in {verdict.seconds:.1f} s"
+
+
+def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
+    """The whole summary, the verdict and its cause first.
+
+    Args:
+        remarks: paragraphs that the runner has to say about the verdict.
+    """
+    plan, verdict, found = over.plan, over.verdict, over.records
+    mark = "✅" if verdict.verdict == "pass" else "❌"
+    parts = [f"# {mark} {headline(verdict)}"]
+    parts += _cause(verdict)
+    parts += remarks
+    parts.append(f"Run `{verdict.run}` of `{plan.case_file}`.")
+    if verdict.rehearsed:
+        parts.append("Stand-ins played the engines: baselines were not judged.")
+        parts += _survived(plan, verdict)
+    parts += _benchmarks(verdict)
+    parts += _checks(verdict)
+    parts += _phases(plan, verdict, over.spent)
+    parts += _fleet(plan, found)
+    parts += _logs(verdict, found)
+    if plan.notes:
+        parts.append("\n".join(f"- {note}" for note in plan.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _survived(plan: Plan, verdict: Verdict) -> list[str]:
+    """Faults that were asked for and harmed nobody: a pass shows nothing about them."""
+    rehearsal = plan.cluster.rehearsal
+    if rehearsal is None or verdict.verdict != "pass":
+        return []
+    return [
+        f"**Fault `{_cell(fault)}` changed nothing:** its moment never came, or nothing depended "
+        "on what it befell. This pass does not show that it would be noticed."
+        for fault in deadly(rehearsal.faults)
+    ]
+
+
+def _cause(verdict: Verdict) -> list[str]:
+    cause = verdict.cause
+    if cause is None:
+        return []
+    lines = [f"**Cause:** {_cell(str(cause))}"]
+    if cause.evidence:
+        lines.append("```\n" + "\n".join(cause.evidence) + "\n```")
+    if cause.log:
+        lines.append(f"Log: `{cause.log}`")
+    if cause.hint:
+        lines.append(f"**Next:** {cause.hint}")
+    if verdict.consequences:
+        rest = "\n".join(f"- {_cell(str(entry))}" for entry in verdict.consequences[:10])
+        lines.append(f"What followed from it:\n\n{rest}")
+    if verdict.missing:
+        names = ", ".join(f"node {index}" for index in verdict.missing)
+        lines.append(f"No record came from {names}.")
+    return lines
+
+
+def _benchmarks(verdict: Verdict) -> list[str]:
+    if not verdict.benchmarks:
+        return ["No benchmarks: the case lists none."]
+    lines = ["## Benchmarks"]
+    heads = ("benchmark", "metric", "value", "baseline", "change", "gate", "verdict")
+    rows = []
+    for result in verdict.benchmarks:
+        cells: list[tuple[str, ...]] = [gate_cells(gate, result) for gate in result.gates]
+        gated = {gate.metric for gate in result.gates}
+        cells += [
+            (metric, with_unit(metric, result.metrics[metric]), "", "", "", "")
+            for metric in SHOWN
+            if metric in result.metrics and metric not in gated
+        ]
+        for number, row in enumerate(cells):
+            rows.append((result.name if number == 0 else "", *row))
+    if rows:
+        lines.append(table(heads, rows))
+    lines.append("\n".join(f"- {_cell(sentence(result))}" for result in verdict.benchmarks))
+    return lines
+
+
+def sentence(result: BenchResult) -> str:
+    """A benchmark in one line: how it ended, why, and what to know about its numbers."""
+    parts = [f"{result.name} ({result.driver}): {result.status}"]
+    if result.reason:
+        parts[0] += f": {result.reason}"
+    if result.requests:
+        ok, asked = result.requests.get("ok", 0), result.requests.get("asked", 0)
+        parts.append(f"{ok} of {asked} requests ok")
+    if result.note:
+        parts.append(result.note)
+    if "accuracy_low" in result.metrics:
+        low, high = result.metrics["accuracy_low"], result.metrics["accuracy_high"]
+        parts.append(f"95 % interval of the score {low:.2f} to {high:.2f} %")
+    if result.scaled:
+        parts.append(f"scaled down: {result.scaled}")
+    return "; ".join(parts)
+
+
+def gate_cells(gate: GateResult, result: BenchResult) -> tuple[str, ...]:
+    """metric, value, baseline, change, gate, verdict of one gate."""
+    found = gate.found if gate.found is not None else result.metrics.get(gate.metric)
+    judged = {True: "pass", False: "**miss**", None: f"skipped: {gate.reason}"}[gate.passed]
+    if gate.passed is False and gate.reason:
+        judged += f": {gate.reason}"
+    limit = "" if gate.limit is None or "baseline" not in gate.gate else f" ({gate.limit:g})"
+    value = "" if found is None else with_unit(gate.metric, found)
+    compared = gate.metric in ("accuracy", "output_throughput") or "baseline" in gate.gate
+    base = result.baseline if compared else None
+    return (
+        gate.metric,
+        value,
+        "" if base is None else f"{base:g}",
+        change(gate.metric, found, base) if gate.passed is not None else "",
+        f"{gate.gate}{limit}",
+        judged,
+    )
+
+
+def change(metric: str, found: float | None, base: float | None) -> str:
+    """How far a value is from its baseline: points for a score, else a share."""
+    if found is None or not base:
+        return ""
+    if METRICS.get(metric, ("", True))[0] == "%":
+        return f"{found - base:+.2f} points"
+    return f"{100 * (found / base - 1):+.1f} %"
+
+
+def _checks(verdict: Verdict) -> list[str]:
+    if not verdict.checks:
+        return []
+    rows = [(check.name, check.status, check.detail) for check in verdict.checks]
+    return ["## Checks", table(("check", "status", "detail"), rows)]
+
+
+def _phases(plan: Plan, verdict: Verdict, minutes: Spent) -> list[str]:
+    names = list(dict.fromkeys([*(str(phase["name"]) for phase in verdict.phases)]))
+    nodes = sorted({int(phase["node"]) for phase in verdict.phases})
+    if not names:
+        return []
+    order = [name for name in minutes.phases if name not in names]
+    rows = []
+    for name in [*[o for o in order if o != OTHER], *names, OTHER]:
+        cells = [_phase_cell(verdict, name, node) for node in nodes]
+        spent_here = minutes.phases.get(name)
+        rows.append((name, *cells, "" if spent_here is None else f"{spent_here:.1f}"))
+    rows.append(("**all**", *[""] * len(nodes), f"**{minutes.total:.1f}**"))
+    if minutes.wasted:
+        rows.append(("after the first failure", *[""] * len(nodes), f"{minutes.wasted:.1f}"))
+    devices = sum(node.devices for node in plan.nodes)
+    kind = "NPU-minutes (rehearsed)" if plan.rehearsed else "NPU-minutes"
+    heads = ("phase", *(f"node {n}" for n in nodes), kind)
+    return [f"## Phases, {devices} devices", table(heads, rows)]
+
+
+def _phase_cell(verdict: Verdict, name: str, node: int) -> str:
+    here = [p for p in verdict.phases if p["name"] == name and p["node"] == node]
+    if not here:
+        return ""
+    text = f"{sum(float(p['seconds']) for p in here):.1f} s"
+    return text if here[-1]["outcome"] == "done" else f"{text} {here[-1]['outcome']}"
+
+
+def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
+    rows = []
+    for node in plan.nodes:
+        record = found.get(node.index)
+        role = node.role if node.side == "plain" else f"{node.role}, {node.side}"
+        if node.headless:
+            role += ", headless"
+        names = ", ".join(process.name for process in node.processes)
+        ended = record.outcome if record else "**no record**"
+        host = record.host if record else ""
+        rows.append((str(node.index), role, node.address, host, names, ended))
+    heads = ("node", "role", "address", "host", "processes", "ended")
+    lines = [f"## Fleet: {plan.cluster.name}, engine {plan.engine or 'vllm'}", table(heads, rows)]
+    versions = {r.node: dict(r.versions) for r in found.values() if r and r.versions}
+    if not versions:
+        return lines
+    if len({tuple(sorted(v.items())) for v in versions.values()}) == 1:
+        first = next(iter(versions.values()))
+        text = ", ".join(f"{name} {version}" for name, version in sorted(first.items()))
+        return [*lines, f"Versions: {text}"]
+    differing = differences(versions)
+    columns = ["version of", *(f"node {index}" for index in versions)]
+    return [*lines, "**Versions differ between nodes:**", table(columns, differing)]
+
+
+def differences(values: Mapping[int, Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """Rows (name, value on each node) of what is not the same on all nodes."""
+    names = sorted({name for one in values.values() for name in one})
+    rows = [(name, *(one.get(name, "-") for one in values.values())) for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _logs(verdict: Verdict, found: Mapping[int, Record | None]) -> list[str]:
+    """Where the logs are, the cause's first."""
+    logs = [
+        (f"node-{record.node}/{artifact.path}", artifact.size)
+        for record in found.values()
+        if record
+        for artifact in record.artifacts
+        if artifact.path.endswith(".log")
+    ]
+    first = verdict.cause.log if verdict.cause else ""
+    logs.sort(key=lambda entry: (entry[0] != first, entry[0]))
+    if not logs:
+        return []
+    lines = [f"- `{path}` ({max(size, 1) / 1000:,.0f} kB)" for path, size in logs[:40]]
+    if len(logs) > 40:
+        lines.append(f"- and {len(logs) - 40} more")
+    return ["## Logs, in the run directory", "\n".join(lines)]
+
+
+def with_unit(metric: str, value: float) -> str:
+    """A metric's value with its unit."""
+    unit = METRICS.get(metric, ("", True))[0]
+    return f"{value:.2f} {unit}".strip()
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def upstream_results(
+    plan: Plan, verdict: Verdict, found: Mapping[int, Record | None]
+) -> dict[str, dict[str, Any]]:
+    """File name -> content of the results JSON that the upstream harness leaves."""
+    leader = found.get(0)
+    versions = dict(leader.versions) if leader else {}
+    tasks = [
+        {
+            "name": result.name,
+            "metrics": dict(result.metrics),
+            "test_input": {
+                key: value
+                for key, value in {
+                    "num_prompts": entry.benchmark.num_prompts,
+                    "max_out_len": entry.benchmark.max_out_len,
+                    "batch_size": entry.benchmark.batch_size,
+                    "request_rate": entry.benchmark.request_rate,
+                    "dataset": entry.benchmark.dataset_path or entry.benchmark.dataset_path_local,
+                }.items()
+                if value is not None
+            },
+            "target": {"baseline": result.baseline, "threshold": result.threshold},
+            "pass_fail": {"pass": "pass", "skipped": "skipped"}.get(result.status, "fail"),
+        }
+        for entry, result in zip(plan.benchmarks, verdict.benchmarks, strict=True)
+    ]
+    text = " ".join(word for _, process in plan.servers() for word in process.argv)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.case_name).strip("-") or "case"
+    features = [
+        label
+        for label, flag in (
+            ("disaggregated_prefill", plan.proxy is not None),
+            ("expert_parallel", "--enable-expert-parallel" in text),
+            ("speculative", "--speculative-config" in text),
+        )
+        if flag
+    ]
+    content = {
+        "model_name": plan.model,
+        "hardware": "rehearsal" if plan.rehearsed else plan.cluster.name,
+        "dtype": "w8a8" if re.search(r"w8a8", plan.model + text, re.I) else "auto",
+        "feature": features,
+        "vllm_version": versions.get("vllm", ""),
+        "vllm_ascend_version": versions.get("vllm-ascend", ""),
+        "verdict": verdict.verdict,
+        "tasks": tasks,
+        "serve_cmd": {
+            f"{node.name}/{process.name}": list(process.argv) for node, process in plan.servers()
+        },
+        "environment": {
+            f"{node.name}/{process.name}": dict(process.env) for node, process in plan.servers()
+        },
+    }
+    return {f"results-{name[:80]}.json": content}

@@ -1,0 +1,1 @@
+"""The operating system: processes, addresses, memory. Knows no noun of ours."""

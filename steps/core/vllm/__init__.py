@@ -1,0 +1,1 @@
+"""Everything known about vLLM: its command line, options and ports."""
