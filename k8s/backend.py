@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from k8s import cleanup, fetch, manifest, preflight, render
+from k8s import fetch, manifest, preflight, render
 from k8s.api import client
 from k8s.api.client import Api, ApiError, Json, path
-from k8s.api.follow import Follower, previous
+from k8s.api.follow import Follower
 from k8s.api.watch import Watch
 from k8s.fetch import Fetched
+from k8s.harvest import Harvest, without_record
 from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
 from steps.core.case.case import Case
@@ -43,12 +44,8 @@ OUTAGE = 300.0
 CANCELLED, CANCELLED_AGAIN = 200.0, 20.0
 #: How long nodes get to end after the first of them ended, beyond their own budgets.
 SLACK = 30.0
-#: How long a container that died gets to come back, holding its files.
-REVIVAL = 20.0
-FETCH_SECONDS = 3600.0
 SAY_EVERY = 10.0
 TICK = 0.25
-_BY_CODE = {2: "config", 130: "interrupted"}
 
 
 class Request(Protocol):
@@ -101,7 +98,7 @@ class Run:
         self.followers: dict[int, Follower] = {}
         self.observed: list[Cause] = []
         self.began = time.time()
-        self.deadline = float("inf")
+        self.harvest = Harvest(request, api, order, self.triage, self.lock)
         self._troubled = 0.0
         self._planned = False
 
@@ -121,14 +118,14 @@ class Run:
                 self._apply()
                 self._wait()
                 self._end()
-            results = self._fetch()
+            results = self.harvest.fetch()
         finally:
             for watch in self.watches:
                 watch.close()
             patience = time.monotonic() + 1.0
             for follower in self.followers.values():
                 follower.close(max(patience - time.monotonic(), 0.0))
-            self._remove()
+            self.harvest.remove()
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
 
@@ -145,7 +142,7 @@ class Run:
         """The first asks the nodes to stop, the second is in a hurry, the third deletes."""
         now = time.monotonic()
         limits = {1: CANCELLED, 2: CANCELLED_AGAIN}
-        self.deadline = min(self.deadline, now + limits.get(count, 0.0))
+        self.harvest.deadline = min(self.harvest.deadline, now + limits.get(count, 0.0))
         if count > 1:
             self.api.patience = min(self.api.patience, 10.0)
         if count > 2:
@@ -202,6 +199,7 @@ class Run:
             events.result()
         with self.lock:
             self.triage = Triage(names, self.size, self.order.profile.budgets, time.monotonic())
+            self.harvest.triage = self.triage
         lws = self._create(found[-1])
         self.events.emit("note", text=f"applied {names.base}")
         selector = f"{manifest.LWS_NAME_LABEL}={names.base}"
@@ -414,133 +412,12 @@ class Run:
 
         def tell(index: int) -> None:
             try:
-                self._exec(index, "tell", *words)
+                self.harvest.exec(index, "tell", *words)
             except ApiError as error:
                 self.events.emit("warning", text=f"node {index} could not be told: {error}")
 
         with ThreadPoolExecutor(fetch.AT_ONCE) as pool:
             list(pool.map(tell, targets))
-
-    def _exec(self, index: int, *words: str, idle: float = 60.0) -> tuple[int, str]:
-        """Run ``pod.py`` in a pod; a broken connection is tried once more."""
-        argv = manifest.command(self.order.profile, *words)
-        where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
-        try:
-            return self.api.run(*where, argv, idle)
-        except ApiError as error:
-            if not error.transient:
-                raise
-            time.sleep(0.2)
-            return self.api.run(*where, argv, idle)
-
-    def _fetch(self) -> list[Fetched]:
-        """Every node's files, each as soon as its program has ended."""
-        self.events.phase = "fetch"
-        began = time.monotonic()
-        with self.lock:
-            gone = self.triage.gone()
-            there = [i for i, seen in self.triage.pods.items() if seen.started and i not in gone]
-        latest = began + FETCH_SECONDS
-        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
-
-        def deadline() -> float:
-            return min(latest, self.deadline)
-
-        def ready(index: int) -> None:
-            self._await_end(index, min(began + stop, self._share(deadline())))
-
-        self.events.emit("note", text=f"fetching from {len(there)} pods")
-        pods = {i: self.names.pod(i) for i in there}
-        results = fetch.everything(
-            self.api,
-            self.names.namespace,
-            pods,
-            self.request.run_dir.path,
-            self.order.profile.python,
-            deadline,
-            ready,
-        )
-        for result in results:
-            for problem in result.problems[:5]:
-                text = f"node {result.node} was not fetched whole: {problem}"
-                self.events.emit("warning", text=text)
-        self._previous_logs()
-        size = sum(result.bytes for result in results)
-        self.events.emit(
-            "note",
-            text=f"fetched {sum(r.files for r in results)} files, {size:,} bytes "
-            f"in {time.monotonic() - began:.1f} s",
-        )
-        return results
-
-    def _share(self, deadline: float) -> float:
-        """Two thirds of what is left may go into waiting, the rest is for the transfer."""
-        now = time.monotonic()
-        return now + max(deadline - now, 0.0) * 2 / 3
-
-    def _await_end(self, index: int, deadline: float) -> None:
-        """Wait until a node's program has ended; a container that died may come back to hold."""
-        with self.lock:
-            if self.triage.pods[index].ready:
-                return
-            dead = self.triage.pods[index].death is not None
-        if dead:
-            deadline = min(deadline, time.monotonic() + REVIVAL)
-        while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
-            try:
-                code, _ = self._exec(index, "wait", f"{min(left, 20.0):.1f}")
-            except ApiError as error:
-                if error.code in (403, 404):
-                    return
-                time.sleep(min(0.3, left))
-                continue
-            if code == 0:
-                return
-
-    def _previous_logs(self) -> None:
-        """What the former lives of restarted containers said."""
-        with self.lock:
-            gone = self.triage.gone()
-            dead = [i for i, seen in self.triage.pods.items() if seen.death and i not in gone]
-        for index in dead:
-            place = self.request.run_dir.node(index).make().path
-            where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
-            previous(self.api, *where, place / "pod-previous.log")
-
-    # After
-
-    def _remove(self) -> None:
-        """Delete everything and look that it is gone, or say how to."""
-        self.events.phase = "delete"
-        base, space = self.names.base, self.names.namespace
-        how = f"kubectl delete -n {space} lws/{base} --cascade=foreground"
-        if self.request.arguments.keep:
-            self.request.say(
-                f"kept {base}; look inside: kubectl exec -n {space} -it {base}-0 -- sh; "
-                f"delete: {how}"
-            )
-            return
-        began = time.monotonic()
-        # Only now may a wait be cut: deletion is the last that must happen.
-        self.api.hurry.clear()
-        seconds = self.order.profile.grace + 60.0
-        rest = cleanup.remove(
-            self.api,
-            self.names,
-            self.request.run,
-            len(self.order.bundle.parts),
-            seconds,
-            lambda: self.request.interrupts > 3,
-        )
-        if rest:
-            self.events.emit(
-                "warning",
-                text=f"not everything is gone: {', '.join(rest[:10])}; try `{how}`, "
-                "or `nox -s janitor -- --older-than 1m`",
-            )
-            return
-        text = f"deleted; nothing of {base} is left ({time.monotonic() - began:.1f} s)"
-        self.events.emit("note", text=text)
 
     def _judge(self, results: Sequence[Fetched]) -> None:
         """Nodes that left no record say at least how they ended; logs lose what is secret."""
@@ -554,38 +431,10 @@ class Run:
                 continue
             if any(cause.node == result.node for cause in self.observed):
                 continue
-            self.observed.append(self._without_record(result.node, done))
+            self.observed.append(without_record(place.path, result.node, done, self.began))
         kinds = {cause.kind for cause in self.observed}
         if "interrupt" in kinds:
             self.observed = [replace(c, consequence=c.kind != "interrupt") for c in self.observed]
-
-    def _without_record(self, index: int, done: dict[str, Any]) -> Cause:
-        code = int(done["exit_code"])
-        lines: list[str] = []
-        with contextlib.suppress(OSError):
-            log = self.request.run_dir.node(index).path / "pod.log"
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line for line in lines if not line.startswith(("{", "multinode: "))]
-        errors = [line for line in told if line.startswith("error:")]
-        reason = f"the node program exited with code {code} and left no record"
-        if errors:
-            reason = errors[-1].removeprefix("error: ")
-        at = float(done.get("at") or time.time())
-        return Cause(
-            kind="config" if code == 2 else "exit",
-            verdict=_BY_CODE.get(code, "infra"),
-            reason=reason,
-            node=index,
-            role="leader" if index == 0 else "worker",
-            process="node",
-            phase="join",
-            seconds=round(max(at - self.began, 0.0), 3),
-            at=at,
-            exit_code=code,
-            evidence=tuple(told[-10:]),
-            log=f"node-{index}/pod.log",
-            hint=f"Look at node-{index}/pod.log.",
-        )
 
 
 def _target(document: Json) -> str:

@@ -2,8 +2,8 @@
 
 Enters: a kubeconfig (file, ``KUBECONFIG_B64``, or the pod's own account), paths
 and bodies. Leaves: JSON, lines, bytes; an :class:`ApiError` when it is refused or
-when patience ends. Touches: the network; this is the only importer of
-``kubernetes``, whose configuration, credentials and connection pool it uses.
+when patience ends. Touches: the network, with the connection pool of
+``kubernetes``; its configuration and credentials come from :mod:`k8s.api.access`.
 
 Bodies stay plain JSON. The client's models add a second of import, refuse some
 events that a kubelet writes, and lose the answer of an apply that creates.
@@ -11,20 +11,16 @@ events that a kubelet writes, and lose the answer of an apply that creates.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import urllib3
-import yaml
 
-from steps.core import settings
+from k8s.api import access
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError
 
@@ -41,7 +37,6 @@ PATIENCE = 60.0
 #: A watch is renewed after this many seconds, so that a dead connection cannot hide for long.
 WATCH_SECONDS = 120
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class ApiError(Exception):
@@ -293,8 +288,8 @@ class Api:
                     timeout=CONNECT + 10,
                     header=auth,
                     subprotocols=["v4.channel.k8s.io"],
-                    sslopt=_tls_options(self.configuration) if url[:3] == "wss" else {},
-                    **_proxy(self.configuration),
+                    sslopt=access.tls_options(self.configuration) if url[:3] == "wss" else {},
+                    **access.proxy(self.configuration),
                     skip_utf8_validation=True,
                     enable_multithread=False,
                     suppress_origin=True,
@@ -421,44 +416,6 @@ def _keep_alive() -> list[tuple[int, int, int]]:
     return [(int(level), int(option), int(value)) for level, option, value in found]
 
 
-def _proxy(configuration: Any) -> dict[str, Any]:
-    """The kubeconfig's proxy, for websockets, which know only the environment's."""
-    parts = urlsplit(configuration.proxy or "")
-    if not parts.hostname:
-        return {}
-    direct = (configuration.no_proxy or "").replace(" ", "")
-    found: dict[str, Any] = {
-        "http_proxy_host": parts.hostname,
-        "http_proxy_port": parts.port or (443 if parts.scheme == "https" else 80),
-        "http_no_proxy": direct.split(",") if direct else [],
-        "proxy_type": parts.scheme if parts.scheme.startswith("socks") else "http",
-    }
-    if parts.username:
-        found["http_proxy_auth"] = unquote(parts.username), unquote(parts.password or "")
-    return found
-
-
-def _tls_options(configuration: Any) -> dict[str, Any]:
-    """The connection pool's TLS settings, for websockets."""
-    name = configuration.tls_server_name
-    return {"context": _tls(configuration), **({"server_hostname": name} if name else {})}
-
-
-def _tls(configuration: Any) -> ssl.SSLContext:
-    context = ssl.create_default_context(
-        cafile=configuration.ssl_ca_cert or None,
-        cadata=getattr(configuration, "ca_cert_data", None) or None,
-    )
-    if configuration.assert_hostname is False:
-        context.check_hostname = False
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    return context
-
-
 # Getting in
 
 
@@ -471,55 +428,4 @@ def connect(patience: float = PATIENCE) -> Api:
     Raises:
         InfraError: none of them is there, or it cannot be read.
     """
-    return Api(_load, patience)
-
-
-def _load() -> tuple[Any, str]:
-    """Configuration and namespace."""
-    from kubernetes import client
-    from kubernetes import config as untyped
-
-    config: Any = untyped
-
-    found = settings.read()
-    configuration = client.Configuration()
-    try:
-        if found.kubeconfig_b64:
-            document = _decoded(found.kubeconfig_b64)
-            config.load_kube_config_from_dict(
-                document, client_configuration=configuration, persist_config=False
-            )
-            return configuration, _namespace(document)
-        file = found.kubeconfig or str(Path("~/.kube/config").expanduser())
-        if found.kubeconfig or Path(file).is_file():
-            config.load_kube_config(file, client_configuration=configuration, persist_config=False)
-            _, context = config.list_kube_config_contexts(file)
-            return configuration, (context.get("context") or {}).get("namespace") or "default"
-        if (_ACCOUNT / "token").is_file():
-            config.load_incluster_config(client_configuration=configuration)
-            return configuration, (_ACCOUNT / "namespace").read_text().strip() or "default"
-    except (config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InfraError(
-            f"the kubeconfig cannot be used: {error}",
-            "Check KUBECONFIG_B64, KUBECONFIG or ~/.kube/config with `kubectl get pods`.",
-        ) from None
-    raise InfraError(
-        "there is no kubeconfig: neither KUBECONFIG_B64 nor KUBECONFIG is set, ~/.kube/config is "
-        "not there, and this is no pod",
-        "Set one of them; docs/kubernetes.md says which rights it needs.",
-    )
-
-
-def _decoded(text: str) -> Json:
-    document = yaml.safe_load(base64.b64decode(text, validate=False))
-    if not isinstance(document, dict):
-        raise ValueError("KUBECONFIG_B64 does not hold a kubeconfig")
-    return document
-
-
-def _namespace(document: Json) -> str:
-    current = document.get("current-context")
-    for entry in document.get("contexts") or []:
-        if entry.get("name") == current:
-            return str((entry.get("context") or {}).get("namespace") or "default")
-    return "default"
+    return Api(access.load, patience)

@@ -26,7 +26,7 @@ MAY_SLEEP = {
     "ci/backends/hosts/ssh.py",  # between two tries to connect
     "ci/report/junit.py",  # until another run has added to the same file
     "ci/backends/local.py",  # until a guard has done its work
-    "k8s/backend.py",  # between two tries of a broken connection
+    "k8s/harvest.py",  # between two tries of a broken connection
     "k8s/cleanup.py",  # until the cluster has deleted
     "k8s/fetch.py",  # between two tries to fetch
     "k8s/pod.py",  # until the node program has ended; nothing of ours is there to wait with

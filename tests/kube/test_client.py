@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from k8s.api import client
+from k8s.api import access, client
 from k8s.api.client import Api, ApiError
 from k8s.api.watch import Watch
 from steps.core.errors import InfraError
@@ -230,7 +230,7 @@ def test_the_account_of_the_pod_we_are_in(tmp_path: Path, monkeypatch: pytest.Mo
         (account / "ca.crt").write_bytes(base64.b64decode(authority))
         (account / "token").write_text(document["users"][0]["user"]["token"])
         (account / "namespace").write_text("rec\n")
-        monkeypatch.setattr(client, "_ACCOUNT", account)
+        monkeypatch.setattr(access, "_ACCOUNT", account)
         token, ca = str(account / "token"), str(account / "ca.crt")
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", token)
         monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", ca)

@@ -1,0 +1,194 @@
+"""The end of a run on a cluster: wait for the nodes' ends, fetch their files, delete all.
+
+Enters: the pods as the triage knows them. Leaves: every node's files in the run
+directory, and nothing on the cluster. Touches the API: exec, delete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from k8s import cleanup, fetch, manifest
+from k8s.api.client import Api, ApiError
+from k8s.api.follow import previous
+from k8s.fetch import Fetched
+from k8s.manifest import Order
+from k8s.triage import Triage
+from steps.core.plan.budgets import BUDGETS
+from steps.core.record.records import Cause
+
+#: How long a container that died gets to come back, holding its files.
+REVIVAL = 20.0
+FETCH_SECONDS = 3600.0
+_BY_CODE = {2: "config", 130: "interrupted"}
+
+
+class Harvest:
+    """What is taken from the pods before they go.
+
+    Attributes:
+        triage: what is known of the pods, read under ``lock``.
+        deadline: when even an unfinished transfer must stop; an interrupt moves it.
+    """
+
+    def __init__(self, request: Any, api: Api, order: Order, triage: Triage, lock: RLock) -> None:
+        self.request = request
+        self.api = api
+        self.order = order
+        self.names = order.names
+        self.events = request.events
+        self.triage = triage
+        self.lock = lock
+        self.deadline = float("inf")
+
+    def exec(self, index: int, *words: str, idle: float = 60.0) -> tuple[int, str]:
+        """Run ``pod.py`` in a pod; a broken connection is tried once more."""
+        argv = manifest.command(self.order.profile, *words)
+        where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
+        try:
+            return self.api.run(*where, argv, idle)
+        except ApiError as error:
+            if not error.transient:
+                raise
+            time.sleep(0.2)
+            return self.api.run(*where, argv, idle)
+
+    def fetch(self) -> list[Fetched]:
+        """Every node's files, each as soon as its program has ended."""
+        self.events.phase = "fetch"
+        began = time.monotonic()
+        with self.lock:
+            gone = self.triage.gone()
+            there = [i for i, seen in self.triage.pods.items() if seen.started and i not in gone]
+        latest = began + FETCH_SECONDS
+        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
+
+        def deadline() -> float:
+            return min(latest, self.deadline)
+
+        def ready(index: int) -> None:
+            self._await_end(index, min(began + stop, self._share(deadline())))
+
+        self.events.emit("note", text=f"fetching from {len(there)} pods")
+        pods = {i: self.names.pod(i) for i in there}
+        results = fetch.everything(
+            self.api,
+            self.names.namespace,
+            pods,
+            self.request.run_dir.path,
+            self.order.profile.python,
+            deadline,
+            ready,
+        )
+        for result in results:
+            for problem in result.problems[:5]:
+                text = f"node {result.node} was not fetched whole: {problem}"
+                self.events.emit("warning", text=text)
+        self._previous_logs()
+        size = sum(result.bytes for result in results)
+        self.events.emit(
+            "note",
+            text=f"fetched {sum(r.files for r in results)} files, {size:,} bytes "
+            f"in {time.monotonic() - began:.1f} s",
+        )
+        return results
+
+    def _share(self, deadline: float) -> float:
+        """Two thirds of what is left may go into waiting, the rest is for the transfer."""
+        now = time.monotonic()
+        return now + max(deadline - now, 0.0) * 2 / 3
+
+    def _await_end(self, index: int, deadline: float) -> None:
+        """Wait until a node's program has ended; a container that died may come back to hold."""
+        with self.lock:
+            if self.triage.pods[index].ready:
+                return
+            dead = self.triage.pods[index].death is not None
+        if dead:
+            deadline = min(deadline, time.monotonic() + REVIVAL)
+        while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
+            try:
+                code, _ = self.exec(index, "wait", f"{min(left, 20.0):.1f}")
+            except ApiError as error:
+                if error.code in (403, 404):
+                    return
+                time.sleep(min(0.3, left))
+                continue
+            if code == 0:
+                return
+
+    def _previous_logs(self) -> None:
+        """What the former lives of restarted containers said."""
+        with self.lock:
+            gone = self.triage.gone()
+            dead = [i for i, seen in self.triage.pods.items() if seen.death and i not in gone]
+        for index in dead:
+            place = self.request.run_dir.node(index).make().path
+            where = (self.names.namespace, self.names.pod(index), manifest.CONTAINER)
+            previous(self.api, *where, place / "pod-previous.log")
+
+    def remove(self) -> None:
+        """Delete everything and look that it is gone, or say how to."""
+        self.events.phase = "delete"
+        base, space = self.names.base, self.names.namespace
+        how = f"kubectl delete -n {space} lws/{base} --cascade=foreground"
+        if self.request.arguments.keep:
+            self.request.say(
+                f"kept {base}; look inside: kubectl exec -n {space} -it {base}-0 -- sh; "
+                f"delete: {how}"
+            )
+            return
+        began = time.monotonic()
+        # Only now may a wait be cut: deletion is the last that must happen.
+        self.api.hurry.clear()
+        seconds = self.order.profile.grace + 60.0
+        rest = cleanup.remove(
+            self.api,
+            self.names,
+            self.request.run,
+            len(self.order.bundle.parts),
+            seconds,
+            lambda: self.request.interrupts > 3,
+        )
+        if rest:
+            self.events.emit(
+                "warning",
+                text=f"not everything is gone: {', '.join(rest[:10])}; try `{how}`, "
+                "or `nox -s janitor -- --older-than 1m`",
+            )
+            return
+        text = f"deleted; nothing of {base} is left ({time.monotonic() - began:.1f} s)"
+        self.events.emit("note", text=text)
+
+
+def without_record(place: Path, index: int, done: dict[str, Any], began: float) -> Cause:
+    code = int(done["exit_code"])
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        log = place / "pod.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = [line for line in lines if not line.startswith(("{", "multinode: "))]
+    errors = [line for line in told if line.startswith("error:")]
+    reason = f"the node program exited with code {code} and left no record"
+    if errors:
+        reason = errors[-1].removeprefix("error: ")
+    at = float(done.get("at") or time.time())
+    return Cause(
+        kind="config" if code == 2 else "exit",
+        verdict=_BY_CODE.get(code, "infra"),
+        reason=reason,
+        node=index,
+        role="leader" if index == 0 else "worker",
+        process="node",
+        phase="join",
+        seconds=round(max(at - began, 0.0), 3),
+        at=at,
+        exit_code=code,
+        evidence=tuple(told[-10:]),
+        log=f"node-{index}/pod.log",
+        hint=f"Look at node-{index}/pod.log.",
+    )
