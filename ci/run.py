@@ -26,7 +26,7 @@ from ci.nightly import known
 from ci.nightly.known import Known
 from ci.report import annotate, closing, junit
 from ci.report.live import Live
-from steps.core import cli, door, settings
+from steps.core import door, settings
 from steps.core.case.case import Case, load_case
 from steps.core.errors import (
     CaseError,
@@ -37,11 +37,12 @@ from steps.core.errors import (
     UsageError,
     errors_of,
 )
+from steps.core.node import wishes
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.redaction import Redactor, secrets_in
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import Redactor, secrets_in
 from steps.validate import validate
 
 WAYS = (
@@ -61,12 +62,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--junit", type=Path, metavar="FILE", help="add the run's JUnit to FILE")
     parser.add_argument("--verbose", action="store_true", help="show every event")
     parser.add_argument("--keep", action="store_true", help="with --on k8s: delete nothing")
-    cli.add_shape_arguments(parser)
+    wishes.add_shape_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out one command line; the exit code is the verdict's."""
-    path = cli.find_case(arguments.case)
+    path = wishes.find_case(arguments.case)
     if arguments.junit:
         junit.check(arguments.junit)
     run_id = new_run_id()
@@ -156,7 +157,7 @@ def choose(case: Case, arguments: argparse.Namespace) -> str:
         print(f"{case.file} says 'rehearse: true': stand-ins play the engines", flush=True)
     if arguments.rehearse:
         return str(arguments.on or "local")
-    cli.rehearsal_of(arguments)
+    wishes.rehearsal_of(arguments)
     if arguments.on:
         return str(arguments.on)
     if arguments.hosts or case.cluster_hosts:

@@ -35,8 +35,8 @@ from steps.core.plan.plan import LEADER
 from steps.core.plan.profile import find_profile, load_profile
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir
+from steps.core.redaction import Redactor
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0

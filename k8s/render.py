@@ -21,9 +21,10 @@ import yaml
 
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
-from steps.core import cli, door, settings
+from steps.core import door, settings
 from steps.core.case.case import Case, load_case
 from steps.core.errors import InfraError, UsageError
+from steps.core.node import wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.profile import Profile, find_profile, load_profile
@@ -46,8 +47,8 @@ def order(
         CaseError, UsageError: the case cannot be resolved, or asks for more than a node has.
         InfraError: the manifests would never run; that is a defect of ours.
     """
-    rehearsal = cli.rehearsal_of(arguments)
-    options = cli.options_of(arguments, run)
+    rehearsal = wishes.rehearsal_of(arguments)
+    options = wishes.options_of(arguments, run)
     if profile.devices_per_node is not None and case.npu_per_node > profile.devices_per_node:
         raise UsageError(
             f"{case.file}: npu_per_node is {case.npu_per_node}, a node of the profile "
@@ -137,12 +138,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--namespace", default="", help="default: the profile's, or `default`")
     parser.add_argument("--output", default="", help="write here; default: standard output")
-    cli.add_shape_arguments(parser)
+    wishes.add_shape_arguments(parser)
 
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the manifests, or write them to a file."""
-    case = load_case(cli.find_case(arguments.case))
+    case = load_case(wishes.find_case(arguments.case))
     profile = load_profile(find_profile(arguments.profile))
     namespace = arguments.namespace or profile.namespace or "default"
     made = order(case, profile, arguments, new_run_id(), namespace, output="text")

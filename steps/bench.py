@@ -17,9 +17,8 @@ from pathlib import Path
 
 from steps import bench_drivers
 from steps.bench_drivers import Job, Measurement
-from steps.core import cli
 from steps.core.case import gates
-from steps.core.node import caches
+from steps.core.node import alone, caches
 from steps.core.node.health import look
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
@@ -378,7 +377,7 @@ def _log_size(run: NodeRun, node: NodePlan, process: Process) -> int:
     return int(member.progress.get(process.name, 0)) if member else 0
 
 
-main = cli.step("bench", __doc__, run, hold=False)
+main = alone.step("bench", __doc__, run, hold=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -12,7 +12,8 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from steps.core import cli, settings
+from steps.core import settings
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, free_bytes
 from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
@@ -85,7 +86,7 @@ def _standalone(run_: NodeRun) -> None:
         run_.events.emit("note", text=f"{artifact.path} {artifact.size} bytes {artifact.sha256}")
 
 
-main = cli.step("collect", __doc__, _standalone, hold=False)
+main = alone.step("collect", __doc__, _standalone, hold=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import VERSION, cli, door, settings
+from steps.core import VERSION, door, settings
 from steps.core.errors import (
     CaseError,
     DeadlineError,
@@ -35,7 +35,7 @@ from steps.core.errors import (
     MultinodeError,
     UsageError,
 )
-from steps.core.node import identify
+from steps.core.node import alone, identify
 from steps.core.node.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous import ROLL_WAIT, Leader, Link, Member
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
@@ -44,9 +44,9 @@ from steps.core.plan.resolver import resolve
 from steps.core.record import evidence
 from steps.core.record.events import EventLog
 from steps.core.record.records import Cause, Check, cause_from, to_dict
-from steps.core.record.redaction import Redactor, secrets_in
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
+from steps.core.redaction import Redactor, secrets_in
 from steps.core.system import machine, priority
 from steps.core.system.guard import Guard
 
@@ -135,7 +135,7 @@ class Program:
             self.events.close()
 
     def _open_guard(self) -> None:
-        self.guard = Guard(cli.marker(self.start.run_dir, self.start.index))
+        self.guard = Guard(alone.marker(self.start.run_dir, self.start.index))
 
     # Joining
 
@@ -335,7 +335,7 @@ class Program:
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run.leader, run.link = self.leader, self.link
-        run.supervisor = cli.supervisor_of(run, self.guard, self.nice)
+        run.supervisor = alone.supervisor_of(run, self.guard, self.nice)
         self.run = run
         # Only now, for what is told from here on reaches the run by itself.
         self._catch_up(run)

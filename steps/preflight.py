@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steps import bench_drivers
-from steps.core import cli
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
 from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Port
@@ -228,7 +228,7 @@ def versions(run: NodeRun) -> dict[str, str]:
     return machine.versions_of([run.plan.cluster.python], env)
 
 
-main = cli.step("preflight", __doc__, run, hold=False)
+main = alone.step("preflight", __doc__, run, hold=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

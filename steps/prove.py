@@ -17,8 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from steps.core import cli
 from steps.core.case.numbers import Refused, finite
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Plan, Process
 from steps.core.record.records import Check
@@ -217,7 +217,7 @@ def _listed(tokens: Mapping[str, float]) -> str:
     return ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
 
 
-main = cli.step("prove", __doc__, run, hold=False)
+main = alone.step("prove", __doc__, run, hold=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

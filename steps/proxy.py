@@ -6,7 +6,7 @@ starts that process. A fleet without a split has none, and nothing happens.
 
 from __future__ import annotations
 
-from steps.core import cli
+from steps.core.node import alone
 from steps.core.node.launch import start
 from steps.core.node.noderun import NodeRun
 
@@ -16,7 +16,7 @@ def run(run: NodeRun) -> None:
     start(run, "proxy")
 
 
-main = cli.step("proxy", __doc__, run, hold=True)
+main = alone.step("proxy", __doc__, run, hold=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,8 +20,8 @@ from steps.core.record import outcome, records, summary
 from steps.core.record.events import read_events
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir, read_json, write_json, write_text
+from steps.core.redaction import Redactor
 
 
 def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steps.core import cli, door
+from steps.core import door
 from steps.core.case.case import Case, load_case
 from steps.core.errors import UsageError
+from steps.core.node import wishes
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
@@ -21,7 +22,7 @@ from steps.core.record.rundir import write_text
 
 def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
     """The plan of ``case`` on ``cluster`` with a command line's options."""
-    return resolve(case, cluster, cli.options_of(arguments, arguments.run_id))
+    return resolve(case, cluster, wishes.options_of(arguments, arguments.run_id))
 
 
 def text(plan: Plan) -> str:
@@ -70,12 +71,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--output", help="write the JSON plan to this file")
-    cli.add_shape_arguments(parser)
+    wishes.add_shape_arguments(parser)
 
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    case = load_case(cli.find_case(arguments.case))
+    case = load_case(wishes.find_case(arguments.case))
     plan = run(case, _cluster(case, arguments), arguments)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
@@ -93,7 +94,7 @@ def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
             raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
         return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
     return clusters.local(
-        case, rehearsal=cli.rehearsal_of(arguments), network=arguments.network or "71.9"
+        case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network or "71.9"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from steps.core import cli
+from steps.core.node import alone
 from steps.core.node.health import look
 from steps.core.node.launch import start
 from steps.core.node.noderun import NodeRun
@@ -42,7 +42,7 @@ def servers(run: NodeRun) -> None:
     start(run, "server")
 
 
-main = cli.step("serve", __doc__, run, hold=True)
+main = alone.step("serve", __doc__, run, hold=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -15,8 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from steps.core import cli
-from steps.core.node import chat
+from steps.core.node import alone, chat
 from steps.core.node.health import Answer, look
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Process
@@ -136,7 +135,7 @@ def _describe(run: NodeRun, watch: _Watch) -> str:
     return f"{text}; its log ends: {line})" if line else f"{text})"
 
 
-main = cli.step("wait", __doc__, run, hold=False)
+main = alone.step("wait", __doc__, run, hold=False)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -25,8 +25,9 @@ from typing import IO
 
 from ci.backends import Request
 from ci.backends.faults import Aim
-from steps.core import cli, settings
+from steps.core import settings
 from steps.core.errors import InfraError
+from steps.core.node import alone, wishes
 from steps.core.plan import clusters, faults
 from steps.core.plan.cluster import Cluster
 from steps.core.plan.plan import LEADER, Plan, to_json
@@ -93,8 +94,8 @@ def run(request: Request) -> tuple[Cause, ...]:
 def make_plan(request: Request) -> Plan:
     """The plan on loopback addresses, with the tools it needs built first."""
     arguments = request.arguments
-    rehearsal = cli.rehearsal_of(arguments)
-    options = cli.options_of(arguments, request.run)
+    rehearsal = wishes.rehearsal_of(arguments)
+    options = wishes.options_of(arguments, request.run)
     profile = _profile(request, rehearsal is not None)
     network = arguments.network or clusters.free_network(settings.read().control_port)
 
@@ -341,7 +342,7 @@ def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: li
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
     def marks() -> list[int]:
-        names = [cli.marker(request.run_dir, node.index) for node in plan.nodes]
+        names = [alone.marker(request.run_dir, node.index) for node in plan.nodes]
         return [pid for name in names for pid in guard.marked(name)]
 
     killed, left = orphans.end(programs, marks, GUARD_SECONDS)

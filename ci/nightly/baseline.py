@@ -24,10 +24,11 @@ from typing import Any
 
 from ci.nightly.history import Result
 from ci.nightly.trend import ENOUGH, Point, add_arguments, level, results_of, series, span, store_of
-from steps.core import cli, door
+from steps.core import door
 from steps.core.case.case import Benchmark, Case, load_case
 from steps.core.case.source import Source, parse_yaml
 from steps.core.errors import CaseError, UsageError
+from steps.core.node import wishes
 from steps.core.record import stats
 from steps.core.record.rundir import write_text
 
@@ -148,7 +149,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the proposal."""
-    path = cli.find_case(arguments.case)
+    path = wishes.find_case(arguments.case)
     case = load_case(path)
     results = results_of(store_of(arguments), str(path), arguments.last)
     proposals = [propose(entry, results, arguments.lower) for entry in case.benchmarks]

@@ -30,9 +30,9 @@ from steps.core.record import devicetime
 from steps.core.record.events import Event
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir, read_json, write_json, write_text
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import Redactor
 
 #: Seconds after the first process started: the fleet loads, and its own start is over.
 WARM_AFTER = 0.5

@@ -33,9 +33,9 @@ from steps.core.record import outcome, summary
 from steps.core.record.events import Event, console_line, read_events
 from steps.core.record.outcome import Finished
 from steps.core.record.records import BenchResult, Record
-from steps.core.record.redaction import MASK, Redactor, is_secret_name
 from steps.core.record.rundir import RunDir, read_json, write_text
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import MASK, Redactor, is_secret_name
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATS = ("mean", "min", "median", "p75", "p90", "p95", "p99", "max")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core.plan.plan import Plan
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import Redactor
 
 #: Bytes of all log excerpts together, and of one.
 LOGS_BYTES, LOG_BYTES = 1_600_000, 48_000

@@ -156,7 +156,7 @@ def _keep(error: BaseException) -> str:
 
 def _without_secrets(text: str) -> str:
     from steps.core import settings
-    from steps.core.record.redaction import Redactor
+    from steps.core.redaction import Redactor
 
     return Redactor.of_environment(settings.inherited()).text(text)
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers import Job
-from steps.core import cli
 from steps.core.case.case import load_case
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal
 from steps.core.plan.plan import Endpoint
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record.events import EventLog
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir
+from steps.core.redaction import Redactor
 
 SAMPLES = Path(__file__).parents[1] / "data" / "aisbench"
 
@@ -145,7 +145,7 @@ class Bench:
             run_dir.node(0).make().events, plan.run, 0, Redactor(), [self.seen.append]
         )
         self.run = NodeRun(plan, 0, run_dir, events)
-        self.run.supervisor = cli.supervisor_of(self.run, None)
+        self.run.supervisor = alone.supervisor_of(self.run, None)
         self.place = self.run.dir.bench / "00-perf"
         self.place.mkdir(parents=True)
 

@@ -20,8 +20,9 @@ from rich.spinner import Spinner
 from ci.backends.hosts import check
 from ci.report.live import Live
 from steps import report, validate
-from steps.core import cli, settings
+from steps.core import settings
 from steps.core.errors import Exit, InfraError, UsageError
+from steps.core.node import wishes
 from steps.core.plan import clusters
 from steps.core.record.events import Event
 from steps.core.record.rundir import RunDir, point_latest, write_text
@@ -196,9 +197,9 @@ def test_what_is_no_regular_file_is_not_read(
     assert validate.main([str(tmp_path / "pipe.yaml"), "/dev/zero"]) == Exit.USAGE
     assert capsys.readouterr().out.count("is no regular file") == 2
     with pytest.raises(UsageError, match="is no regular file, expected a case file"):
-        cli.find_case(str(tmp_path / "pipe.yaml"))
+        wishes.find_case(str(tmp_path / "pipe.yaml"))
     with pytest.raises(UsageError, match="is a directory, expected a case file"):
-        cli.find_case(str(tmp_path))
+        wishes.find_case(str(tmp_path))
 
 
 @pytest.mark.parametrize("given", ["abc", "0", "99999", "-1"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from steps.core.record import evidence, redaction
+from steps.core import redaction
+from steps.core.record import evidence
 from steps.core.record.verdict import CLASSES
 
 TABLE = evidence.signatures()

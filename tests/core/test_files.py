@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from steps.core.errors import UsageError
 from steps.core.record.events import RUNNER, Event, EventLog, console_line, read_events
-from steps.core.record.redaction import MASK, Redactor
 from steps.core.record.rundir import (
     RunDir,
     new_run_id,
@@ -24,6 +23,7 @@ from steps.core.record.rundir import (
     write_json,
     write_text,
 )
+from steps.core.redaction import MASK, Redactor
 
 FIELDS = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=5),

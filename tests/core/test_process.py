@@ -20,8 +20,8 @@ import pytest
 
 from steps.core.node.supervisor import ExitStatus, Running, Supervisor, group_members
 from steps.core.plan.plan import Process
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import NodeDir, read_json
+from steps.core.redaction import Redactor
 from steps.core.system.guard import MARKER, marked
 from tests.core.waiting import eventually
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steps.core.record.redaction import MASK, Redactor, is_secret_name
+from steps.core.redaction import MASK, Redactor, is_secret_name
 
 SECRET = "correct-horse-battery"
 ONE = Redactor([SECRET])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from steps.core.record.redaction import MASK, Redactor
+from steps.core.redaction import MASK, Redactor
 from steps.core.system.tail import Tail
 
 

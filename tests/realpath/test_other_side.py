@@ -35,8 +35,8 @@ from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.proxies import choose
 from steps.core.record.events import EventLog
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir
+from steps.core.redaction import Redactor
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
@@ -45,7 +45,7 @@ from tests.realpath import fleet
 PLACES = {
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
-    "cli.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
+    "wishes.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
     "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",

@@ -30,10 +30,10 @@ from ci.backends import Request
 from ci.backends.hosts import inventory as hosts_file
 from ci.backends.hosts.inventory import Host, Inventory
 from ci.backends.hosts.ssh import Remote, Wire, loader
-from steps.core import cli, settings
+from steps.core import settings
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import bundle
+from steps.core.node import bundle, wishes
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.events import Event
@@ -72,7 +72,7 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def cluster_of(request: Request, inventory: Inventory) -> Cluster:
     """The machines as the nodes start from them; each adds what it knows of itself."""
-    rehearsal = cli.rehearsal_of(request.arguments)
+    rehearsal = wishes.rehearsal_of(request.arguments)
     here = f"{base_of(request, inventory)}/bundle/rehearsal"
     paths = {"PATH": (f"{here}/bin",), "PYTHONPATH": (f"{here}/lib",)}
     return Cluster(

@@ -17,10 +17,11 @@ from typing import Any
 from ci.backends.hosts import inventory as hosts_file
 from ci.backends.hosts.inventory import Host, Inventory
 from steps import hosts_check
-from steps.core import cli, door
+from steps.core import door
 from steps.core.case.case import load_case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import Exit, MultinodeError, UsageError
+from steps.core.node import wishes
 from steps.core.system import machine
 
 _RUN = (
@@ -102,7 +103,7 @@ def _inventory(arguments: argparse.Namespace) -> Inventory:
     if arguments.hosts:
         return hosts_file.of_argument(arguments.hosts)
     if arguments.case:
-        return hosts_file.of_run(load_case(cli.find_case(arguments.case)), "")
+        return hosts_file.of_run(load_case(wishes.find_case(arguments.case)), "")
     raise UsageError(
         "nothing says which hosts to look at", "Give --hosts A,B, --hosts FILE, or --case CASE."
     )

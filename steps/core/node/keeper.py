@@ -42,8 +42,8 @@ from typing import Any
 
 from steps.core import door, settings
 from steps.core.case.numbers import dumps
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import RunDir, write_text
+from steps.core.redaction import Redactor
 from steps.core.system import ancestry, scratch
 
 SOCKET = "keeper.sock"

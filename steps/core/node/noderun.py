@@ -29,9 +29,9 @@ from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan, Process
 from steps.core.record import evidence, records
 from steps.core.record.events import EventLog
 from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import NodeDir, RunDir, full
 from steps.core.record.verdict import BLAME_SECONDS, PRODUCT_FAULTS, first_cause
+from steps.core.redaction import Redactor
 
 POLL = 0.05
 SAY_EVERY = 10.0

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from steps.core import cli, settings
+from steps.core import settings
 from steps.core.case.case import Case, load_case
 from steps.core.errors import UsageError
-from steps.core.node import identify
+from steps.core.node import alone, identify, wishes
 from steps.core.plan import clusters
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, own_addresses
@@ -65,7 +65,7 @@ class Start:
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`start_of` reads."""
-    cli.add_plan_arguments(parser)
+    wishes.add_plan_arguments(parser)
     more = parser.add_argument_group("how it was started")
     more.add_argument("--token-file", help="the run's token; default: MULTINODE_TOKEN")
     more.add_argument("--cluster", help="JSON of the cluster; addresses may be names")
@@ -82,11 +82,11 @@ def start_of(arguments: argparse.Namespace) -> Start:
     Raises:
         UsageError, CaseError: it means nothing.
     """
-    listeners = [cli.printer() if arguments.output == "text" else _print_json]
+    listeners = [alone.printer() if arguments.output == "text" else _print_json]
     case_name = arguments.case or ("" if arguments.plan else settings.read().config_yaml_path)
     if not case_name:
-        plan, path = cli.plan_of(arguments)
-        index = cli.index_in(plan, arguments.node_index)
+        plan, path = wishes.plan_of(arguments)
+        index = wishes.index_in(plan, arguments.node_index)
         return Start(
             index,
             _token(arguments) or secrets.token_hex(16),
@@ -95,10 +95,10 @@ def start_of(arguments: argparse.Namespace) -> Start:
             bound=arguments.bound,
             listeners=listeners,
         )
-    case = load_case(cli.find_case(case_name))
+    case = load_case(wishes.find_case(case_name))
     cluster = _cluster(case, arguments)
     index = clusters.node_index(case, arguments.node_index, own_addresses())
-    options = cli.options_of(arguments, arguments.run_id or new_run_id())
+    options = wishes.options_of(arguments, arguments.run_id or new_run_id())
     _try_out(case, cluster, options)
     run_id = options.run
     token = _token(arguments)
@@ -132,7 +132,7 @@ def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
     """Where the nodes are: a file, this machine, or what case and environment say."""
     if arguments.cluster:
         return identify.at_home(identify.read_cluster(Path(arguments.cluster)), case)
-    rehearsal = cli.rehearsal_of(arguments)
+    rehearsal = wishes.rehearsal_of(arguments)
     if rehearsal is not None:
         return clusters.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")
     return identify.by_hand(case)

@@ -23,8 +23,8 @@ from typing import Any
 
 from steps.core.plan.plan import TOOL, Process
 from steps.core.record.records import ProcessRecord
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import NodeDir, write_json
+from steps.core.redaction import Redactor
 from steps.core.system import ancestry, oom, priority
 from steps.core.system.ancestry import Kin
 from steps.core.system.guard import MARKER, Guard, marked

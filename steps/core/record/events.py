@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.case.numbers import dumps, is_time, loads
-from steps.core.record.redaction import Redactor
 from steps.core.record.rundir import READ_LIMIT, read_bounded
+from steps.core.redaction import Redactor
 
 RUNNER = -1
 #: Bytes of events that are kept while they cannot be written.

@@ -1,7 +1,7 @@
-"""What the command lines of all steps share.
+"""What is asked for on a command line: a case or a plan, how to rehearse it, which node.
 
-Enters: arguments. Leaves: exit codes, and messages on stderr that say what to
-do. Touches: the terminal; for a step run alone, what the step touches.
+Enters: arguments. Leaves: plans, options, a rehearsal, or what is wrong with them.
+Touches: reads the case or the plan.
 """
 
 from __future__ import annotations
@@ -9,30 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-from steps.core import door, settings
+from steps.core import settings
 from steps.core.case.case import load_case
-from steps.core.errors import Exit, InfraError, UsageError
-from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
-from steps.core.node.supervisor import Supervisor
+from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
 from steps.core.plan.cluster import Rehearsal
-from steps.core.plan.plan import Plan, from_json, to_json
+from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.resolver import Options, resolve
-from steps.core.record.events import Event, EventLog, console_line
-from steps.core.record.redaction import Redactor
-from steps.core.record.rundir import RunDir, new_run_id, write_text
-from steps.core.record.verdict import CLASSES
-from steps.core.system.guard import Guard
-from steps.core.system.tail import Tail
+from steps.core.record.rundir import new_run_id
 
 CONFIGS = clusters.ROOT / "configs"
 
@@ -184,104 +171,3 @@ def index_in(plan: Plan, given: int | None) -> int:
             "Nodes count from 0; node 0 is the leader.",
         )
     return index
-
-
-def marker(run_dir: RunDir, index: int) -> str:
-    """What a node's processes carry in their environment; unique on a machine."""
-    return f"{run_dir.path.resolve()}:{index}"
-
-
-def printer(stream: object = None) -> Callable[[Event], None]:
-    """A listener that prints events as plain lines."""
-    started = time.time()
-
-    def show(event: Event) -> None:
-        line = console_line(event, started)
-        if line:
-            print(line, flush=True)
-
-    return show
-
-
-def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Verb:
-    """The ``main`` of a step run alone.
-
-    Args:
-        hold: the step leaves processes running; hold them until Ctrl-C or until
-            one of them ends.
-    """
-
-    return door.Verb(name, doc, add_plan_arguments, partial(_alone, body=body, hold=hold))
-
-
-def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
-    plan, path = plan_of(arguments)
-    index = index_in(plan, arguments.node_index)
-    run_dir = RunDir(path).make()
-    door.keep_in(run_dir.path)
-    if not run_dir.plan.exists():
-        write_text(run_dir.plan, to_json(plan))
-    redactor = Redactor.of_environment(settings.inherited())
-    events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
-    run = NodeRun(plan, index, run_dir, events, redactor)
-    guard = Guard(marker(run_dir, index))
-    run.supervisor = supervisor_of(run, guard)
-    stop = threading.Event()
-
-    def interrupt(number: int, _frame: object) -> None:
-        run.interrupts += 1
-        stop.set()
-        run.ended.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
-    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
-    if arguments.verbose:
-        tail.start()
-    try:
-        with run.phase(events.phase if events.phase != "start" else "load"):
-            body(run)
-        while hold and run.supervisor.running and not run.ended.wait(0.5):
-            pass
-    except StepFailed as failure:
-        run.add_cause(failure.cause)
-    except RunEnded:
-        pass
-    finally:
-        names = [running.process.name for running in run.supervisor.running]
-        run.supervisor.stop(reversed(names), run.hurry)
-        run.supervisor.kill_strays()
-        guard.close()
-        if arguments.verbose:
-            tail.close()
-        events.close()
-    causes = run.own_causes()
-    if causes:
-        print(f"error: {causes[0]['reason']}", file=sys.stderr)
-        for line in causes[0]["evidence"]:
-            print(f"    | {line}", file=sys.stderr)
-        if causes[0]["hint"]:
-            print(f"    {causes[0]['hint']}", file=sys.stderr)
-        return int(CLASSES[causes[0]["verdict"]])
-    return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
-
-
-def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) -> Supervisor:
-    """The supervisor of a node's run; environment scripts of the profile are sourced first.
-
-    Args:
-        nice: of what it starts; absent: what this program has itself now.
-    """
-    from steps.core.system.envscripts import sourced
-
-    inherited = sourced(run.plan.cluster.scripts, settings.inherited())
-    return Supervisor(
-        run.dir,
-        marker(run.run_dir, run.me.index),
-        inherited,
-        run.on_exit,
-        guard,
-        run.redactor,
-        run.plan.cluster.workdir,
-        nice,
-    )
