@@ -39,6 +39,7 @@ from steps.core.node import alone, identify
 from steps.core.node.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous import ROLL_WAIT, Leader, Link, Member
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
+from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, from_json, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record import evidence
@@ -736,7 +737,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Run this node's share; the exit code is the verdict's."""
-    start = start_of(arguments)
+    start = start_of(wishes_of(arguments))
     door.keep_in(start.run_dir.node(start.index).path)
     return Program(start).main()
 

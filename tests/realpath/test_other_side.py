@@ -6,7 +6,6 @@ take too long, for a whole run is tested below, on plans that are not rehearsed.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
@@ -30,6 +29,7 @@ from steps.core.errors import InfraError
 from steps.core.node import chat, identify
 from steps.core.node.health import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.node.wishes import Wishes
 from steps.core.plan import budgets
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
@@ -45,7 +45,8 @@ from tests.realpath import fleet
 PLACES = {
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
-    "wishes.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
+    "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
+    "wishes.wishes_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
     "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
@@ -190,31 +191,26 @@ def loaded(found: Outcome) -> Plan:
 # Where a run goes, and what it finds there
 
 
-def arguments(**more: Any) -> argparse.Namespace:
-    """Options of a run that is not rehearsed."""
-    common = {"rehearse": False, "fault": [], "load_seconds": 1.0, "bench": None, "timeout": []}
-    return argparse.Namespace(**{**common, "on": None, "hosts": "", "network": "", **more})
-
-
 def test_a_case_of_stand_ins_runs_for_real_where_that_is_asked():
     case = case_of("rehearse: true\n" + SPLIT)
-    asked = arguments(on="local")
-    assert ci_run.choose(case, asked) == "local"
-    assert asked.rehearse is False
-    assert ci_run.choose(case_of(SPLIT), arguments(hosts="10.0.0.1,10.0.0.2")) == "hosts"
+    asked = ci_run.choose(case, Wishes(place="local"))
+    assert asked.place == "local"
+    assert asked.rehearsal is None
+    asked = ci_run.choose(case_of(SPLIT), Wishes(hosts="10.0.0.1,10.0.0.2"))
+    assert asked.place == "hosts"
 
 
 def test_without_an_engine_nothing_is_started(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path))
-    request = SimpleNamespace(case=case_of(SPLIT), arguments=arguments(), run="run-1")
+    request = SimpleNamespace(case=case_of(SPLIT), wishes=Wishes(), run="run-1")
     with pytest.raises(InfraError, match="no `vllm` on PATH"):
         local.make_plan(request)  # type: ignore[arg-type]
 
 
 def test_hosts_get_no_stand_ins():
     host = SimpleNamespace(address="10.0.0.1", interface="eth0")
-    request = SimpleNamespace(arguments=arguments(), run="run-1")
+    request = SimpleNamespace(wishes=Wishes(), run="run-1")
     inventory = SimpleNamespace(hosts=[host], directory="/tmp")
     found = hosts.cluster_of(request, inventory)  # type: ignore[arg-type]
     assert (found.name, found.paths, found.rehearsal) == ("hosts", {}, None)

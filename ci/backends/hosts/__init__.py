@@ -33,7 +33,7 @@ from ci.backends.hosts.ssh import Remote, Wire, loader
 from steps.core import settings
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import bundle, wishes
+from steps.core.node import bundle
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.events import Event
@@ -59,7 +59,7 @@ _BROKEN = (OSError, EOFError, SSHException, tarfile.TarError, zlib.error)
 
 def run(request: Request) -> tuple[Cause, ...]:
     """Carry the case out on its hosts."""
-    inventory = hosts_file.of_run(request.case, request.arguments.hosts)
+    inventory = hosts_file.of_run(request.case, request.wishes.hosts)
     crew = Crew(request, inventory)
     try:
         crew.stage()
@@ -72,7 +72,7 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def cluster_of(request: Request, inventory: Inventory) -> Cluster:
     """The machines as the nodes start from them; each adds what it knows of itself."""
-    rehearsal = wishes.rehearsal_of(request.arguments)
+    rehearsal = request.wishes.rehearsal
     here = f"{base_of(request, inventory)}/bundle/rehearsal"
     paths = {"PATH": (f"{here}/bin",), "PYTHONPATH": (f"{here}/lib",)}
     return Cluster(
@@ -381,13 +381,11 @@ class Session:
             )
 
     def _node_argv(self) -> list[str]:
-        arguments = self.request.arguments
         argv = ["-m", "steps.node", "--case", f"{self._place}/case/{self._cargo.case_name}"]
         argv += ["--cluster", f"{self._place}/cluster.json", "--node-index", str(self.index)]
         argv += ["--run-dir", f"{self._place}/run", "--run-id", self.request.run]
         argv += ["--bound", "--output", "events"]
-        argv += [part for entry in arguments.timeout for part in ("--timeout", entry)]
-        return argv + (["--bench", arguments.bench] if arguments.bench else [])
+        return [*argv, *self.request.wishes.node_words()]
 
     def go(self) -> None:
         """Let the node program start."""

@@ -18,7 +18,7 @@ from steps.core import door, settings
 from steps.core.errors import Exit
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
 from steps.core.node.supervisor import Supervisor
-from steps.core.node.wishes import add_plan_arguments, index_in, plan_of
+from steps.core.node.wishes import add_plan_arguments, index_in, plan_of, wishes_of
 from steps.core.plan.plan import to_json
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.rundir import RunDir, write_text
@@ -57,8 +57,9 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
 
 
 def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
-    plan, path = plan_of(arguments)
-    index = index_in(plan, arguments.node_index)
+    asked = wishes_of(arguments)
+    plan, path = plan_of(asked)
+    index = index_in(plan, asked.node_index)
     run_dir = RunDir(path).make()
     door.keep_in(run_dir.path)
     if not run_dir.plan.exists():
@@ -78,7 +79,7 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
-    if arguments.verbose:
+    if asked.verbose:
         tail.start()
     try:
         with run.phase(events.phase if events.phase != "start" else "load"):
@@ -94,7 +95,7 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
         run.supervisor.stop(reversed(names), run.hurry)
         run.supervisor.kill_strays()
         guard.close()
-        if arguments.verbose:
+        if asked.verbose:
             tail.close()
         events.close()
     causes = run.own_causes()
