@@ -47,7 +47,6 @@ PLACES = {
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
     "wishes.wishes_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
-    "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
     "init.problems": "test_local.py::test_what_preflight_finds",

@@ -18,6 +18,7 @@ from typing import Any
 from steps.core import VERSION, settings
 from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
+from steps.core.case.values import decode
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode, own_addresses, own_interface
@@ -279,8 +280,8 @@ def read_cluster(path: Path) -> Cluster:
         UsageError: the file is not there or holds no cluster.
     """
     try:
-        return Cluster.from_dict(loads(path.read_text(encoding="utf-8")))
+        return decode(Cluster, loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"--cluster {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"--cluster {path}: no cluster: {type(error).__name__}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"--cluster {path}: no cluster: {error}") from None
