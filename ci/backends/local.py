@@ -27,7 +27,7 @@ from ci.backends import Request
 from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
-from steps.core.node import alone
+from steps.core.node import noderun
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster
 from steps.core.plan.plan import LEADER, Plan, to_json
@@ -340,7 +340,7 @@ def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: li
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
     def marks() -> list[int]:
-        names = [alone.marker(request.run_dir, node.index) for node in plan.nodes]
+        names = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
         return [pid for name in names for pid in guard.marked(name)]
 
     killed, left = orphans.end(programs, marks, GUARD_SECONDS)
