@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +22,8 @@ from steps.core.node.link import Link
 from steps.core.node.messages import End, Hello, Look, State
 from steps.core.node.start import Start
 from steps.core.plan.cluster import Rehearsal
-from steps.core.plan.clusters import local
-from steps.core.plan.plan import Plan
+from steps.core.plan.clusters import free_network, local
+from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir
@@ -179,3 +182,25 @@ def test_a_token_that_no_header_can_carry_is_refused_at_once(
     file.chmod(0o600)
     assert node([*words[:-1], str(tmp_path / "s"), "--token-file", str(file)]) == 2
     assert os.fspath(file) in capsys.readouterr().err
+
+
+def test_a_control_port_that_is_taken_is_the_cause_of_the_record(tmp_path: Path) -> None:
+    case = load_case(ROOT / "configs" / "quickstart.yaml")
+    network = free_network(settings.read().control_port)
+    plan = resolve(case, local(case, rehearsal=Rehearsal(), network=network))
+    path = tmp_path / "plan.json"
+    path.write_text(to_json(plan))
+    words = ["--plan", str(path), "--run-dir", str(tmp_path / "run"), "--node-index", "0"]
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((plan.nodes[0].address, plan.cluster.control_port))
+        taken.listen()
+        argv = [sys.executable, "-m", "steps.node", *words]
+        done = subprocess.run(
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert "harness itself failed" not in done.stdout + done.stderr
+    assert done.returncode == 3, done.stderr
+    record = json.loads((tmp_path / "run" / "node-0" / "record.json").read_text())
+    assert "cannot be opened: Address already in use" in record["cause"]["reason"]
+    assert "started twice?" in record["cause"]["hint"]

@@ -25,7 +25,7 @@ from steps.core.node import causes
 from steps.core.node.leader import Leader
 from steps.core.node.link import Link
 from steps.core.node.messages import Look, State, Told
-from steps.core.node.supervisor import ExitStatus, Running, Supervisor
+from steps.core.node.supervisor import Running, Supervisor
 from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
 from steps.core.record import evidence, records
 from steps.core.record.events import EventLog
@@ -348,10 +348,6 @@ class NodeRun:
         )
         if status.expected or self.cause is not None or running.process.kind == TOOL:
             return
-        self.add_cause(self.exit_cause(running, status), status.mono)
-
-    def exit_cause(self, running: Running, status: ExitStatus) -> Cause:
-        """What an unexpected exit means."""
         state = self.leader.state if self.leader else self.state
         found = causes.of_exit(running, status, state.serving, f"{self.me.name}/")
         cause = self.cause_of(
@@ -367,7 +363,8 @@ class NodeRun:
             hint=found.hint,
             consequence=found.consequence,
         )
-        return replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+        cause = replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+        self.add_cause(cause, status.mono)
 
     def own_causes(self) -> tuple[Told, ...]:
         """What this node knows, for the leader."""
