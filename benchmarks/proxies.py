@@ -17,6 +17,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = (
+    sys.executable, "-m", "ci.run", "configs/quickstart.yaml", "--rehearse",
+    "--timeout", "load=20", "--run-dir",
+)  # fmt: skip
 PROXIES = ("http_proxy", "HTTP_PROXY", "ALL_PROXY")
 EXEMPT = ("", "localhost", "localhost,127.0.0.1", "10.0.0.0/8,192.168.0.0/16", ".corp.example", "*")
 
@@ -26,8 +30,7 @@ def once(env: dict[str, str]) -> tuple[int, float]:
     with tempfile.TemporaryDirectory() as name:
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "ci.run", "configs/quickstart.yaml", "--rehearse"]
-            + ["--timeout", "load=20", "--run-dir", f"{name}/run"],
+            [*COMMAND, f"{name}/run"],
             cwd=ROOT,
             env={**os.environ, **env},
             capture_output=True,
