@@ -7,12 +7,14 @@ and starts a keeper. Touches: reads this checkout and installed packages.
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ci.backends import Request
 from steps.core.case.numbers import dumps
+from steps.core.errors import InfraError
 from steps.core.node import bundle
 from steps.core.plan.cluster import Cluster
 
@@ -33,30 +35,37 @@ class Cargo:
         if not script.is_absolute() and ".." not in script.parts and beside.is_file():
             texts[f"case/{script}"] = beside.read_text(encoding="utf-8")
         self._own = list(bundle.texts(texts))
-        self._made: dict[tuple[bool, tuple[str, ...]], bytes] = {}
-        self._lock = threading.Lock()
-        self._harness: list[bundle.Entry] = []
-        self._compiled: list[bundle.Entry] = []
-        self._reader = threading.Thread(target=self._read, name="cargo", daemon=True)
-        self._reader.start()
+        self._parts: dict[str, bytes] = {}
+        self._packer = threading.Thread(target=self._pack, name="cargo", daemon=True)
+        self._packer.start()
 
-    def _read(self) -> None:
-        """Read and compile the harness while the hosts are being called."""
-        self._harness = list(bundle.harness())
-        needed = (e for e in self._harness if not e.name.startswith(_UNUSED))
-        self._compiled = list(bundle.compiled(needed))
+    def _pack(self) -> None:
+        """Pack all that a host may want while the hosts are being called."""
+        harness = list(bundle.harness())
+        needed = (entry for entry in harness if not entry.name.startswith(_UNUSED))
+        self._parts[""] = bundle.pack([*_placed(harness), *self._own])
+        self._parts[bundle.MAGIC] = bundle.pack(_placed(bundle.compiled(needed)))
+        for module in bundle.NEEDED:
+            with contextlib.suppress(InfraError):
+                self._parts[module] = bundle.pack(_placed(bundle.packages([module])))
 
     def archive(self, missing: Sequence[str], magic: str) -> bytes:
-        """The archive for a host that lacks these packages; made once for all such hosts."""
-        self._reader.join()
-        with self._lock:
-            key = (magic == bundle.MAGIC, tuple(sorted(missing)))
-            if key not in self._made:
-                ours = [*self._harness, *bundle.packages(missing)]
-                ours += self._compiled if key[0] else []
-                placed = [bundle.Entry(f"bundle/{e.name}", e.content, e.program) for e in ours]
-                self._made[key] = bundle.pack([*placed, *self._own])
-            return self._made[key]
+        """The archives for a host that lacks these packages, one after another.
+
+        Raises:
+            InfraError: a package is not here either.
+        """
+        self._packer.join()
+        for module in missing:
+            if module not in self._parts:
+                list(bundle.packages([module]))
+        return b"".join(self._parts.get(part, b"") for part in ("", magic, *missing))
+
+
+def _placed(entries: Iterable[bundle.Entry]) -> Iterator[bundle.Entry]:
+    """Where these files are on a host."""
+    for entry in entries:
+        yield bundle.Entry(f"bundle/{entry.name}", entry.content, entry.program)
 
 
 # The loader: Python that any Python can parse, so that an old one can say that it is old.
@@ -76,7 +85,7 @@ def line():
 if sys.version_info < (3, 10):
     say(python=list(sys.version_info[:3]), old=True)
     sys.exit(0)
-import importlib.util, io, platform, select, shutil, socket, tarfile, time
+import gzip, importlib.util, io, platform, select, shutil, socket, tarfile, time
 where = sys.argv[1]
 missing = [n for n in sys.argv[2].split(",") if importlib.util.find_spec(n) is None]
 try:
@@ -112,7 +121,8 @@ try:
         raise OSError(104, "the runner is gone")
     unpacked = place + ".new"
     made = set()
-    archive = tarfile.open(fileobj=io.BytesIO(data), mode="r|gz")
+    whole = gzip.GzipFile(fileobj=io.BytesIO(data))
+    archive = tarfile.open(fileobj=whole, mode="r|", ignore_zeros=True)
     for member in archive:
         path = unpacked + "/" + member.name
         folder = os.path.dirname(path)
