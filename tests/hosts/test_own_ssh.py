@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ci.backends.hosts import cargo, ssh
+from ci.backends.hosts import cargo, client, ssh
 from ci.backends.hosts.client import Client
 from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.wire import Wire
@@ -189,8 +190,8 @@ def test_an_ssh_that_will_not_do(
 
 
 def test_the_private_directory_goes_and_that_of_a_killed_program_too(tmp_path: Path) -> None:
-    with Client() as client:
-        place = client.config.parent
+    with Client() as made:
+        place = made.config.parent
         assert place.stat().st_mode & 0o777 == 0o700
         program = "import time; from ci.backends.hosts.client import Client; c = Client(); "
         program += "print(c.config.parent, flush=True); time.sleep(60)"
@@ -208,6 +209,20 @@ def test_the_private_directory_goes_and_that_of_a_killed_program_too(tmp_path: P
             assert not left.exists()
             assert place.is_dir()
     assert not place.exists()
+
+
+def test_no_room_for_the_private_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def full(lock: Any, _how: int) -> None:
+        made.append(Path(lock.name).parent)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(client.fcntl, "flock", full)
+    with pytest.raises(InfraError, match="/tmp: No space left on device"):
+        client.Client()
+    assert made
+    assert not any(path.exists() for path in made)
 
 
 def test_a_runner_that_is_killed_leaves_no_ssh(own: Rig, case: Path) -> None:
@@ -287,8 +302,8 @@ def test_a_host_says_how_much_it_has_got(tmp_path: Path) -> None:
     """So that the wait for its answer lasts as long as the link needs; half of it is no run."""
     base = tmp_path / "multinode-x"
     place = base / "host-0"
-    with Client() as client:
-        words = ssh.Remote(Host("h", python=sys.executable), client).python(
+    with Client() as made:
+        words = ssh.Remote(Host("h", python=sys.executable), made).python(
             *cargo.loader(str(tmp_path), ("yaml",))
         )
         wire = Wire(Host("h"), ssh.Channel(["sh", "-c", words]))

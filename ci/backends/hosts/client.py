@@ -75,14 +75,18 @@ class Client:
         # The names of sockets must be short, so a long TMPDIR is of no use.
         root = Path("/tmp") if os.access("/tmp", os.W_OK) else Path(tempfile.gettempdir())
         _sweep(root)
+        made = ""
         try:
-            self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+            made = tempfile.mkdtemp(prefix=_PREFIX, dir=root)
+            self._path = Path(made)
             self._lock = (self._path / "new").open("w", encoding="utf-8")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._lock.write(_CONFIG)
             self._lock.flush()
             self.config = (self._path / "new").rename(self._path / "config")
         except OSError as error:
+            if made:
+                shutil.rmtree(made, ignore_errors=True)
             raise InfraError(
                 f"ssh's sockets need a directory in {root}: {error.strerror or error}",
                 f"Make room in {root}, or make it writable.",
