@@ -19,7 +19,7 @@ VERBS = {
     "validate", "resolve", "preflight", "install", "serve", "proxy", "wait", "bench", "prove",
     "collect", "report",
 }  # fmt: skip
-HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
+HEAVY = ("kubernetes", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.
 MAY_SLEEP = {
     "ci/nightly/history.py",  # between two tries to push

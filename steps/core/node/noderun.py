@@ -114,6 +114,7 @@ class NodeRun:
             self.redactor,
             plan.cluster.workdir,
             nice,
+            [node.address for node in plan.nodes],
         )
 
     @property
