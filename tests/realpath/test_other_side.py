@@ -23,6 +23,8 @@ import pytest
 from ci import replay
 from ci import run as ci_run
 from ci.backends import hosts, local
+from ci.backends.hosts.inventory import Host
+from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
 from steps.core.errors import InfraError
@@ -77,6 +79,7 @@ PLACES = {
     "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
     "summary.headline": "test_what_a_run_says_of_itself",
@@ -213,6 +216,16 @@ def test_hosts_get_no_stand_ins():
     inventory = SimpleNamespace(hosts=[host], directory="/tmp")
     found = hosts.cluster_of(request, inventory)  # type: ignore[arg-type]
     assert (found.name, found.paths, found.rehearsal) == ("hosts", {}, None)
+
+
+def test_no_stand_ins_are_no_reason_to_refuse_a_place_where_nothing_starts():
+    request = SimpleNamespace(wishes=Wishes())
+    made: Any = Session(request, 0, Host("10.0.0.1"), None, "/x/run", "", None, print)  # type: ignore[arg-type]
+    hello = {"python": [3, 11, 0], "missing": [], "noexec": True, "time": 5.0, "machine": []}
+    made._check(hello, 5.0, 5.0)
+    request.wishes = Wishes().rehearsed()
+    with pytest.raises(InfraError, match="is mounted noexec, and stand-ins"):
+        made._check(hello, 5.0, 5.0)
 
 
 def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
