@@ -30,8 +30,8 @@ ADDRESS, PORT = "127.83.1.1", 28999
 
 def lead(pipe: multiprocessing.connection.Connection, size: int) -> None:
     """The leader's process: obeys ``end`` (tells the end, answers with the time) and ``quit``."""
-    from steps.core.node.leader import Leader
-    from steps.core.node.messages import End
+    from steps.core.node.rendezvous.leader import Leader
+    from steps.core.node.rendezvous.messages import End
     from steps.core.record.records import Cause
 
     leader = Leader(ADDRESS, PORT, TOKEN, size)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from steps.core.node.ending import decide
-from steps.core.node.messages import Told
 from steps.core.node.noderun import NodeRun
+from steps.core.node.rendezvous.messages import Told
 from steps.core.record.events import EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir

@@ -17,9 +17,9 @@ import pytest
 from steps.core import settings
 from steps.core.case.case import load_case
 from steps.core.errors import UsageError
-from steps.core.node.leader import Leader
-from steps.core.node.link import Link
-from steps.core.node.messages import End, Hello, Look, State
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.messages import End, Hello, Look, State
 from steps.core.node.start import Start
 from steps.core.plan.cluster import Rehearsal
 from steps.core.plan.clusters import free_network, local

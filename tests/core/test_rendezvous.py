@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from steps.core.node import pace
-from steps.core.node.leader import Leader
-from steps.core.node.link import Link
-from steps.core.node.listener import MAX_BODY
-from steps.core.node.messages import End, Hello, Look, State, Told
+from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.listener import MAX_BODY
+from steps.core.node.rendezvous.messages import End, Hello, Look, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 from tests.core.waiting import eventually

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from steps.core.node.leader import Leader
-from steps.core.node.messages import End, Told
 from steps.core.node.noderun import NodeRun
-from steps.core.node.pace import ROLL_WAIT
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.messages import End, Told
+from steps.core.node.rendezvous.pace import ROLL_WAIT
 from steps.core.plan.plan import LEADER
 from steps.core.record.records import Cause
 from steps.core.record.verdict import BLAME_SECONDS, first_cause

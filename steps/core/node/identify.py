@@ -20,7 +20,7 @@ from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.errors import InfraError, UsageError
-from steps.core.node.messages import Hello
+from steps.core.node.rendezvous.messages import Hello
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode, own_addresses, own_interface
 from steps.core.plan.resolver import Options

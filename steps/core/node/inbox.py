@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 
-from steps.core.node.messages import State
 from steps.core.node.noderun import NodeRun
+from steps.core.node.rendezvous.messages import State
 from steps.core.plan.plan import LEADER
 
 

@@ -18,10 +18,10 @@ from steps.core.case.case import Case
 from steps.core.errors import CaseError, DeadlineError, Exit, InfraError, UsageError
 from steps.core.node import identify
 from steps.core.node.inbox import Inbox
-from steps.core.node.leader import Leader, Member
-from steps.core.node.link import Link
-from steps.core.node.messages import End, Hello, Look, Told
 from steps.core.node.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.node.rendezvous.leader import Leader, Member
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.messages import End, Hello, Look, Told
 from steps.core.node.start import Start
 from steps.core.plan.cluster import Cluster
 from steps.core.plan.plan import LEADER, Plan, from_json, to_json

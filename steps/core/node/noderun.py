@@ -22,9 +22,9 @@ from typing import Any
 
 from steps.core import settings
 from steps.core.node import causes
-from steps.core.node.leader import Leader
-from steps.core.node.link import Link
-from steps.core.node.messages import Look, State, Told
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.messages import Look, State, Told
 from steps.core.node.supervisor import Running, Supervisor
 from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
 from steps.core.record import evidence, records

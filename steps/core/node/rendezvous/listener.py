@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from steps.core.case.numbers import dumps
-from steps.core.node import pace
+from steps.core.node.rendezvous import pace
 
 #: Seconds a connection may take to its first request with the right token.
 SILENT = 10.0

@@ -21,9 +21,9 @@ from typing import Any
 
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
-from steps.core.node import pace
-from steps.core.node.listener import BEAT, DONE, PLAN, STATE, Answer, Listener, refusal
-from steps.core.node.messages import Beat, Hello, State, Told
+from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN, STATE, Answer, Listener, refusal
+from steps.core.node.rendezvous.messages import Beat, Hello, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 

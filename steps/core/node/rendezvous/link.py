@@ -18,9 +18,9 @@ from typing import Any
 
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
-from steps.core.node import pace
-from steps.core.node.listener import BEAT, DONE, PLAN
-from steps.core.node.messages import Aged, Beat, Hello, Look, State
+from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN
+from steps.core.node.rendezvous.messages import Aged, Beat, Hello, Look, State
 from steps.core.system import proc
 
 
