@@ -55,13 +55,20 @@ class StepFailed(Exception):
         self.cause = cause
 
 
-def marker(run_dir: RunDir, index: int) -> str:
-    """What a node's processes carry in their environment; unique on a machine."""
-    return f"{run_dir.path.resolve()}:{index}"
+def marker(run_dir: RunDir, index: int, step: str = "") -> str:
+    """What a node's processes carry in their environment; a step's own are told from others'."""
+    return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
 
 
 class NodeRun:
-    """The state of one node's run, shared by its steps and its threads."""
+    """The state of one node's run, shared by its steps and its threads.
+
+    Args:
+        leader, link: this node's end of the rendezvous; a step run alone has none.
+        guard: kills what is started here when this program is killed.
+        nice: of what is started here; absent: what this program has itself now.
+        step: the step that runs alone.
+    """
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class NodeRun:
         link: Link | None = None,
         guard: Guard | None = None,
         nice: int | None = None,
+        step: str = "",
     ) -> None:
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
@@ -107,7 +115,7 @@ class NodeRun:
         # The profile's environment scripts are sourced before anything is started.
         self.supervisor = Supervisor(
             self.dir,
-            marker(run_dir, index),
+            marker(run_dir, index, step),
             sourced(plan.cluster.scripts, settings.inherited()),
             self.on_exit,
             guard,
