@@ -30,7 +30,7 @@ MAY_SLEEP = {
     "k8s/cleanup.py",  # until the cluster has deleted
     "k8s/fetch.py",  # between two tries to fetch
     "k8s/pod.py",  # until the node program has ended; nothing of ours is there to wait with
-    "steps/core/node/keeper.py",  # until what it killed is gone
+    "steps/core/node/leftovers.py",  # until what it killed is gone
 }
 #: Where else the environment is read: pod.py runs before the harness is unpacked.
 MAY_READ_ENVIRONMENT = {"steps/core/settings.py", "k8s/pod.py"}
