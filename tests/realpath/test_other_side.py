@@ -24,10 +24,12 @@ import pytest
 from ci import replay
 from ci import run as ci_run
 from ci.backends import hosts, local
+from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
 from steps.core.errors import InfraError
 from steps.core.node import chat, identify
+from steps.core.node.bundle import platform
 from steps.core.node.health import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan import budgets
@@ -49,6 +51,7 @@ PLACES = {
     "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
+    "session.Session._check": "test_a_real_run_may_lie_where_nothing_may_be_started",
     "init.problems": "test_local.py::test_what_preflight_finds",
     "init._ask": "test_an_endpoint_has_a_minute_for_one_answer",
     "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
@@ -397,3 +400,19 @@ def with_files(plan: Plan) -> Plan:
         for node in plan.nodes
     )
     return replace(plan, nodes=nodes)
+
+
+def test_a_real_run_may_lie_where_nothing_may_be_started():
+    """Its engine is the host's own; stand-ins would have to start from there."""
+    hello = {"python": [3, 11, 4], "missing": [], "noexec": True, "time": 5.0}
+    hello["machine"] = platform()
+
+    def look(rehearse: bool) -> None:
+        arguments = SimpleNamespace(rehearse=rehearse, fault=[], load_seconds=1.0)
+        request = SimpleNamespace(arguments=arguments)
+        session = SimpleNamespace(host="h", version="", _base="/x/y", request=request, skew=0.0)
+        Session._check(session, hello, 4.0, 6.0)
+
+    look(rehearse=False)
+    with pytest.raises(InfraError, match="noexec"):
+        look(rehearse=True)
