@@ -29,8 +29,10 @@ from steps.core import settings
 from steps.core.errors import InfraError
 from steps.core.node import alone, wishes
 from steps.core.plan import clusters, faults
-from steps.core.plan.cluster import Cluster
+from steps.core.plan.cluster import Cluster, Tool
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import LEADER, Plan, to_json
+from steps.core.plan.proxies import KINDS
 from steps.core.plan.resolver import resolve
 from steps.core.record import records
 from steps.core.record.events import Event
@@ -99,24 +101,20 @@ def make_plan(request: Request) -> Plan:
     profile = _profile(request, rehearsal is not None)
     network = arguments.network or clusters.free_network(settings.read().control_port)
 
-    def cluster(router: str = "", ais_bench: str = "") -> Cluster:
+    def cluster(**tools: str) -> Cluster:
         return clusters.local(
             request.case,
             rehearsal=rehearsal,
             network=network,
-            router=router,
-            ais_bench=ais_bench,
+            **tools,
             env=profile.env,
             paths=profile.paths,
             name=profile.name,
         )
 
     plan = resolve(request.case, cluster(), options)
-    router = _tool(request, "vllm-router") if _wants_router(plan) else ""
-    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
-    if router or ais_bench:
-        plan = resolve(request.case, cluster(router, ais_bench), options)
-    return plan
+    built = {tool.field: _built(request, tool) for tool in _absent(plan)}
+    return resolve(request.case, cluster(**built), options) if built else plan
 
 
 @dataclass(frozen=True)
@@ -143,22 +141,20 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
     return _Profile("local-cpu", {}, {"PATH": (str(found.bin),)})
 
 
-def _wants_router(plan: Plan) -> bool:
-    proxy = plan.proxy
-    return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+def _absent(plan: Plan) -> set[Tool]:
+    """What the plan's drivers and its proxy start, and nothing on this machine provides."""
+    asked = {DRIVERS[entry.driver].tool for entry in plan.benchmarks}
+    words = plan.proxy.argv[:1] if plan.proxy else ()
+    asked |= {kind.tool for kind in KINDS.values() if kind.tool and kind.tool.program in words}
+    there = (tool for tool in asked if tool and not shutil.which(tool.of(plan.cluster)))
+    return {tool for tool in there if tool.of(plan.cluster) == tool.program}
 
 
-def _wants_aisbench(plan: Plan) -> bool:
-    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
-    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
-
-
-def _tool(request: Request, name: str) -> str:
+def _built(request: Request, tool: Tool) -> str:
     """Path of a tool's program, from an environment built once and kept."""
     from ci.tools import environments
 
-    programs = {"vllm-router": "vllm-router", "aisbench": "ais_bench"}
-    return str(environments.ensure(name, request.say).bin / programs[name])
+    return str(environments.ensure(tool.environment, request.say).bin / tool.program)
 
 
 def _start(request: Request, index: int) -> Member:
