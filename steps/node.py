@@ -35,7 +35,7 @@ from steps.core.errors import (
     MultinodeError,
     UsageError,
 )
-from steps.core.node import alone, identify
+from steps.core.node import alone, contract, identify
 from steps.core.node.noderun import ROOM, SAY_EVERY, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous import ROLL_WAIT, Leader, Link, Member
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
@@ -697,29 +697,26 @@ class Program:
 
     def _obey(self, line: str) -> None:
         """A word of the starter: ``stop``, or ``lost I HOW`` for a node program that ended."""
-        word, _, rest = line.partition(" ")
-        run = self.run
-        if word == "stop":
+        word, run = contract.heard(line), self.run
+        if word == contract.STOP:
             self._interrupt("interrupted by the runner")
-        elif word == "lost" and run is None:
+        elif run is None and word:
             self._early_words.append(line)
-        elif word == "lost" and run is not None and run.cause is None:
-            number, _, how = rest.partition(" ")
-            if number.isdigit() and int(number) < len(run.plan.nodes):
-                node = run.plan.nodes[int(number)]
-                if self.leader:
-                    self.leader.give_up(node.index)
-                run.add_cause(
-                    run.cause_of(
-                        "lost",
-                        "infra",
-                        f"node {node.index} is lost: its program {how}",
-                        node=node,
-                        process="node",
-                        hint=f"Look at {node.name}/node.log.",
-                    )
-                )
-                self._told.set()
+        elif isinstance(word, contract.Lost) and run is not None:
+            self._lose(run, word)
+
+    def _lose(self, run: NodeRun, word: contract.Lost) -> None:
+        """End the run for a node program that left no record, if nothing else ended it."""
+        if run.cause is not None or word.node >= len(run.plan.nodes):
+            return
+        node = run.plan.nodes[word.node]
+        if self.leader:
+            self.leader.give_up(node.index)
+        reason = f"node {node.index} is lost: its program {word.how}"
+        hint = f"Look at {node.name}/node.log."
+        cause = run.cause_of("lost", "infra", reason, node=node, process="node", hint=hint)
+        run.add_cause(cause)
+        self._told.set()
 
 
 def _words(error: OSError) -> str:

@@ -27,7 +27,7 @@ from ci.backends import Request
 from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
-from steps.core.node import alone, wishes
+from steps.core.node import alone, contract, wishes
 from steps.core.plan import clusters, faults
 from steps.core.plan.cluster import Cluster, Tool
 from steps.core.plan.drivers import DRIVERS
@@ -161,24 +161,15 @@ def _start(request: Request, index: int) -> Member:
     """Start one node program; its standard input is its bond to us."""
     node_dir = request.run_dir.node(index).make()
     log = (node_dir.path / "node.log").open("ab")
-    argv = [
-        sys.executable,
-        "-m",
-        "steps.node",
-        "--plan",
-        str(request.run_dir.plan.resolve()),
-        "--run-dir",
-        str(request.run_dir.path.resolve()),
-        "--token-file",
-        str(request.run_dir.token.resolve()),
-        "--node-index",
-        str(index),
-        "--bound",
-        "--output",
-        "events",
-    ]
+    run_dir = request.run_dir
+    start = contract.Start(
+        index,
+        str(run_dir.path.resolve()),
+        token_file=str(run_dir.token.resolve()),
+        plan=str(run_dir.plan.resolve()),
+    )
     popen = subprocess.Popen(
-        argv,
+        start.argv(sys.executable),
         cwd=clusters.ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -235,7 +226,7 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
             if _lost_its_leader(record):
                 _end(members[LEADER])
             if not record.exists():
-                cause = _death(plan, member, began)
+                cause = _death(member, began)
                 observed.append(cause)
                 request.events.emit("cause", text=str(cause), verdict=cause.verdict)
                 _tell(members, member, cause)
@@ -279,33 +270,24 @@ def _pause(members: list[Member]) -> None:
             return
 
 
-def _death(plan: Plan, member: Member, began: float) -> Cause:
+def _death(member: Member, began: float) -> Cause:
     code = member.popen.returncode
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    node = plan.nodes[member.index]
-    now = time.time()
     with contextlib.suppress(OSError):
         member.log.flush()
-    return Cause(
-        kind="lost",
-        verdict="infra",
-        reason=f"the node program {how} and left no record",
-        node=member.index,
-        role=node.role,
-        process="node",
+    return contract.lost(
+        member.index,
+        contract.ended(code),
+        began,
         phase=member.phase,
-        seconds=round(now - began, 3),
-        at=now,
         exit_code=code if code >= 0 else None,
         signal=signal.Signals(-code).name if code < 0 else "",
-        log=f"{node.name}/node.log",
-        hint=f"Look at {node.name}/node.log and at what else happened on this machine.",
+        hint=f"Look at node-{member.index}/node.log and at what else happened on this machine.",
     )
 
 
 def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
     """Tell the leader, or everybody when it was the leader, so that nobody waits."""
-    line = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}\n".encode()
+    line = f"{contract.Lost.of(cause)}\n".encode()
     for member in members:
         if member.ended or LEADER not in (dead.index, member.index):
             continue

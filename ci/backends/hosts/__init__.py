@@ -33,7 +33,7 @@ from ci.backends.hosts.ssh import Remote, Wire, loader
 from steps.core import settings
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import bundle, wishes
+from steps.core.node import bundle, contract, wishes
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.events import Event
@@ -105,7 +105,7 @@ class Crew:
             Session(request, i, host, base, token, cargo, self._wake)
             for i, host in enumerate(inventory.hosts)
         ]
-        request.on_interrupt.append(lambda count: self._say("stop"))
+        request.on_interrupt.append(lambda count: self._say(contract.STOP))
 
     def stage(self) -> None:
         """Put the run onto every host; start it only if it is on all of them.
@@ -157,7 +157,7 @@ class Crew:
         for session in self.sessions:
             session.attend()
         if self.request.interrupted.is_set():
-            self._say("stop")
+            self._say(contract.STOP)
         while True:
             with self.changed:
                 self.changed.wait(0.2)
@@ -221,10 +221,10 @@ class Crew:
 
     def _tell(self, dead: Session, cause: Cause) -> None:
         """Tell the leader, or everybody when it was the leader, so that nobody waits."""
-        word = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}"
+        word = str(contract.Lost.of(cause))
         for session in self.sessions:
             if not session.over and LEADER in (dead.index, session.index):
-                session.say(word.replace("\n", " "))
+                session.say(word)
 
     def _say(self, word: str) -> None:
         for session in self.sessions:
@@ -382,12 +382,17 @@ class Session:
 
     def _node_argv(self) -> list[str]:
         arguments = self.request.arguments
-        argv = ["-m", "steps.node", "--case", f"{self._place}/case/{self._cargo.case_name}"]
-        argv += ["--cluster", f"{self._place}/cluster.json", "--node-index", str(self.index)]
-        argv += ["--run-dir", f"{self._place}/run", "--run-id", self.request.run]
-        argv += ["--bound", "--output", "events"]
-        argv += [part for entry in arguments.timeout for part in ("--timeout", entry)]
-        return argv + (["--bench", arguments.bench] if arguments.bench else [])
+        more = [part for entry in arguments.timeout for part in ("--timeout", entry)]
+        more += ["--bench", arguments.bench] if arguments.bench else []
+        start = contract.Start(
+            self.index,
+            f"{self._place}/run",
+            case=f"{self._place}/case/{self._cargo.case_name}",
+            cluster=f"{self._place}/cluster.json",
+            run=self.request.run,
+            more=more,
+        )
+        return start.argv("")[1:]
 
     def go(self) -> None:
         """Let the node program start."""
@@ -530,8 +535,7 @@ class Session:
             return None
         code = ended["code"] if ended is not None else None
         if code is not None:
-            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            reason = f"the node program {how} and left no record"
+            reason = contract.ended(code)
             hint = f"Look at node-{self.index}/node.log and at what else happened on {self.host}."
         elif self._gone:
             reason = f"the keeper on host {self.host} is gone: {self._gone}"
@@ -542,18 +546,12 @@ class Session:
                 f"Look at its network and power. What it has of the run is in {self._place}; its "
                 f"node program ends by itself within {self.host.lease:g} s."
             )
-        now = time.time()
-        return Cause(
-            kind="lost",
-            verdict="infra",
-            reason=reason,
-            node=self.index,
-            role="leader" if self.index == LEADER else "worker",
+        return contract.lost(
+            self.index,
+            reason,
+            began,
             process="keeper" if self._gone else "node",
-            seconds=round(now - began, 3),
-            at=now,
             exit_code=code if code is not None and code >= 0 else None,
-            log=f"node-{self.index}/node.log",
             hint=hint,
         )
 
