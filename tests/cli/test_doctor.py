@@ -92,7 +92,7 @@ def test_a_machine_without_loopback_addresses_is_told_what_to_do(
     def none(port: int) -> str:
         raise InfraError("no loopback address", "macOS needs an alias.")
 
-    monkeypatch.setattr(doctor.fleet, "free_network", none)
+    monkeypatch.setattr(doctor.clusters, "free_network", none)
     found = looks("rehearsal")["loopback network"]
     assert (found.ok, found.found, found.todo) == (
         False,
