@@ -16,7 +16,7 @@ from tests.core.cases import ROOT
 
 #: From the top of the house to its ground; each may import itself and what stands below.
 FLOORS = ("ci", "k8s", "steps", "steps.core")
-HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
+HEAVY = ("kubernetes", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.
 MAY_SLEEP = {
     "ci/nightly/history.py",  # between two tries to push

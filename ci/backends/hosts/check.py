@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ci.backends.hosts import inventory as hosts_file
+from ci.backends.hosts.client import Client
 from ci.backends.hosts.inventory import Host, Inventory
+from ci.backends.hosts.ssh import Remote
 from steps import hosts_check
 from steps.core import door
 from steps.core.case.case import load_case
@@ -42,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Look at all hosts at once, and print what was found."""
     ports = hosts_check.ports_of(arguments)
     inventory = _inventory(arguments)
-    with ThreadPoolExecutor(len(inventory.hosts)) as pool:
-        looks = list(pool.map(lambda host: look(host, arguments, ports), inventory.hosts))
+    with Client() as client, ThreadPoolExecutor(len(inventory.hosts)) as pool:
+        looks = list(pool.map(lambda host: look(host, client, arguments, ports), inventory.hosts))
     found = {
         str(host): told for host, (told, _) in zip(inventory.hosts, looks, strict=True) if told
     }
@@ -68,12 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def look(
-    host: Host, arguments: argparse.Namespace, ports: Sequence[int]
+    host: Host, client: Client, arguments: argparse.Namespace, ports: Sequence[int]
 ) -> tuple[dict[str, Any], list[str]]:
     """The facts of one host, and what is wrong with it."""
-    from ci.backends.hosts.ssh import Remote
-
-    remote = Remote(host)
+    remote = Remote(host, client)
     try:
         remote.connect()
         source = Path(str(machine.__file__)).read_text(encoding="utf-8")
