@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ci.backends import BACKENDS as PLACES
 from ci.backends.hosts import client as ssh
 from steps.core import door, settings
 from steps.core.case.numbers import dumps
@@ -29,7 +30,7 @@ from steps.core.errors import Exit, MultinodeError
 from steps.core.node.noderun import free_bytes
 from steps.core.plan import clusters
 
-BACKENDS = ("rehearsal", "local", "hosts", "k8s")
+BACKENDS = ("rehearsal", *PLACES)
 NEEDED_BYTES = 1 << 30
 #: Seconds after which an API server that refuses to answer is taken to be out of reach.
 PATIENCE = 0.5
