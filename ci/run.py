@@ -123,7 +123,7 @@ def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if arguments.junit:
         add = partial(junit.collect, arguments.junit, [run_dir.junit])
-        closing.attempt(f"the JUnit in {arguments.junit}", add, annotate.warn)
+        closing.attempt(f"the JUnit in {arguments.junit}", add, door.warn)
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:

@@ -32,7 +32,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ci.report import annotate
 from steps.core import door, settings
 from steps.core.case.numbers import dumps, finite, loads
 from steps.core.errors import InfraError, UsageError
@@ -247,7 +246,7 @@ class DirectoryStore:
                 "`python -m ci.nightly.history RUN_DIR`.",
             ) from None
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """The newest ``last`` results of a case, or all, oldest first, each run once.
 
         Args:
@@ -318,7 +317,7 @@ class GitStore:
                         raise
             time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """As for :class:`DirectoryStore`."""
         with tempfile.TemporaryDirectory(prefix="multinode-history-") as scratch:
             self._checkout(Path(scratch))

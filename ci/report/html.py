@@ -22,9 +22,10 @@ from typing import Any
 
 from ci.nightly.history import Result, case_key, open_store
 from ci.nightly.trend import main_metrics, series
-from ci.report import logs, plots
-from ci.report.plots import Bar, Row
+from ci.report import logs
 from ci.report.requests import Sample, samples
+from ci.tools import plots
+from ci.tools.plots import Bar, Row
 from steps.core import door, settings
 from steps.core.case.gates import METRICS
 from steps.core.errors import UsageError
