@@ -40,7 +40,6 @@ TOO_LARGE = {
     "ci/backends/hosts/__init__.py Session",
     "ci/backends/hosts/ssh.py",
     "steps/core/case/case.py",
-    "steps/core/node",
     "steps/core/node/keeper.py",
     "steps/core/node/noderun.py",
     "steps/core/node/noderun.py NodeRun",

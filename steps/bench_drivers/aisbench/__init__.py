@@ -23,7 +23,7 @@ from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
 from steps.core import settings
 from steps.core.case.numbers import dumps
-from steps.core.node import chat, hub
+from steps.core.node import http, hub
 from steps.core.node.client_program import run_tool
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.supervisor import ExitStatus
@@ -168,9 +168,9 @@ def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     }
 
 
-def _ask(run: NodeRun, job: Job) -> chat.Reply:
+def _ask(run: NodeRun, job: Job) -> http.Reply:
     limit = ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS
-    return chat.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+    return http.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
 
 
 def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:
