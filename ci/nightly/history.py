@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ci.tools.git import git
 from steps.core import door, settings
 from steps.core.case.numbers import dumps, finite, loads
 from steps.core.errors import InfraError, UsageError
@@ -366,30 +366,13 @@ def _newest(folder: Path) -> Iterator[Path]:
 def commit_here() -> str:
     """The commit of this repository; empty when it is none."""
     with contextlib.suppress(InfraError):
-        return _git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
+        return git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
     return ""
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(clone), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
-            timeout=300,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfraError(f"history: git {arguments[0]}: {error}") from None
-    if done.returncode:
-        raise InfraError(
-            f"history: git {arguments[0]} failed: {done.stderr.strip()[-300:]}",
-            "Check the store's name and that git may push to it.",
-        )
-    return done.stdout
+    hint = "Check the name of the history, and that git may push to it."
+    return git(clone, *arguments, hint=hint)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
