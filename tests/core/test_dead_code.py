@@ -24,7 +24,8 @@ REACHED = {
     "frame": "signal",
     "statuses": "people who read a history",
     "text_of": "the tests of the rules, which share their examples",
-    "missing_host_key": "paramiko",
+    "readable": "io",
+    "readinto": "io",
 }
 #: What is found by a part of its name: rehearsed faults, rules of cerberus.
 FOUND = ["_crash", "_exit0", "_kill9", "_oom", "_hang", "_fork_away", "_ignore_term"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -161,8 +162,10 @@ class Rig:
         self.space = root / "space"
         self.network = clusters.free_network(PORT)
         ssh = self.home / ".ssh"
-        ssh.mkdir(parents=True)
+        ssh.mkdir(parents=True, mode=0o700)
         self.space.mkdir()
+        self._made = not DOT_SSH.exists()
+        DOT_SSH.mkdir(mode=0o700, exist_ok=True)
         make_key(ssh / "id_ed25519")
         addresses = [f"127.{self.network}.{i + 1}" for i in range(count)]
         self.hosts = [self.add(address, size) for address in addresses]
@@ -263,6 +266,9 @@ class Rig:
         """End everything."""
         for host in self.hosts:
             host.stop()
+        if self._made:
+            with contextlib.suppress(OSError):
+                DOT_SSH.rmdir()
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -275,7 +281,7 @@ class Run:
         self.dir = run_dir
         self.log = run_dir.with_suffix(".log")
         self.popen = subprocess.Popen(
-            argv,
+            [*at_home(Path(env["HOME"])), *argv],
             cwd=clusters.ROOT,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -311,6 +317,22 @@ class Run:
         """Its verdict."""
         found: dict[str, Any] = json.loads((self.dir / "verdict.json").read_text())
         return found
+
+
+#: Where ssh looks for its files, whatever HOME says.
+DOT_SSH = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
+
+
+def at_home(home: Path) -> list[str]:
+    """What runs a command whose ssh finds the files of ``home`` in place of the user's own.
+
+    Those of its ``ssh_config.d``, if there is one, take the place of the machine's.
+    """
+    script = f"mount --bind {home / '.ssh'} {DOT_SSH} && "
+    if (home / "ssh_config.d").is_dir():
+        script += f"mount --bind {home / 'ssh_config.d'} /etc/ssh/ssh_config.d && "
+    script += 'exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
 def make_key(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steps.core.plan import clusters
 from steps.core.system import machine
-from tests.hosts.rig import PORT, Rig
+from tests.hosts.rig import PORT, Rig, at_home
 
 GOOD = {
     "python": "3.11.2",
@@ -22,7 +22,7 @@ GOOD = {
 
 def check(rig: Rig, *words: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "invoke", "hosts-check", *words],
+        [*at_home(rig.home), sys.executable, "-m", "invoke", "hosts-check", *words],
         cwd=clusters.ROOT,
         env=rig.environment(),
         capture_output=True,

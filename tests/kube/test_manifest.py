@@ -226,8 +226,8 @@ def test_the_bundle_has_all_the_node_side_imports_and_nothing_compiled() -> None
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 wanted.add(node.module.split(".")[0])
     missing = wanted - tops - set(sys.stdlib_module_names)
-    # psutil is compiled: an image's own is used, or none.
-    assert missing <= {"psutil"}, missing
+    # psutil is compiled: an image's own is used, or none. Only validate, on no node, writes JUnit.
+    assert missing <= {"psutil", "junit_xml"}, missing
 
 
 def _node_arguments(made: Order) -> list[str]:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ci.backends.hosts import inventory as hosts_file
+from ci.backends.hosts.client import Client
 from ci.backends.hosts.inventory import Host, Inventory
+from ci.backends.hosts.ssh import Remote
 from steps.core import door, settings
 from steps.core.case.case import load_case
 from steps.core.case.numbers import dumps, loads
@@ -76,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         told = machine.facts(arguments.directory or "/tmp", ports, arguments.model)
         return _say({told["host"]: told}, list(machine.problems(told)), arguments.format)
     hosts = _inventory(arguments).hosts
-    with ThreadPoolExecutor(len(hosts)) as pool:
-        looks = list(pool.map(lambda host: look(host, arguments, ports), hosts))
+    with Client() as client, ThreadPoolExecutor(len(hosts)) as pool:
+        looks = list(pool.map(lambda host: look(host, client, arguments, ports), hosts))
     found = {str(host): told for host, (told, _) in zip(hosts, looks, strict=True) if told}
     problems = [
         f"{host}: {problem}"
@@ -117,12 +119,10 @@ def ports_of(arguments: argparse.Namespace) -> list[int]:
 
 
 def look(
-    host: Host, arguments: argparse.Namespace, ports: Sequence[int]
+    host: Host, client: Client, arguments: argparse.Namespace, ports: Sequence[int]
 ) -> tuple[dict[str, Any], list[str]]:
     """The facts of one host, and what is wrong with it."""
-    from ci.backends.hosts.ssh import Remote
-
-    remote = Remote(host)
+    remote = Remote(host, client)
     try:
         remote.connect()
         source = Path(str(machine.__file__)).read_text(encoding="utf-8")

@@ -36,6 +36,8 @@ PROCESS = "bench"
 _RATES = re.compile(r"\([0-9.]+/s\)")
 #: How long the endpoint may take over one short answer before it is called broken.
 ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
+#: The same when a budget is used up already, and only the culprit is looked for.
+BLAME_SECONDS = 10.0
 
 
 def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
@@ -168,14 +170,14 @@ def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     }
 
 
-def _ask(run: NodeRun, job: Job) -> http.Reply:
-    limit = ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS
+def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
+    limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
     return http.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
 
 
 def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:
     """Who hangs: the endpoint, if it does not answer a single question, else AISBench."""
-    if _ask(run, job).text.strip():
+    if _ask(run, job, BLAME_SECONDS).text.strip():
         return run.me, PROCESS
     return run.me, "proxy" if job.endpoint.kind == "proxy" else "server"
 

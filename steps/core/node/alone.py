@@ -126,4 +126,5 @@ def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) ->
         run.redactor,
         run.plan.cluster.workdir,
         nice,
+        [node.address for node in run.plan.nodes],
     )

@@ -12,7 +12,7 @@ lives by a lease that the runner renews over whatever connection it has. When
 the lease runs out, the keeper closes the node program's standard input, which
 ends the run as interrupted.
 
-    run          started by the loader of ``ci.remote``: keep one node program
+    run          started by the loader of ``ci.backends.hosts``: keep one node program
     relay DIR    standard input and output <-> the keeper of DIR
     pack DIR     the run directory of DIR as a tar.gz on standard output
     clean DIR    end what is left of DIR, remove it, say what was left

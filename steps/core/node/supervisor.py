@@ -16,11 +16,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core.plan.direct import exempt
 from steps.core.plan.plan import TOOL, Process
 from steps.core.record.records import ProcessRecord
 from steps.core.record.rundir import NodeDir, write_json
@@ -108,6 +109,7 @@ class Supervisor:
     Args:
         marker: ``<run id>:<node>``, put into every child's environment.
         nice: of what it starts; absent: what it has itself now.
+        direct: addresses that are asked without a proxy, whatever the environment says.
         on_exit: called from a thread of its own at each unexpected or expected exit.
     """
 
@@ -121,6 +123,7 @@ class Supervisor:
         redactor: Redactor | None = None,
         workdir: str = "",
         nice: int | None = None,
+        direct: Sequence[str] = (),
     ) -> None:
         self._dir = node_dir
         self._marker = marker
@@ -129,6 +132,7 @@ class Supervisor:
         self._guard = guard
         self._redactor = redactor or Redactor()
         self._workdir = workdir
+        self._direct = tuple(direct)
         self._lock = threading.RLock()
         self._running: list[Running] = []
         self._oom_before = oom.kills()
@@ -198,7 +202,7 @@ class Supervisor:
             env[name] = ":".join([*parts, *([env[name]] if env.get(name) else [])])
         for name, file in process.files.items():
             env[name] = str(self._dir.path / file)
-        return env
+        return exempt(env, self._direct)
 
     def check(self) -> None:
         """Notice exits now, and wait until what they mean has been told."""
