@@ -51,7 +51,7 @@ def ready(run: NodeRun) -> None:
     """Wait until every API server, the pool and the proxy answer their probes.
 
     Raises:
-        StepFailed: the budget or the stall limit is used up; names who is missing.
+        StepFailed: the budget or the stall limit is used up; names the servers that are missing.
     """
     began = time.monotonic()
     watches = [_Watch(node, process) for node, process in run.plan.probes()]

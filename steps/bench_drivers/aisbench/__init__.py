@@ -124,7 +124,7 @@ def _material(run: NodeRun, job: Job, data: catalogue.DataSet, place: Path) -> M
 
 
 def _download(run: NodeRun, job: Job, where: hub.Hub, place: Path) -> None:
-    """Fetch what is absent; what still is absent then is found out by who looks next."""
+    """Fetch what is absent; the next look finds out what still is."""
     benchmark = job.entry.benchmark
     wanted = [(hub.DATASET, [material.wanted_data(benchmark)])]
     if benchmark.case_type == "performance":
