@@ -10,7 +10,6 @@ what carries this run's label.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import threading
 import time
@@ -30,6 +29,7 @@ from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
 from steps.core.case.case import Case
 from steps.core.errors import InfraError
+from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
 from steps.core.plan.profile import find_profile, load_profile
@@ -55,7 +55,7 @@ class Request(Protocol):
     run: str
     run_dir: RunDir
     events: EventLog
-    arguments: argparse.Namespace
+    wishes: Wishes
     interrupted: threading.Event
     interrupts: int
     on_interrupt: list[Callable[[int], None]]
@@ -71,11 +71,11 @@ def run(request: Request) -> tuple[Cause, ...]:
         CaseError, UsageError: profile, case or options are wrong.
         InfraError: the cluster cannot run it; nothing was created.
     """
-    profile = load_profile(find_profile(request.arguments.profile))
+    profile = load_profile(find_profile(request.wishes.profile))
     api = client.connect()
     namespace = profile.namespace or api.namespace
     order = render.order(
-        request.case, profile, request.arguments, request.run, namespace, output="events"
+        request.case, profile, request.wishes, request.run, namespace, output="events"
     )
     return Run(request, api, order).main()
 

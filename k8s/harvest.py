@@ -136,7 +136,7 @@ class Harvest:
         self.events.phase = "delete"
         base, space = self.names.base, self.names.namespace
         how = f"kubectl delete -n {space} lws/{base} --cascade=foreground"
-        if self.request.arguments.keep:
+        if self.request.wishes.keep:
             self.request.say(
                 f"kept {base}; look inside: kubectl exec -n {space} -it {base}-0 -- sh; "
                 f"delete: {how}"

@@ -153,7 +153,6 @@ def _holder(port: int) -> str:
 
 def programs(run: NodeRun) -> Iterator[str]:
     """Every program the node will start must be on its PATH."""
-    assert run.supervisor is not None
     for process in run.me.processes:
         path = run.supervisor.environment(process).get("PATH", "")
         if shutil.which(process.argv[0], path=path) is None:
@@ -183,7 +182,6 @@ def devices(run: NodeRun) -> Iterator[str]:
     """Devices must be as many as the case says, and idle; asked of npu-smi where it is."""
     if run.me.devices == 0:
         return
-    assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     if not servers:
         return
@@ -222,7 +220,6 @@ def versions(run: NodeRun) -> dict[str, str]:
     """Versions of the packages that matter, from the servers' interpreter."""
     if run.plan.rehearsed:
         return {"engine": "rehearsal stand-in"}
-    assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
     return machine.versions_of([run.plan.cluster.python], env)

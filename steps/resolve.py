@@ -13,16 +13,12 @@ from steps.core import door
 from steps.core.case.case import Case, load_case
 from steps.core.errors import UsageError
 from steps.core.node import wishes
+from steps.core.node.wishes import Wishes
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import write_text
-
-
-def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
-    """The plan of ``case`` on ``cluster`` with a command line's options."""
-    return resolve(case, cluster, wishes.options_of(arguments, arguments.run_id))
 
 
 def text(plan: Plan) -> str:
@@ -76,8 +72,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    case = load_case(wishes.find_case(arguments.case))
-    plan = run(case, _cluster(case, arguments), arguments)
+    asked = wishes.wishes_of(arguments)
+    case = load_case(wishes.find_case(asked.case))
+    plan = resolve(case, _cluster(case, asked), asked.options(asked.run))
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
     print(to_json(plan) if arguments.format == "json" else text(plan))
@@ -87,15 +84,13 @@ def work(arguments: argparse.Namespace) -> int:
 main = door.Verb("plan", __doc__, _options, work)
 
 
-def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
-    hosts = [host for host in arguments.hosts.split(",") if host] or list(case.cluster_hosts)
-    if hosts and not arguments.rehearse:
+def _cluster(case: Case, asked: Wishes) -> Cluster:
+    hosts = [host for host in asked.hosts.split(",") if host] or list(case.cluster_hosts)
+    if hosts and asked.rehearsal is None:
         if len(hosts) != case.num_nodes:
             raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
         return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
-    return clusters.local(
-        case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network or "71.9"
-    )
+    return clusters.local(case, rehearsal=asked.rehearsal, network=asked.network or "71.9")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from ci.backends import Request
 from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
-from steps.core.node import alone, wishes
-from steps.core.plan import clusters, faults
+from steps.core.node import noderun
+from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster
 from steps.core.plan.plan import LEADER, Plan, to_json
 from steps.core.plan.resolver import resolve
@@ -68,14 +68,13 @@ def run(request: Request) -> tuple[Cause, ...]:
     ancestry.adopt()
     orphans = ancestry.Orphans()
     tail = Tail(request.run_dir.path, request.show, "node-*/*.log")
-    if request.arguments.verbose:
+    if request.wishes.verbose:
         tail.start()
     try:
         for node in plan.nodes:
             members.append(_start(request, node.index))
         programs = {member.index: member.popen.pid for member in members}
-        _, signals = faults.sort(request.arguments.fault)
-        aim = Aim(signals, request.run_dir, request.events, programs)
+        aim = Aim(request.wishes.signals, request.run_dir, request.events, programs)
         request.events.listeners.append(aim)
         try:
             return _follow(request, plan, members)
@@ -85,7 +84,7 @@ def run(request: Request) -> tuple[Cause, ...]:
     finally:
         for member in members:
             _kill(member)
-        if request.arguments.verbose:
+        if request.wishes.verbose:
             tail.close()
         request.run_dir.token.unlink(missing_ok=True)
         _sweep(request, plan, orphans, [member.popen.pid for member in members])
@@ -93,16 +92,15 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def make_plan(request: Request) -> Plan:
     """The plan on loopback addresses, with the tools it needs built first."""
-    arguments = request.arguments
-    rehearsal = wishes.rehearsal_of(arguments)
-    options = wishes.options_of(arguments, request.run)
-    profile = _profile(request, rehearsal is not None)
-    network = arguments.network or clusters.free_network(settings.read().control_port)
+    asked = request.wishes
+    options = asked.options(request.run)
+    profile = _profile(request, asked.rehearsal is not None)
+    network = asked.network or clusters.free_network(settings.read().control_port)
 
     def cluster(router: str = "", ais_bench: str = "") -> Cluster:
         return clusters.local(
             request.case,
-            rehearsal=rehearsal,
+            rehearsal=asked.rehearsal,
             network=network,
             router=router,
             ais_bench=ais_bench,
@@ -342,7 +340,7 @@ def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: li
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
     def marks() -> list[int]:
-        names = [alone.marker(request.run_dir, node.index) for node in plan.nodes]
+        names = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
         return [pid for name in names for pid in guard.marked(name)]
 
     killed, left = orphans.end(programs, marks, GUARD_SECONDS)

@@ -29,11 +29,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ci.tools.git import git
 from steps.core import door, settings
-from steps.core.case.numbers import dumps, finite, loads
+from steps.core.case import values
+from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters
 from steps.core.plan.plan import LEADER, Plan
@@ -143,43 +143,6 @@ def encode(result: Result) -> str:
     return dumps({"sha256": digest, "result": body}) + "\n"
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"found {type(value).__name__}, expected text")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str):
-        raise ValueError("found text, expected a number")
-    return finite(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"found {type(value).__name__}, expected true or false")
-    return value
-
-
-def _map(inner: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    def read(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"found {type(value).__name__}, expected a mapping")
-        return {key: inner(entry) for key, entry in value.items()}
-
-    return read
-
-
-#: How a field is read, by its annotation.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "str": _text,
-    "float": _number,
-    "bool": _flag,
-    "Mapping[str, str]": _map(_text),
-    "Mapping[str, Mapping[str, float]]": _map(_map(_number)),
-}
-
-
 def decode(text: str) -> Result:
     """The result of a file.
 
@@ -197,19 +160,10 @@ def decode(text: str) -> Result:
         raise ValueError("no result of a run, or a torn one") from None
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ValueError(f"found another schema, expected {SCHEMA}")
-    known: dict[str, Any] = {}
-    for name, entry in Result.__dataclass_fields__.items():
-        if name in fields:
-            try:
-                known[name] = _READERS[str(entry.type)](fields[name])
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-    absent = {"run", "case", "time", "verdict"} - known.keys()
-    if absent:
-        raise ValueError(f"no {', '.join(sorted(absent))}")
-    if not 0 <= known["time"] <= LAST_SECOND:
+    found = values.decode(Result, fields, spare=True)
+    if not 0 <= found.time <= LAST_SECOND:
         raise ValueError("time: no second of this era")
-    return Result(**known)
+    return found
 
 
 class DirectoryStore:

@@ -164,8 +164,6 @@ class Rig:
         ssh = self.home / ".ssh"
         ssh.mkdir(parents=True, mode=0o700)
         self.space.mkdir()
-        self._made = not DOT_SSH.exists()
-        DOT_SSH.mkdir(mode=0o700, exist_ok=True)
         make_key(ssh / "id_ed25519")
         addresses = [f"127.{self.network}.{i + 1}" for i in range(count)]
         self.hosts = [self.add(address, size) for address in addresses]
@@ -266,9 +264,6 @@ class Rig:
         """End everything."""
         for host in self.hosts:
             host.stop()
-        if self._made:
-            with contextlib.suppress(OSError):
-                DOT_SSH.rmdir()
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -319,16 +314,20 @@ class Run:
         return found
 
 
-#: Where ssh looks for its files, whatever HOME says.
-DOT_SSH = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
-
-
 def at_home(home: Path) -> list[str]:
     """What runs a command whose ssh finds the files of ``home`` in place of the user's own.
 
-    Those of its ``ssh_config.d``, if there is one, take the place of the machine's.
+    For ssh a user's home is what the password file says, whatever HOME is. Those of its own
+    ``ssh_config.d``, if there is one, take the place of the machine's.
     """
-    script = f"mount --bind {home / '.ssh'} {DOT_SSH} && "
+    own = pwd.getpwuid(os.getuid())
+    lines = Path("/etc/passwd").read_text().splitlines(keepends=True)
+    mine = ":".join([own.pw_name, "x", *map(str, own[2:5]), str(home), own.pw_shell]) + "\n"
+    passwd = home / "passwd"
+    passwd.write_text(
+        mine + "".join(line for line in lines if not line.startswith(f"{own.pw_name}:"))
+    )
+    script = f"mount --bind {passwd} /etc/passwd && "
     if (home / "ssh_config.d").is_dir():
         script += f"mount --bind {home / 'ssh_config.d'} /etc/ssh/ssh_config.d && "
     script += 'exec "$@"'

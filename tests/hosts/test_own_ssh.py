@@ -47,6 +47,7 @@ def own(rig: Rig) -> Iterator[Rig]:
             path.unlink()
     for name, content in kept.items():
         (dot / name).write_bytes(content)
+        (dot / name).chmod(0o600)
     shutil.rmtree(rig.home / "ssh_config.d", ignore_errors=True)
 
 
@@ -221,8 +222,7 @@ def test_no_room_for_the_private_directory(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(client.fcntl, "flock", full)
     with pytest.raises(InfraError, match="/tmp: No space left on device"):
         client.Client()
-    assert made
-    assert not any(path.exists() for path in made)
+    assert not made[-1].exists()  # before it come those of other runs, which it looks at
 
 
 def test_a_runner_that_is_killed_leaves_no_ssh(own: Rig, case: Path) -> None:
@@ -233,7 +233,8 @@ def test_a_runner_that_is_killed_leaves_no_ssh(own: Rig, case: Path) -> None:
     run.popen.kill()
     run.popen.wait()
     assert gone(str(config.parent), ssh.PERSIST + 5)
-    assert list(config.parent.iterdir()) == [config]
+    # Another run beside may have taken it away already, as the next one does here.
+    assert list(config.parent.glob("*")) in ([config], [])
     with Client():
         assert not config.parent.exists()
     deadline = time.monotonic() + 20

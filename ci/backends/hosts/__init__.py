@@ -30,7 +30,6 @@ from ci.backends.hosts.inventory import Inventory
 from ci.backends.hosts.session import Session
 from steps.core import settings
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import wishes
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.records import Cause, record_from
@@ -48,7 +47,7 @@ PATIENCE = 30.0
 
 def run(request: Request) -> tuple[Cause, ...]:
     """Carry the case out on its hosts."""
-    inventory = hosts_file.of_run(request.case, request.arguments.hosts)
+    inventory = hosts_file.of_run(request.case, request.wishes.hosts)
     with Client() as client:
         crew = Crew(request, inventory, client)
         try:
@@ -64,7 +63,7 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def cluster_of(request: Request, inventory: Inventory) -> Cluster:
     """The machines as the nodes start from them; each adds what it knows of itself."""
-    rehearsal = wishes.rehearsal_of(request.arguments)
+    rehearsal = request.wishes.rehearsal
     here = f"{base_of(request, inventory)}/bundle/rehearsal"
     paths = {"PATH": (f"{here}/bin",), "PYTHONPATH": (f"{here}/lib",)}
     return Cluster(

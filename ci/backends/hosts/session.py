@@ -23,7 +23,7 @@ from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.ssh import STALL, Remote
 from ci.backends.hosts.wire import Wire
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import bundle, wishes
+from steps.core.node import bundle
 from steps.core.plan.plan import LEADER
 from steps.core.record.events import Event
 from steps.core.record.records import Cause
@@ -146,7 +146,7 @@ class Session:
             )
         where = Path(self._base).parent
         compiled = "psutil" in hello["missing"]
-        if hello["noexec"] and (compiled or wishes.rehearsal_of(self.request.arguments)):
+        if hello["noexec"] and (compiled or self.request.wishes.rehearsal):
             what = "psutil, which it lacks," if compiled else "stand-ins for the engines"
             raise InfraError(
                 f"{self.host}: {where} is mounted noexec, and {what} cannot be used from there",
@@ -163,13 +163,11 @@ class Session:
             )
 
     def _node_argv(self) -> list[str]:
-        arguments = self.request.arguments
         argv = ["-m", "steps.node", "--case", f"{self.place}/case/{self._cargo.case_name}"]
         argv += ["--cluster", f"{self.place}/cluster.json", "--node-index", str(self.index)]
         argv += ["--run-dir", f"{self.place}/run", "--run-id", self.request.run]
         argv += ["--bound", "--output", "events"]
-        argv += [part for entry in arguments.timeout for part in ("--timeout", entry)]
-        return argv + (["--bench", arguments.bench] if arguments.bench else [])
+        return [*argv, *self.request.wishes.node_words()]
 
     def go(self) -> None:
         """Let the node program start."""

@@ -151,7 +151,6 @@ def _here(where: hub.Hub, kind: str, name: str, run: NodeRun) -> bool:
 
 def _inherited(run: NodeRun) -> dict[str, str]:
     """The environment a tool of this node is started with."""
-    assert run.supervisor is not None
     return run.supervisor.environment(Process(PROCESS, TOOL, ()))
 
 

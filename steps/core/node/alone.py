@@ -16,9 +16,8 @@ from functools import partial
 
 from steps.core import door, settings
 from steps.core.errors import Exit
-from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
-from steps.core.node.supervisor import Supervisor
-from steps.core.node.wishes import add_plan_arguments, index_in, plan_of
+from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.wishes import add_plan_arguments, index_in, plan_of, wishes_of
 from steps.core.plan.plan import to_json
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.rundir import RunDir, write_text
@@ -26,11 +25,6 @@ from steps.core.record.verdict import CLASSES
 from steps.core.redaction import Redactor
 from steps.core.system.guard import Guard
 from steps.core.system.tail import Tail
-
-
-def marker(run_dir: RunDir, index: int) -> str:
-    """What a node's processes carry in their environment; unique on a machine."""
-    return f"{run_dir.path.resolve()}:{index}"
 
 
 def printer(stream: object = None) -> Callable[[Event], None]:
@@ -57,17 +51,17 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
 
 
 def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
-    plan, path = plan_of(arguments)
-    index = index_in(plan, arguments.node_index)
+    asked = wishes_of(arguments)
+    plan, path = plan_of(asked)
+    index = index_in(plan, asked.node_index)
     run_dir = RunDir(path).make()
     door.keep_in(run_dir.path)
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
     redactor = Redactor.of_environment(settings.inherited())
     events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
-    run = NodeRun(plan, index, run_dir, events, redactor)
     guard = Guard(marker(run_dir, index))
-    run.supervisor = supervisor_of(run, guard)
+    run = NodeRun(plan, index, run_dir, events, redactor, guard=guard)
     stop = threading.Event()
 
     def interrupt(number: int, _frame: object) -> None:
@@ -78,7 +72,7 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
-    if arguments.verbose:
+    if asked.verbose:
         tail.start()
     try:
         with run.phase(events.phase if events.phase != "start" else "load"):
@@ -94,37 +88,15 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
         run.supervisor.stop(reversed(names), run.hurry)
         run.supervisor.kill_strays()
         guard.close()
-        if arguments.verbose:
+        if asked.verbose:
             tail.close()
         events.close()
-    causes = run.own_causes()
+    causes = [told.cause for told in run.own_causes()]
     if causes:
-        print(f"error: {causes[0]['reason']}", file=sys.stderr)
-        for line in causes[0]["evidence"]:
+        print(f"error: {causes[0].reason}", file=sys.stderr)
+        for line in causes[0].evidence:
             print(f"    | {line}", file=sys.stderr)
-        if causes[0]["hint"]:
-            print(f"    {causes[0]['hint']}", file=sys.stderr)
-        return int(CLASSES[causes[0]["verdict"]])
+        if causes[0].hint:
+            print(f"    {causes[0].hint}", file=sys.stderr)
+        return int(CLASSES[causes[0].verdict])
     return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
-
-
-def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) -> Supervisor:
-    """The supervisor of a node's run; environment scripts of the profile are sourced first.
-
-    Args:
-        nice: of what it starts; absent: what this program has itself now.
-    """
-    from steps.core.system.envscripts import sourced
-
-    inherited = sourced(run.plan.cluster.scripts, settings.inherited())
-    return Supervisor(
-        run.dir,
-        marker(run.run_dir, run.me.index),
-        inherited,
-        run.on_exit,
-        guard,
-        run.redactor,
-        run.plan.cluster.workdir,
-        nice,
-        [node.address for node in run.plan.nodes],
-    )

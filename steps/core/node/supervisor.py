@@ -32,6 +32,7 @@ from steps.core.system.guard import MARKER, Guard, marked
 from steps.core.system.proc import stat_of
 
 KILL_WAIT = 5.0
+DUMP_SECONDS = 15.0
 #: Seconds a killed process may take to be gone.
 DYING_WAIT = 0.1
 #: Seconds that reading a dead process's log may take on a busy machine.
@@ -277,6 +278,26 @@ class Supervisor:
         pause = threading.Event()
         while not pause.wait(REAP_SECONDS):
             self._orphans.reap([running.pid for running in self.running])
+
+    def dump_stacks(self) -> bool:
+        """Write the stacks of what runs beside its logs; False where py-spy is missing."""
+        spy = shutil.which("py-spy")
+        if spy is None:
+            return False
+        deadline = time.monotonic() + DUMP_SECONDS
+        for running in self.running:
+            if running.exit is not None or time.monotonic() > deadline:
+                continue
+            path = self._dir.path / f"stacks-{running.process.name}.txt"
+            with contextlib.suppress(OSError, subprocess.SubprocessError), path.open("w") as out:
+                subprocess.run(
+                    [spy, "dump", "--subprocesses", "--pid", str(running.pid)],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=5,
+                    check=False,
+                )
+        return True
 
     def records(self) -> tuple[ProcessRecord, ...]:
         """Every process as the record has it."""

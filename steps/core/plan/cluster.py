@@ -73,18 +73,6 @@ class Cluster:
         """As JSON."""
         return asdict(self)
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Cluster:
-        """The cluster that :meth:`to_dict` wrote."""
-        fields = dict(data)
-        fields["nodes"] = tuple(ClusterNode(**node) for node in data["nodes"])
-        fields["paths"] = {key: tuple(value) for key, value in data["paths"].items()}
-        fields["scripts"] = tuple(data["scripts"])
-        if data.get("rehearsal"):
-            rehearsal = data["rehearsal"]
-            fields["rehearsal"] = Rehearsal(rehearsal["load_seconds"], tuple(rehearsal["faults"]))
-        return Cluster(**fields)
-
 
 def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:
     """``count`` nodes on loopback addresses of their own.
