@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.client_program import run_tool
 from steps.core import settings
 from steps.core.case.numbers import dumps
-from steps.core.node import http, hub
-from steps.core.node.client_program import run_tool
+from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.supervisor import ExitStatus
 from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
