@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ci.backends import BACKENDS as PLACES
 from ci.backends.hosts import client as ssh
 from steps.core import door, settings
 from steps.core.case.numbers import dumps
@@ -30,7 +31,7 @@ from steps.core.node.noderun import free_bytes
 from steps.core.plan import clusters
 from steps.core.system import machine
 
-BACKENDS = ("rehearsal", "local", "hosts", "k8s")
+BACKENDS = ("rehearsal", *PLACES)
 #: Seconds after which an API server that refuses to answer is taken to be out of reach.
 PATIENCE = 0.5
 _NODE_SIDE = ("yaml", "cerberus", "invoke", "psutil")

@@ -49,7 +49,7 @@ def replay(
 
 @task(
     help={
-        "for": "one backend: rehearsal, local, hosts or k8s; exit code 3 when it cannot be used",
+        "for": "one backend, such as k8s; exit code 3 when it cannot be used",
         "format": "text or json",
     }
 )

@@ -29,6 +29,7 @@ from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
 from steps.core.case.case import Case
 from steps.core.errors import InfraError
+from steps.core.node import contract
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
@@ -361,20 +362,16 @@ class Run:
 
     def _observe(self, finding: Finding) -> None:
         """A cause only we can see."""
-        at = finding.at or time.time()
-        cause = Cause(
-            kind="lost",
-            verdict="infra",
-            reason=finding.reason,
-            node=finding.node,
-            role="" if finding.node is None else ("leader" if finding.node == 0 else "worker"),
-            process="pod" if finding.node is not None else "",
+        cause = contract.lost(
+            finding.node,
+            finding.reason,
+            self.began,
+            log="pod.log",
+            process="pod",
+            at=finding.at,
             phase="start" if not finding.started else "run",
-            seconds=round(max(at - self.began, 0.0), 3),
-            at=at,
             exit_code=finding.exit_code,
             signal=finding.signal,
-            log="" if finding.node is None else f"node-{finding.node}/pod.log",
             hint=finding.hint,
         )
         self.observed.append(cause)
@@ -405,14 +402,14 @@ class Run:
         with self.lock:
             alive = [i for i in self.triage.alive() if i != cause.node]
         if cause.kind == "interrupt" or cause.node is None:
-            words = ["stop"]
+            word = contract.STOP
         else:
-            words = ["lost", str(cause.node), cause.reason]
+            word = str(contract.Lost.of(cause))
         targets = [LEADER] if LEADER in alive else alive
 
         def tell(index: int) -> None:
             try:
-                self.harvest.exec(index, "tell", *words)
+                self.harvest.exec(index, "tell", *word.split(" "))
             except ApiError as error:
                 self.events.emit("warning", text=f"node {index} could not be told: {error}")
 

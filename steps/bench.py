@@ -21,6 +21,7 @@ from steps.core.case import gates
 from steps.core.node import alone
 from steps.core.node.http import look
 from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan import drivers
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
 from steps.core.record import stats
 from steps.core.record.records import BenchResult, to_dict
@@ -83,10 +84,11 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     name = entry.benchmark.name
     directory = run.dir.bench / _file_name(name, number)
     began, started = time.monotonic(), time.time()
-    if entry.driver == "none":
+    driver = drivers.chosen(entry.driver, run.plan.rehearsed)
+    if not driver.module:
         return _result(entry, "skipped", entry.skip_gates, started=started)
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
-    series = _Series(run, number)
+    series = _Series(run, number, driver)
 
     def take(places: Sequence[Path]) -> BenchResult:
         series.take(places, confirms=bool(series.found))
@@ -120,13 +122,13 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
 class _Series:
     """Measurements of one benchmark, each of which finds the caches as the first did."""
 
-    def __init__(self, run: NodeRun, number: int) -> None:
+    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver) -> None:
         self.found: list[Measurement] = []
         self.way = ""
         self._run, self._number = run, number
         self._entry = run.plan.benchmarks[number]
-        self._measure = bench_drivers.driver(self._entry.driver)
-        self._varies = bench_drivers.varies(self._entry.driver)
+        self._measure = bench_drivers.implementation(driver).measure
+        self._varies = driver.other_prompts
         self._first: float | None = None
         asked = self._entry.benchmark
         confirms = asked.confirm > 0 and not self._entry.skip_gates

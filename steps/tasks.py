@@ -57,7 +57,7 @@ def refuse_well() -> None:
 _SHAPE = {
     "rehearse": "stand-ins play the engines, on this machine",
     "fault": "inject a fault in a rehearsal (may be repeated)",
-    "bench": "benchmark driver: smoke, aisbench or none",
+    "bench": "benchmark driver, such as smoke; `python -m steps.bench --help` lists them",
     "timeout": "PHASE=SECONDS, a phase's budget (may be repeated)",
 }
 _PLAN = {

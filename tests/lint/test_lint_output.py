@@ -186,7 +186,8 @@ def test_an_ignore_on_the_commands_line_covers_the_command(tmp_path: Path) -> No
 
 
 def test_the_editors_schema_is_fresh_and_complete() -> None:
-    assert jsonschema.FILE.read_text(encoding="utf-8") == jsonschema.text()
+    fresh = jsonschema.FILE.read_text(encoding="utf-8") == jsonschema.text()
+    assert fresh, f"{jsonschema.FILE} is old: run `python -m steps.lint.jsonschema`"
     made = jsonschema.schema()["definitions"]
     for dialect, fields in FIELDS.items():
         assert set(made[dialect]["properties"]) == set(fields)

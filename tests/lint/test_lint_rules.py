@@ -59,12 +59,15 @@ def test_every_rule_can_be_explained(code: str) -> None:
 
 
 def test_the_reference_page_is_fresh() -> None:
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    fresh = reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    assert fresh, "docs/rules.md is old: run `python -m steps.lint.reference`"
 
 
 def test_the_linters_flag_table_is_the_stand_ins() -> None:
     ours = Path("steps/core/vllm/data/vllm_flags.json").read_text(encoding="utf-8")
-    assert ours == Path("rehearsal/engine/flags.json").read_text(encoding="utf-8")
+    theirs = Path("rehearsal/engine/flags.json")
+    again = f"run `cp {theirs} steps/core/vllm/data/vllm_flags.json`"
+    assert ours == theirs.read_text(encoding="utf-8"), again
 
 
 def test_matrix_rules_need_a_matrix() -> None:

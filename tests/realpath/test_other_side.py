@@ -35,7 +35,7 @@ from steps.core.node.wishes import Wishes
 from steps.core.plan import budgets
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
-from steps.core.plan.proxies import choose
+from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
@@ -77,6 +77,9 @@ PLACES = {
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
     "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
+    "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
@@ -253,8 +256,8 @@ def test_a_plan_for_hosts(tmp_path, capsys):
 
 
 def test_nothing_stands_in_for_a_script():
-    assert choose("auto", "proxy.py", cluster_of(2)) == ("script", "")
-    assert choose("script", "proxy.py", cluster_of(2)) == ("script", "")
+    for name in ("auto", "script"):
+        assert choose(name, "proxy.py", cluster_of(2)) == (KINDS["script"], "")
 
 
 def test_the_case_s_own_budgets_count():

@@ -30,6 +30,7 @@ from ci.backends.hosts.inventory import Inventory
 from ci.backends.hosts.session import Session
 from steps.core import settings
 from steps.core.errors import InfraError, MultinodeError
+from steps.core.node import contract
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.records import Cause, record_from
@@ -155,7 +156,7 @@ class Crew:
         for session in self.sessions:
             session.attend()
         if self.request.interrupted.is_set():
-            self._say("stop")
+            self._say(contract.STOP)
         while True:
             with self.changed:
                 self.changed.wait(0.2)
@@ -206,15 +207,15 @@ class Crew:
 
     def _tell(self, dead: Session, cause: Cause) -> None:
         """Tell the leader, or everybody when it was the leader, so that nobody waits."""
-        word = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}"
+        word = str(contract.Lost.of(cause))
         for session in self.sessions:
             if not session.over and LEADER in (dead.index, session.index):
-                session.say(word.replace("\n", " "))
+                session.say(word)
 
     def _interrupt(self, count: int) -> None:
         for session in self.sessions if count == 1 else ():
             session.interrupt()
-        self._say("stop")
+        self._say(contract.STOP)
 
     def _say(self, word: str) -> None:
         for session in self.sessions:

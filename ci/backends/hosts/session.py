@@ -23,8 +23,7 @@ from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.ssh import STALL, Remote
 from ci.backends.hosts.wire import Wire
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.node import bundle
-from steps.core.plan.plan import LEADER
+from steps.core.node import bundle, contract
 from steps.core.record.events import Event
 from steps.core.record.records import Cause
 from steps.core.record.rundir import write_text
@@ -163,11 +162,15 @@ class Session:
             )
 
     def _node_argv(self) -> list[str]:
-        argv = ["-m", "steps.node", "--case", f"{self.place}/case/{self._cargo.case_name}"]
-        argv += ["--cluster", f"{self.place}/cluster.json", "--node-index", str(self.index)]
-        argv += ["--run-dir", f"{self.place}/run", "--run-id", self.request.run]
-        argv += ["--bound", "--output", "events"]
-        return [*argv, *self.request.wishes.node_words()]
+        start = contract.Start(
+            self.index,
+            f"{self.place}/run",
+            case=f"{self.place}/case/{self._cargo.case_name}",
+            cluster=f"{self.place}/cluster.json",
+            run=self.request.run,
+            more=self.request.wishes.node_words(),
+        )
+        return start.argv("")[1:]
 
     def go(self) -> None:
         """Let the node program start."""
@@ -317,8 +320,7 @@ class Session:
             return None
         code = ended["code"] if ended is not None else None
         if code is not None:
-            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            reason = f"the node program {how} and left no record"
+            reason = contract.ended(code)
             hint = f"Look at node-{self.index}/node.log and at what else happened on {self.host}."
         elif self._gone:
             reason = f"the keeper on host {self.host} is gone: {self._gone}"
@@ -329,18 +331,12 @@ class Session:
                 f"Look at its network and power. What it has of the run is in {self.place}; its "
                 f"node program ends by itself within {self.host.lease:g} s."
             )
-        now = time.time()
-        return Cause(
-            kind="lost",
-            verdict="infra",
-            reason=reason,
-            node=self.index,
-            role="leader" if self.index == LEADER else "worker",
+        return contract.lost(
+            self.index,
+            reason,
+            began,
             process="keeper" if self._gone else "node",
-            seconds=round(now - began, 3),
-            at=now,
             exit_code=code if code is not None and code >= 0 else None,
-            log=f"node-{self.index}/node.log",
             hint=hint,
         )
 

@@ -27,6 +27,7 @@ from steps.core.case.numbers import dumps
 from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.supervisor import ExitStatus
+from steps.core.plan.cluster import AIS_BENCH
 from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.record import evidence
 from steps.core.record.records import Cause
@@ -43,7 +44,7 @@ BLAME_SECONDS = 10.0
 def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
     """What will keep this benchmark from being measured."""
     benchmark = entry.benchmark
-    program = run.plan.cluster.ais_bench or "ais_bench"
+    program = AIS_BENCH.of(run.plan.cluster)
     if shutil.which(program, path=_inherited(run).get("PATH")) is None:
         yield (
             f"{program} is not on the leader; install ais-bench-benchmark in an environment of its "
@@ -87,7 +88,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     file, work = place / "case.json", place / "out"
     file.write_text(dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = min(benchmark.num_prompts or read.size, read.size)
-    program = run.plan.cluster.ais_bench or "ais_bench"
+    program = AIS_BENCH.of(run.plan.cluster)
     log = place / f"{PROCESS}.log"
     try:
         status = run_tool(

@@ -628,7 +628,7 @@ class _Builder:
         if entry is None:
             return ProxySpec()
         if isinstance(entry, str):
-            if entry in ("vllm-router", "script"):
+            if entry in fields.PROXIES:
                 return ProxySpec(entry)
             return ProxySpec("script", script=entry) if entry.endswith(".py") else self._no_proxy()
         known = {"kind", "script", "args", "command"}
@@ -649,7 +649,7 @@ class _Builder:
             self._is_command(entry["command"])
             return ProxySpec("command", command=entry["command"])
         kind = entry.get("kind", "script" if entry.get("script") else "auto")
-        if kind not in ("auto", "script", "vllm-router"):
+        if kind not in ("auto", *fields.PROXIES):
             return self._no_proxy()
         return ProxySpec(kind, entry.get("script", ""), tuple(as_text(arg) for arg in args))
 
@@ -664,8 +664,8 @@ class _Builder:
     def _no_proxy(self) -> ProxySpec:
         self._problem(
             "MN007",
-            f"found {self.data['proxy']!r}, expected vllm-router, script, a path that ends in .py, "
-            "or a mapping with kind, script, args or command",
+            f"found {self.data['proxy']!r}, expected {', '.join(fields.PROXIES)}, a path that ends "
+            "in .py, or a mapping with kind, script, args or command",
             "",
             "proxy",
         )

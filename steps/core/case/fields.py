@@ -80,6 +80,9 @@ def _indices(doc: str) -> Field:
     return _field("list", doc, schema=_index("A node index."))
 
 
+#: What a case may name as its ``proxy``; each is an entry of ``steps.core.plan.proxies``.
+PROXIES = ("vllm-router", "script")
+
 _NUMBER = ["number", "numeric_string"]
 _WHOLE = ["strict_integer", "whole_string"]
 _SWITCH = ["boolean", "switch_string"]
@@ -199,8 +202,8 @@ _COMMON: Field = {
     ),
     "proxy": _field(
         ["string", "dict"],
-        "What stands in front of a prefill/decode fleet: `vllm-router`, `script`, or a mapping "
-        "with `script`, `args` or `command`.",
+        f"What stands in front of a prefill/decode fleet: {', '.join(f'`{p}`' for p in PROXIES)}, "
+        "or a mapping with `script`, `args` or `command`.",
         ours=True,
     ),
     "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),

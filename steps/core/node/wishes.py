@@ -19,6 +19,7 @@ from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
 from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record.rundir import new_run_id
@@ -76,7 +77,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--load-seconds", type=_load_seconds, default=1.0, help="of a stand-in; default 1"
     )
-    shape.add_argument("--bench", choices=("smoke", "aisbench", "none"), help="benchmark driver")
+    shape.add_argument("--bench", choices=tuple(DRIVERS), help="benchmark driver")
     shape.add_argument(
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
     )

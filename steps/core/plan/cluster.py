@@ -74,6 +74,28 @@ class Cluster:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Tool:
+    """A program that runs on the leader, and that a runner builds where it is absent.
+
+    Attributes:
+        environment: the name of its recipe in ``ci.tools.environments``.
+        field: the cluster's field that says where it is.
+    """
+
+    program: str
+    environment: str
+    field: str
+
+    def of(self, cluster: Cluster) -> str:
+        """The program to start; a bare name is looked for on PATH."""
+        return str(getattr(cluster, self.field) or self.program)
+
+
+AIS_BENCH = Tool("ais_bench", "aisbench", "ais_bench")
+ROUTER = Tool("vllm-router", "vllm-router", "router")
+
+
 def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:
     """``count`` nodes on loopback addresses of their own.
 

@@ -131,7 +131,7 @@ class BenchmarkPlan:
     """One benchmark as it will be run.
 
     Attributes:
-        driver: a name in ``steps.bench_drivers``.
+        driver: a name in ``steps.core.plan.drivers``.
         gates: all conditions, upstream's baseline rule among them.
         skip_gates: why the baseline gates are not judged; empty when they are.
         scaled: what was made smaller than the case says, for the reader.

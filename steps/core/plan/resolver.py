@@ -21,7 +21,7 @@ from steps.core.case import gates
 from steps.core.case.case import Benchmark, Case, CaseNode, KvPool, Ranks
 from steps.core.case.source import MAX_PROBLEMS, cut, enough
 from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
-from steps.core.plan import budgets, faults, kvpool, proxies
+from steps.core.plan import budgets, drivers, faults, kvpool, proxies
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import (
     KV_TRANSFER,
@@ -45,16 +45,13 @@ DEFAULT_ENV = {
     "SERVER_PORT": DEFAULT_SERVER_PORT,
 }
 
-#: A rehearsed or smoke-tested benchmark is made no larger than this.
-SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
-
 
 @dataclass(frozen=True)
 class Options:
     """What the command line adds to case and cluster.
 
     Attributes:
-        driver: ``smoke``, ``aisbench`` or ``none``; empty: smoke in rehearsals, else aisbench.
+        driver: a name in ``drivers.DRIVERS``; empty: the usual one.
         timeouts: seconds by phase, over the case's.
     """
 
@@ -477,29 +474,30 @@ class _Resolver:
         )
         kind, note = proxies.choose(spec.kind, wanted, self.cluster)
         self.notes += [note] if note else []
-        front = proxies.Front(leader.address, port, backends)
-        if kind == "command":
-            argv = front.command(
-                spec.command,
-                env,
-                lambda word, table: self._value(word, table, ("proxy", "command")),
-            )
-        elif kind == "script":
-            argv = front.script(self.cluster.python, self.cluster.proxy_script or wanted)
-        else:
-            metrics = self._free(proxies.METRICS_PORT)
-            self._take(LEADER, metrics, "proxy metrics", "proxy")
-            startup = int(self._budgets["load"].seconds) + 60
-            argv = front.router(self.cluster.router or "vllm-router", metrics, startup)
-        health = "healthcheck" if kind == "script" else "health"
+        ports = []
+        for purpose, first in kind.ports:
+            ports.append(self._free(first))
+            self._take(LEADER, ports[-1], purpose, "proxy")
+        front = proxies.Front(
+            leader.address,
+            port,
+            backends,
+            cluster=self.cluster,
+            script=self.cluster.proxy_script or wanted,
+            command=spec.command,
+            env=env,
+            fill=lambda word, table: self._value(word, table, ("proxy", "command")),
+            ports=ports,
+            startup=int(self._budgets["load"].seconds) + 60,
+        )
         url = f"http://{url_host(leader.address)}:{port}"
         return Process(
             name="proxy",
             kind="proxy",
-            argv=(*argv, *spec.args),
+            argv=(*kind.argv(front), *spec.args),
             env=env,
             paths=paths,
-            probe=Probe("http", f"{url}/{health}"),
+            probe=Probe("http", f"{url}/{kind.health}"),
             api=url,
             grace=10.0,
         )
@@ -538,7 +536,7 @@ class _Resolver:
         local = self._value(entry.dataset_path_local, self.cluster.env, path)
         entry = replace(entry, dataset_path_local=local)
         rehearsed = self.cluster.rehearsal is not None
-        driver = self.options.driver or ("smoke" if rehearsed else "aisbench")
+        driver = drivers.chosen(self.options.driver, rehearsed)
         conditions = (
             *(
                 ()
@@ -547,18 +545,9 @@ class _Resolver:
             ),
             *entry.gates,
         )
-        skip, scaled = "", ""
-        if driver == "none":
-            skip = "benchmarks were switched off (--bench none)"
-        elif rehearsed:
-            skip = "rehearsed"
-        elif driver == "smoke":
-            skip = "the smoke driver does not run the case's load"
-        elif entry.no_gate_reason:
-            skip = entry.no_gate_reason
-        if driver == "smoke" or (rehearsed and driver == "aisbench"):
-            entry, scaled = _scaled(entry)
-        return BenchmarkPlan(entry, driver, conditions, skip, scaled)
+        skip = driver.skips_gates(entry, rehearsed)
+        entry, scaled = driver.load(entry, rehearsed)
+        return BenchmarkPlan(entry, driver.name, conditions, skip, scaled)
 
     # Helpers
 
@@ -622,30 +611,6 @@ class _Resolver:
                 field=".".join(map(str, path)),
             )
         )
-
-
-def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
-    """The benchmark made small enough for a smoke run, and what was changed."""
-    prompts = min(entry.num_prompts or SMALL_PROMPTS, SMALL_PROMPTS)
-    tokens = min(entry.max_out_len, SMALL_TOKENS)
-    width = min(entry.batch_size, SMALL_CONCURRENCY)
-    rate = entry.request_rate
-    if rate and prompts / rate > SMALL_SECONDS:
-        rate = prompts / SMALL_SECONDS
-    small = replace(
-        entry, num_prompts=prompts, max_out_len=tokens, batch_size=width, request_rate=rate
-    )
-    changes = [
-        f"{name} {after:g} for {'all' if before is None else format(before, 'g')}"
-        for name, before, after in (
-            ("num_prompts", entry.num_prompts, prompts),
-            ("max_out_len", entry.max_out_len, tokens),
-            ("batch_size", entry.batch_size, width),
-            ("request_rate", entry.request_rate, rate),
-        )
-        if before != after
-    ]
-    return small, ", ".join(changes)
 
 
 def _requirement(name: str, version: str) -> str:

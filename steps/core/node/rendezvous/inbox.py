@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 
+from steps.core.node import contract
 from steps.core.node.noderun import NodeRun
 from steps.core.node.rendezvous.messages import State
 from steps.core.plan.plan import LEADER
@@ -151,26 +152,23 @@ class Inbox:
 
     def obey(self, line: str) -> None:
         """A word of the starter: ``stop``, or ``lost I HOW`` for a node program that ended."""
-        word, _, rest = line.partition(" ")
-        run = self.run
-        if word == "stop":
+        word, run = contract.heard(line), self.run
+        if word == contract.STOP:
             self.interrupt("interrupted by the runner")
-        elif word == "lost" and run is None:
+        elif run is None and word:
             self._early_words.append(line)
-        elif word == "lost" and run is not None and run.cause is None:
-            number, _, how = rest.partition(" ")
-            if number.isdigit() and int(number) < len(run.plan.nodes):
-                node = run.plan.nodes[int(number)]
-                if run.leader:
-                    run.leader.give_up(node.index)
-                run.add_cause(
-                    run.cause_of(
-                        "lost",
-                        "infra",
-                        f"node {node.index} is lost: its program {how}",
-                        node=node,
-                        process="node",
-                        hint=f"Look at {node.name}/node.log.",
-                    )
-                )
-                self.told.set()
+        elif isinstance(word, contract.Lost) and run is not None:
+            self._lose(run, word)
+
+    def _lose(self, run: NodeRun, word: contract.Lost) -> None:
+        """End the run for a node program that left no record, if nothing else ended it."""
+        if run.cause is not None or word.node >= len(run.plan.nodes):
+            return
+        node = run.plan.nodes[word.node]
+        if run.leader:
+            run.leader.give_up(node.index)
+        reason = f"node {node.index} is lost: its program {word.how}"
+        hint = f"Look at {node.name}/node.log."
+        cause = run.cause_of("lost", "infra", reason, node=node, process="node", hint=hint)
+        run.add_cause(cause)
+        self.told.set()
