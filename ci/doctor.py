@@ -29,12 +29,12 @@ from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, MultinodeError
 from steps.core.node.noderun import free_bytes
 from steps.core.plan import clusters
+from steps.core.system import machine
 
 BACKENDS = ("rehearsal", *PLACES)
-NEEDED_BYTES = 1 << 30
 #: Seconds after which an API server that refuses to answer is taken to be out of reach.
 PATIENCE = 0.5
-_NODE_SIDE = ("yaml", "requests", "cerberus", "invoke", "psutil")
+_NODE_SIDE = ("yaml", "cerberus", "invoke", "psutil")
 _RUNNER_SIDE = ("junit_xml", "rich", "jinja2")
 
 
@@ -126,7 +126,7 @@ def _machine(backends: Sequence[str]) -> Iterator[Look]:
     yield Look(
         BACKENDS,
         "disk",
-        free >= NEEDED_BYTES,
+        free >= machine.NEEDED_BYTES,
         f"{free / (1 << 30):.1f} GiB free in {Path.cwd()}",
         "1 GiB for logs and results",
         "Free some room, or put runs elsewhere with --run-dir.",

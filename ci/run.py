@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         warnings = check(path)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
-        closing.attempt("the report", refusal, _warn)
+        closing.attempt("the report", refusal, door.warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
     asked = choose(case, asked)
@@ -108,25 +108,21 @@ def run(arguments: argparse.Namespace) -> int:
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
-        closing.attempt("the report", refusal, _warn)
+        closing.attempt("the report", refusal, door.warn)
         raise
     finally:
         for end in (warmer.close, live.close, events.close, partial(clean, run_dir, redactor)):
-            closing.attempt("a clean end", end, _warn)
-    closing.attempt("the collected JUnit", partial(_collect, asked, run_dir), _warn)
-    closing.attempt("the summary on the terminal", partial(closing.show, run_dir), _warn)
+            closing.attempt("a clean end", end, door.warn)
+    closing.attempt("the collected JUnit", partial(_collect, asked, run_dir), door.warn)
+    closing.attempt("the summary on the terminal", partial(closing.show, run_dir), door.warn)
     return code
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def _collect(asked: Wishes, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if asked.junit:
         add = partial(junit.collect, asked.junit, [run_dir.junit])
-        closing.attempt(f"the JUnit in {asked.junit}", add, annotate.warn)
+        closing.attempt(f"the JUnit in {asked.junit}", add, door.warn)
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:

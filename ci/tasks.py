@@ -30,11 +30,7 @@ def hosts_check(
     format: str = "text",
 ) -> None:
     """Say what every host has for a run, what is wrong, and where hosts differ."""
-    options = {key: value for key, value in locals().items() if key != "c"}
-    if hosts or case:
-        call("ci.backends.hosts.check", options)
-    else:
-        call("steps.hosts_check", {k: v for k, v in options.items() if k not in ("hosts", "case")})
+    call("ci.backends.hosts.check", {key: value for key, value in locals().items() if key != "c"})
 
 
 @task(

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps import bench_drivers
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, caches
 from steps.core.case import gates
-from steps.core.node import alone, caches
-from steps.core.node.health import look
+from steps.core.node import alone
+from steps.core.node.http import look
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan import drivers
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process

@@ -25,10 +25,10 @@ from steps import bench, collect, install, preflight, prove, proxy, report, serv
 from steps.core import door, settings
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.inbox import Inbox
-from steps.core.node.meeting import Meeting, meet
 from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.meeting import Meeting, meet
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json

@@ -10,15 +10,13 @@ vLLM's (``/metrics``, vLLM 0.32).
 
 from __future__ import annotations
 
-import http.client
 import re
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from steps.core.case.numbers import Refused, finite
-from steps.core.node import alone
+from steps.core.node import alone, http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Plan, Process
 from steps.core.record.records import Check
@@ -91,13 +89,10 @@ def run(run: NodeRun) -> None:
 
 def read(node: NodePlan, process: Process) -> Served:
     """The counters of one server; unknown when it does not tell them."""
-    try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{process.api}/metrics", timeout=10) as answer:
-            text = answer.read().decode("utf-8", "replace")
-        return served(node, process, text)
-    except (OSError, http.client.HTTPException, ValueError):
+    reply = http.request("GET", f"{process.api}/metrics", 10, most=http.METRICS)
+    if reply.status != 200:
         return Served(node, process, {}, {}, False)
+    return served(node, process, reply.text)
 
 
 def served(node: NodePlan, process: Process, text: str) -> Served:

@@ -194,7 +194,7 @@ def _weighs(problems: Sequence[Problem]) -> bool:
 def _expand(path: Path) -> list[Path]:
     try:
         return default_paths(path) if path.is_dir() else [path]
-    except PermissionError:  # in a closed directory: who reads the case says it
+    except PermissionError:  # in a closed directory: reading the case will say so
         return [path]
 
 

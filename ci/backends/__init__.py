@@ -1,4 +1,4 @@
-"""Backends: who starts the node programs, and where.
+"""Backends: each starts the node programs in its own kind of place.
 
 Enters: a :class:`Request`. Leaves: a run directory with every node's files,
 and what only the backend saw. A new backend is one module with

@@ -242,7 +242,7 @@ def _lost_its_leader(record: Path) -> bool:
 
 
 def _hasten(members: list[Member], seconds: float, after: float) -> None:
-    """The leader waits for everybody it has not lost: who is late after its end is lost.
+    """The leader waits for every node it has not lost: a node that is late after its end is lost.
 
     A program that somebody stopped is let go on, so that it can stop its servers and write its
     record; one that does not end in time is killed, and its guard ends its servers.

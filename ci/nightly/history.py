@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ci.report import annotate
+from ci.tools.git import git
 from steps.core import door, settings
 from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
@@ -201,7 +200,7 @@ class DirectoryStore:
                 "`python -m ci.nightly.history RUN_DIR`.",
             ) from None
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """The newest ``last`` results of a case, or all, oldest first, each run once.
 
         Args:
@@ -272,7 +271,7 @@ class GitStore:
                         raise
             time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """As for :class:`DirectoryStore`."""
         with tempfile.TemporaryDirectory(prefix="multinode-history-") as scratch:
             self._checkout(Path(scratch))
@@ -321,30 +320,13 @@ def _newest(folder: Path) -> Iterator[Path]:
 def commit_here() -> str:
     """The commit of this repository; empty when it is none."""
     with contextlib.suppress(InfraError):
-        return _git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
+        return git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
     return ""
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(clone), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
-            timeout=300,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfraError(f"history: git {arguments[0]}: {error}") from None
-    if done.returncode:
-        raise InfraError(
-            f"history: git {arguments[0]} failed: {done.stderr.strip()[-300:]}",
-            "Check the store's name and that git may push to it.",
-        )
-    return done.stdout
+    hint = "Check the name of the history, and that git may push to it."
+    return git(clone, *arguments, hint=hint)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

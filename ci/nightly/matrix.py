@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +21,11 @@ from typing import Any
 
 from cerberus import Validator
 
+from ci.tools.git import git
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.case.source import Source, load_yaml, parse_yaml
-from steps.core.errors import CaseError, InfraError, Problem, UsageError, errors_of, sort_problems
+from steps.core.errors import CaseError, Problem, UsageError, errors_of, sort_problems
 from steps.core.plan import clusters
 from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
@@ -244,19 +244,8 @@ def matrix_at(rev: str, root: Path = clusters.ROOT) -> tuple[Entry, ...] | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise InfraError("git is not installed", "--changed-since asks git.") from None
-    if done.returncode:
-        first = (done.stderr.strip().splitlines() or ["unknown revision"])[0]
-        raise UsageError(
-            f"git {' '.join(arguments)}: {first}",
-            "Name a commit of this clone; in CI check out with fetch-depth: 0.",
-        )
-    return done.stdout
+    hint = "Name a commit of this clone; in CI check out with fetch-depth: 0."
+    return git(root, *arguments, hint=hint, refused=UsageError)
 
 
 # Output

@@ -30,7 +30,6 @@ from xml.parsers.expat import ExpatError
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-from ci.report import annotate
 from steps.core import door
 from steps.core.case.fields import PHASES
 from steps.core.errors import InfraError, UsageError
@@ -292,7 +291,7 @@ def _taken(handle: int, target: Path) -> bool:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         said = f"{target}: {error.strerror}: writers at the same time may lose each other's suites"
-        annotate.warn(said)
+        door.warn(said)
     return True
 
 

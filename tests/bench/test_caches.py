@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from steps.bench_drivers import practice, smoke
-from steps.core.node import caches
+from steps.bench_drivers import caches, practice, smoke
 from steps.core.plan.plan import Plan, Process
 from tests.bench import ais, engine
 from tests.bench.conftest import Bench

@@ -28,8 +28,8 @@ from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
 from steps.core.errors import InfraError
-from steps.core.node import chat, identify
-from steps.core.node.health import Answer
+from steps.core.node import http, identify
+from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
 from steps.core.plan import budgets
@@ -345,7 +345,7 @@ def test_a_dying_server_gets_its_time(run, monkeypatch):
 def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        aisbench.chat, "ask", lambda *given: asked.append(given) or chat.Reply(0, "", "")
+        aisbench.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
     )
     aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
     assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
@@ -360,11 +360,11 @@ def test_a_real_request_may_take_its_time(run):
 def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
     limits: list[float] = []
 
-    def ask(*given: Any) -> chat.Reply:
+    def ask(*given: Any) -> http.Reply:
         limits.append(given[-1])
-        return chat.Reply(500, "", "no")
+        return http.Reply(500, "", "no")
 
-    monkeypatch.setattr(wait.chat, "ask", ask)
+    monkeypatch.setattr(wait.http, "ask", ask)
     monkeypatch.setattr(run, "sleep", lambda _: None)
     with pytest.raises(StepFailed):
         wait.completion(run)

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.client_program import run_tool
 from steps.core import settings
 from steps.core.case.numbers import dumps
-from steps.core.node import chat, hub
-from steps.core.node.client_program import run_tool
+from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.supervisor import ExitStatus
 from steps.core.plan.cluster import AIS_BENCH
@@ -125,7 +125,7 @@ def _material(run: NodeRun, job: Job, data: catalogue.DataSet, place: Path) -> M
 
 
 def _download(run: NodeRun, job: Job, where: hub.Hub, place: Path) -> None:
-    """Fetch what is absent; what still is absent then is found out by who looks next."""
+    """Fetch what is absent; the next look finds out what still is."""
     benchmark = job.entry.benchmark
     wanted = [(hub.DATASET, [material.wanted_data(benchmark)])]
     if benchmark.case_type == "performance":
@@ -170,9 +170,9 @@ def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     }
 
 
-def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> chat.Reply:
+def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
     limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
-    return chat.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+    return http.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
 
 
 def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:

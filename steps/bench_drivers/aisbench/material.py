@@ -15,9 +15,9 @@ from pathlib import Path
 
 from steps.bench_drivers import practice
 from steps.bench_drivers.aisbench.catalogue import DataSet
+from steps.bench_drivers.hub import DATASET, MODEL, Hub, NotHere
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps, loads
-from steps.core.node.hub import DATASET, MODEL, Hub, NotHere
 from steps.core.plan.plan import LEADER, Plan
 from steps.core.vllm import arguments
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from steps.core.node import http
 from steps.core.plan.plan import BenchmarkPlan, Plan, Process
 from steps.core.vllm import arguments
 
@@ -191,12 +192,5 @@ def warmer(first: float | None, later: float | None) -> bool:
 
 def _ask(method: str, url: str) -> tuple[int, str]:
     """Status and text of an answer; status 0 and the reason without one."""
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False
-        try:
-            answer = session.request(method, url, timeout=10, allow_redirects=False)
-            return answer.status_code, answer.text
-        except requests.RequestException as error:
-            return 0, f"{type(error).__name__}: {error}"
+    reply = http.request(method, url, 10, most=http.METRICS)
+    return reply.status, reply.error or reply.text

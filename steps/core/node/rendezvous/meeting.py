@@ -17,8 +17,8 @@ from steps.core import VERSION
 from steps.core.case.case import Case
 from steps.core.errors import CaseError, DeadlineError, Exit, InfraError, UsageError
 from steps.core.node import identify
-from steps.core.node.inbox import Inbox
 from steps.core.node.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader, Member
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.messages import End, Hello, Look, Told
