@@ -39,6 +39,10 @@ def printer(stream: object = None) -> Callable[[Event], None]:
     return show
 
 
+#: The phases of steps that have another name than theirs.
+PHASE_OF = {"serve": "load", "proxy": "load", "wait": "load", "prove": "proof"}
+
+
 def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Verb:
     """The ``main`` of a step run alone.
 
@@ -47,10 +51,14 @@ def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bo
             one of them ends.
     """
 
-    return door.Verb(name, doc, add_plan_arguments, partial(_alone, body=body, hold=hold))
+    return door.Verb(
+        name, doc, add_plan_arguments, partial(_alone, name=name, body=body, hold=hold)
+    )
 
 
-def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
+def _alone(
+    arguments: argparse.Namespace, name: str, body: Callable[[NodeRun], object], hold: bool
+) -> int:
     asked = wishes_of(arguments)
     plan, path = plan_of(asked)
     index = index_in(plan, asked.node_index)
@@ -75,7 +83,7 @@ def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hol
     if asked.verbose:
         tail.start()
     try:
-        with run.phase(events.phase if events.phase != "start" else "load"):
+        with run.phase(PHASE_OF.get(name, name)):
             body(run)
         while hold and run.supervisor.running and not run.ended.wait(0.5):
             pass
