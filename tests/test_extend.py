@@ -305,6 +305,8 @@ def test_the_rule_and_the_field_of_the_page_are_checked(copy: Path, tmp_path: Pa
 def test_the_copy_keeps_the_rules_of_the_house(copy: Path) -> None:
     """Its floors, its own examples, its pages; and the registries above hold there too."""
     words = "MN790 or fresh or downwards or chosen or task or phase or read or golden or verbs"
+    # steps/ is full with 14 modules: whoever adds one for good finds room, as the page says.
+    words = f"({words}) and not larger_than_one_can_read"
     files = (
         "core/test_house.py",
         "core/test_plans.py",
