@@ -146,6 +146,7 @@ def test_a_failing_example_is_kept_smaller(
     monkeypatch.setattr(mutate, "example", lambda number, *_: b"a\nodd\nb\nc\n" * (number == 1))
     monkeypatch.setattr(fuzz, "_TURNS", ((),))
     monkeypatch.setattr(hostile, "files", dict)
+    monkeypatch.setattr(limits, "peak", lambda: 900.0)  # a test process that many tests have filled
     keep = tmp_path / "kept"
     assert fuzz.main(["--examples", "3", "--jobs", "1", "--keep", str(keep)]) == 1
     assert (keep / "1-validate.yaml").read_bytes() == b"odd"
