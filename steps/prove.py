@@ -22,7 +22,7 @@ from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Plan, Process
 from steps.core.record.records import Check
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -209,7 +209,7 @@ def _computed(decoder: Served) -> Iterator[str]:
 
 def _block(server: Process) -> int:
     """Tokens of a KV block of a server."""
-    given = arguments.value(server.argv, "--block-size") or ""
+    given = commandline.read(server.argv).text("--block-size")
     return int(given) if given.isdigit() and int(given) else LARGEST_BLOCK
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steps.core.plan.plan import BenchmarkPlan, Plan, Process
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 
 #: Connectors that hand KV from one engine to another and keep none of it.
 HAND_OVER = {
@@ -89,7 +89,7 @@ def keeps(plan: Plan) -> str:
         for process in node.processes:
             if process.kind == "pool":
                 return "the KV pool keeps prefixes, and cannot be reset"
-            config = arguments.value(process.argv, "--kv-transfer-config") or ""
+            config = commandline.read(process.argv).text("--kv-transfer-config")
             for name in _CONNECTOR.findall(config):
                 if name not in HAND_OVER | {"MultiConnector"}:
                     return f"the connector {name} may keep prefixes, and cannot be reset"
@@ -114,9 +114,7 @@ def _data(entry: BenchmarkPlan) -> tuple[str, str, str]:
 
 
 def _off(server: Process) -> bool:
-    on = arguments.positions(server.argv, "--enable-prefix-caching")
-    off = arguments.positions(server.argv, "--no-enable-prefix-caching")
-    return bool(off) and off[-1] > max(on, default=-1)
+    return commandline.read(server.argv).off("--enable-prefix-caching")
 
 
 def reset(plan: Plan, sleep: Callable[[float], Any]) -> str:

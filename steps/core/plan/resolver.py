@@ -35,7 +35,7 @@ from steps.core.plan.plan import (
     Process,
 )
 from steps.core.plan.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
-from steps.core.vllm import arguments, kvports
+from steps.core.vllm import commandline, kvports
 
 DEFAULT_SERVER_PORT = "8080"
 DEFAULT_ENV = {
@@ -271,11 +271,7 @@ class _Resolver:
 
             argv.append(fill(word.text, table, unknown))
         self._made(map(len, argv))
-        size = arguments.number(argv, "--data-parallel-size", 1)
-        local = arguments.number(argv, "--data-parallel-size-local", size)
-        start = arguments.number(argv, "--data-parallel-start-rank", 0)
-        if arguments.has(argv, "--data-parallel-rank"):
-            start, local = arguments.number(argv, "--data-parallel-rank", 0), 1
+        command = commandline.read(argv)
         return self._finish(
             Process(
                 name="server",
@@ -284,8 +280,8 @@ class _Resolver:
                 env=env,
                 paths=paths,
                 headless=node.headless,
-                rank=start if size > 1 else None,
-                ranks=max(local, 1),
+                rank=command.first_rank if command.dp_size > 1 else None,
+                ranks=max(command.local_ranks, 1),
             ),
             node.index,
             side,
@@ -317,7 +313,7 @@ class _Resolver:
             argv=tuple(argv),
             env=env,
             paths=paths,
-            headless=arguments.has(argv, "--headless"),
+            headless=commandline.read(argv).has("--headless"),
             rank=ranks.dp_rank_start + local_rank,
         )
         return self._finish(process, node.index, side, master)
@@ -366,18 +362,18 @@ class _Resolver:
 
     def _finish(self, process: Process, index: int, side: str, master: str) -> Process:
         """Adds what the finished command says: API, probe, ports, group."""
-        argv = process.argv
+        command = commandline.read(process.argv)
         address = self.cluster.nodes[index].address
-        size = arguments.number(argv, "--data-parallel-size", 1)
-        rpc = arguments.number(argv, "--data-parallel-rpc-port", arguments.DEFAULT_RPC_PORT)
-        meets = arguments.value(argv, "--data-parallel-address") or address
+        size = command.dp_size
+        rpc = command.number("--data-parallel-rpc-port", commandline.DEFAULT_RPC_PORT)
+        meets = command.text("--data-parallel-address") or address
         group = self._group(process, index, side, (meets, rpc), size)
         api, probe = "", None
         if not process.headless:
-            port = arguments.number(argv, "--port", arguments.DEFAULT_PORT)
-            host = arguments.value(argv, "--host") or "0.0.0.0"
+            port = command.number("--port", commandline.DEFAULT_PORT)
+            host = command.text("--host") or "0.0.0.0"
             reached = address if host in ("0.0.0.0", "::", "[::]", "localhost") else host
-            scheme = "https" if arguments.has(argv, "--ssl-certfile") else "http"
+            scheme = "https" if command.has("--ssl-certfile") else "http"
             api = f"{scheme}://{url_host(reached)}:{port}"
             probe = Probe("http", f"{api}/health")
             self._take(index, port, "api", process.name)
@@ -519,7 +515,7 @@ class _Resolver:
                 *self.case.nodes[LEADER].paths["config"],
             )
             return Endpoint("", "", "server")
-        model = arguments.served_name(servers[0].argv) or self.case.model
+        model = commandline.read(servers[0].argv).served_name or self.case.model
         proxies = [p for p in leader.processes if p.kind == "proxy"]
         if proxies:
             return Endpoint(proxies[0].api, model, "proxy")

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from steps.core.errors import Severity
 from steps.core.vllm import options
-from steps.core.vllm.arguments import MAX_NUMBER
-from steps.core.vllm.commandline import Option, integer, parse_json, whole
+from steps.core.vllm.commandline import MAX_NUMBER, Option, integer, parse_json, whole
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
 from steps.lint.spelling import FALSE, shortened
