@@ -87,5 +87,5 @@ def test_a_handoff_by_files_is_proved_on_real_engines_only(rehearsal, status):
 def test_files_are_shared_whole_blocks_and_never_from_the_prefix_cache():
     for name in ("smollm2-1p1d-files", "tiny-external-dp"):
         for _, process in plan_of(CASES[0].with_name(f"{name}.yaml")).servers():
-            assert commandline.read(process.argv).has("--no-enable-prefix-caching")
+            assert commandline.read(process.argv).off("--enable-prefix-caching")
             assert commandline.read(process.argv).text("--block-size") == "32"
