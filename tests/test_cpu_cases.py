@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steps import prove
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal
 from steps.core.plan.plan import Plan, to_json

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from steps import fix
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import CaseError, Problem, Severity
 from steps.core.plan import profile, resolver
 from steps.core.plan.variables import TooLong, fill

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steps.core.case.case import seconds
-from steps.core.case.unknown import unread
+from steps.core.case.check import unread
 from steps.core.errors import CaseError, Problem
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 

@@ -18,7 +18,7 @@ from ci.backends.hosts import inventory as hosts_file
 from ci.backends.hosts.inventory import Host, Inventory
 from steps import hosts_check
 from steps.core import door
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.node import wishes

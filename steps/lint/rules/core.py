@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steps.core.case import unknown
+from steps.core.case import check
 from steps.core.errors import Severity
 from steps.lint.examples import data
 from steps.lint.fleet import Fleet
@@ -22,7 +22,7 @@ for _code, _page in data("elsewhere").items():
 def unread(fleet: Fleet) -> Iterator[Finding]:
     """A key that later upstream harnesses read (`test_content`, `acceptance_rate`) and this one
     does not: what it asks for does not happen here. Any other unknown key is an error (MN005)."""
-    for path in unknown.unread(fleet.case.source):
+    for path in check.unread(fleet.case.source):
         if path[:1] == ("benchmarks",):
             continue
         name = ".".join(map(str, path))
