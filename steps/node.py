@@ -47,8 +47,9 @@ from steps.core.record.records import Cause, Check, cause_from, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
 from steps.core.redaction import Redactor, secrets_in
-from steps.core.system import machine, priority
+from steps.core.system import priority
 from steps.core.system.guard import Guard
+from steps.core.vllm import installed
 
 HANDOVER_SECONDS = 20.0
 #: How long who ends before the run begins waits until the others have heard of it.
@@ -211,7 +212,7 @@ class Program:
             self._wait_early(deadline, missing)
         hellos = {LEADER: hello, **{m.node: m.hello for m in leader.members.values()}}
         facts = {f"node {index}": told.get("facts", {}) for index, told in hellos.items()}
-        for text in machine.sentences(facts):
+        for text in installed.sentences(facts):
             self.events.emit("warning", text=text)
         cluster = identify.assemble(start.cluster, hellos)
         try:

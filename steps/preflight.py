@@ -24,7 +24,7 @@ from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
 from steps.core.system import machine
-from steps.core.vllm import commandline
+from steps.core.vllm import commandline, installed
 
 #: Before a port that is in use is asked once more.
 AGAIN_SECONDS = 0.05
@@ -225,7 +225,7 @@ def versions(run: NodeRun) -> dict[str, str]:
     assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    return machine.versions_of([run.plan.cluster.python], env)
+    return machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)
 
 
 main = alone.step("preflight", __doc__, run, hold=False)

@@ -37,6 +37,7 @@ from steps.core.plan.proxies import choose
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
+from steps.core.vllm import kvports
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
@@ -389,7 +390,7 @@ def with_files(plan: Plan) -> Plan:
         replace(
             node,
             processes=tuple(
-                replace(p, argv=(*p.argv, prove.BY_FILES)) if p.kind == "server" else p
+                replace(p, argv=(*p.argv, kvports.BY_FILES)) if p.kind == "server" else p
                 for p in node.processes
             ),
         )

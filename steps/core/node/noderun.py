@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Re
 from steps.core.record.rundir import NodeDir, RunDir, full
 from steps.core.record.verdict import BLAME_SECONDS, PRODUCT_FAULTS, first_cause
 from steps.core.redaction import Redactor
+from steps.core.vllm.logs import dead_ranks
 
 POLL = 0.05
 SAY_EVERY = 10.0
@@ -39,8 +39,6 @@ DUMP_SECONDS = 15.0
 #: How often a wait looks whether the run directory can still be written.
 DISK_EVERY = 1.0
 ROOM = "Make room there, or name a directory on another disk with --run-dir."
-#: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
-_DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
 
 class RunEnded(Exception):
@@ -502,7 +500,7 @@ def _blames_another(process: Process, found: evidence.Evidence) -> bool:
     if process.rank is None:
         return False
     own = range(process.rank, process.rank + process.ranks)
-    ranks = [int(rank) for line in found.lines for rank in _DEAD_RANK.findall(line)]
+    ranks = [rank for line in found.lines for rank in dead_ranks(line)]
     return bool(ranks) and not any(rank in own for rank in ranks)
 
 

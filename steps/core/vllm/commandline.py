@@ -26,6 +26,8 @@ MAX_NUMBER = 10**9
 #: vLLM's ports when a command does not name them.
 DEFAULT_PORT = 8000
 DEFAULT_RPC_PORT = 29550
+#: vLLM's default block size in tokens on CPUs and NPUs; on other devices it is smaller.
+LARGEST_BLOCK = 128
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$|^-\.\d+$")
 _HUMAN = re.compile(r"^(\d+(?:\.\d+)?)([kKmMgGtT]?)$")
 _FACTORS = {
@@ -159,6 +161,11 @@ class Command:
     def nnodes(self) -> int:
         """Nodes that one rank spans."""
         return max(self.number("--nnodes", 1), 1)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block; the largest default when the command does not say."""
+        return self.number("--block-size", 0) or LARGEST_BLOCK
 
     def place(self, at: int) -> Place:
         """Where the word at position ``at`` stands."""

@@ -19,6 +19,17 @@ from steps.core.vllm.commandline import integer
 
 #: Words in the names of connectors that keep blocks and hand none over.
 STORES = ("Store", "LMCache", "UCM", "Offload", "Pool", "Decode")
+#: Connectors that hand KV from one engine to another and keep none of it.
+HAND_OVER = {
+    "NixlConnector",
+    "MooncakeConnector",
+    "MooncakeConnectorV1",
+    "MooncakeLayerwiseConnector",
+    "LLMDataDistCMgrConnector",
+    "P2pNcclConnector",
+}
+#: The connector that hands KV over in files; real engines count it as any other.
+BY_FILES = "ExampleConnector"
 _DIVIDERS = (
     "--tensor-parallel-size",
     "--pipeline-parallel-size",
