@@ -173,6 +173,22 @@ def check_form(source: Source, form: str) -> list[Problem]:
     return list(_check_known(source, source.data, form))
 
 
+def told(schema: Mapping[Any, Any], data: Any) -> Iterator[tuple[DataPath, str]]:
+    """Where data is not what a schema says, in cerberus's own words: for files of CI's own."""
+    validator = Validator(schema)
+    validator.validate(data, normalize=False)
+    return _told(validator.errors, ())
+
+
+def _told(errors: Mapping[Any, Any], path: DataPath) -> Iterator[tuple[DataPath, str]]:
+    for key, found in errors.items():
+        for item in found:
+            if isinstance(item, dict):
+                yield from _told(item, (*path, key))
+            else:
+                yield (*path, key), str(item)
+
+
 def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
     holders = {
         key for key in data if key not in fields.FORMS[dialect] and _holds_anchor(source, key)
