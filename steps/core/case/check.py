@@ -201,7 +201,7 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
     validator.validate(_without_the_obvious(document), normalize=False)
     seen: set[tuple[DataPath, str]] = set()
     found = [(tuple(error.document_path), error) for error in _flatten(validator._errors)]
-    found.sort(key=lambda entry: _position(source, entry[0]))
+    found.sort(key=lambda entry: (_position(source, entry[0]), _missing(entry[1])))
     for at, (path, error) in enumerate(found):
         if at > 2 * MAX_PROBLEMS:
             # Nobody is shown so many: what is left is only counted.
@@ -218,6 +218,11 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
 def _position(source: Source, path: DataPath) -> tuple[int, int]:
     place = source.place(*path)
     return place.line, place.column
+
+
+def _missing(error: ValidationError) -> str:
+    """The key that is missing: cerberus tells these in the order of a set."""
+    return str(error.document_path[-1]) if error.rule == "required" else ""
 
 
 def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
