@@ -15,8 +15,9 @@ from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, UsageError
 from steps.core.system import machine
 from steps.core.system.machine import Facts
+from steps.core.vllm import installed
 
-_SHOWN = ("host", "interpreter", *machine.ALIKE, "engine", "memory", "free", "addresses", "taken")
+_SHOWN = ("host", "interpreter", *installed.ALIKE, "engine", "memory", "free", "addresses", "taken")
 
 
 def text(found: Mapping[str, Facts]) -> Iterator[str]:
@@ -26,7 +27,7 @@ def text(found: Mapping[str, Facts]) -> Iterator[str]:
         values: dict[str, list[str]] = {}
         for who, told in found.items():
             values.setdefault(_shown(name, told.get(name)), []).append(who)
-        unlike = name in machine.ALIKE and len(values) > 1
+        unlike = name in installed.ALIKE and len(values) > 1
         for value, they in sorted(values.items(), key=lambda item: -len(item[1])):
             if value or len(values) > 1:
                 where = everybody if len(values) == 1 else ", ".join(they)
@@ -48,7 +49,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Look at this machine, and print what was found."""
-    told = machine.facts(arguments.directory, ports_of(arguments), arguments.model)
+    told = machine.facts(
+        arguments.directory,
+        ports_of(arguments),
+        arguments.model,
+        "",
+        installed.PROGRAM,
+        installed.PACKAGES,
+    )
     found = list(machine.problems(told))
     if arguments.format == "json":
         print(dumps({"facts": told, "problems": found}, indent=2))

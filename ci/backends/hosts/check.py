@@ -20,11 +20,12 @@ from ci.backends.hosts.inventory import Host, Inventory
 from ci.backends.hosts.ssh import Remote
 from steps import hosts_check
 from steps.core import door
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.node import wishes
 from steps.core.system import machine
+from steps.core.vllm import installed
 
 _RUN = (
     "import sys;v=sys.version_info;"
@@ -55,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         for problem in wrong
     ]
     if arguments.format == "json":
-        unlike = machine.differences(found)
+        unlike = installed.differences(found)
         print(dumps({"hosts": found, "differences": unlike, "problems": problems}, indent=2))
     else:
         lines = list(hosts_check.text(found)) if found else []
-        lines += [f"warning: {text}" for text in machine.sentences(found)]
+        lines += [f"warning: {text}" for text in installed.sentences(found)]
         lines += [f"error: {problem}" for problem in problems]
         lines.append(
             f"{len(inventory.hosts)} hosts, {len(problems)} problems, "
-            f"{len(machine.differences(found))} differences"
+            f"{len(installed.differences(found))} differences"
         )
         print("\n".join(lines))
     return int(Exit.INFRA) if problems else int(Exit.PASS)
@@ -78,7 +79,8 @@ def look(
         remote.connect()
         source = Path(str(machine.__file__)).read_text(encoding="utf-8")
         directory = arguments.directory or host.directory
-        wanted = (directory, ",".join(map(str, ports)), arguments.model, host.address)
+        looked = (directory, ",".join(map(str, ports)), arguments.model, host.address)
+        wanted = (*looked, installed.PROGRAM, ",".join(installed.PACKAGES))
         asked = time.time()
         out = remote.call("-c", _RUN, *wanted, given=source)
         answered = time.time()
