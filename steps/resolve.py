@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 
 from steps.core import door
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import UsageError
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes

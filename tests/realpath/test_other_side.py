@@ -39,6 +39,7 @@ from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
+from steps.core.vllm import kvports
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
@@ -82,6 +83,7 @@ PLACES = {
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
@@ -401,7 +403,7 @@ def with_files(plan: Plan) -> Plan:
         replace(
             node,
             processes=tuple(
-                replace(p, argv=(*p.argv, prove.BY_FILES)) if p.kind == "server" else p
+                replace(p, argv=(*p.argv, kvports.BY_FILES)) if p.kind == "server" else p
                 for p in node.processes
             ),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
