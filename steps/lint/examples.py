@@ -63,18 +63,3 @@ PARALLEL, SPLIT, ROUTING = (
     for name in ("parallel", "split", "routing")
 )
 BASES = {"parallel": PARALLEL, "split": SPLIT, "routing": ROUTING}
-
-
-def parallel(*edits: tuple[str, str]) -> Example:
-    """The two-node data-parallel case with edits."""
-    return Example("parallel", edits)
-
-
-def split(*edits: tuple[str, str]) -> Example:
-    """The prefill/decode case with edits."""
-    return Example("split", edits)
-
-
-def routing(*edits: tuple[str, str]) -> Example:
-    """The external data-parallel case with edits."""
-    return Example("routing", edits)

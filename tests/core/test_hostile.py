@@ -182,13 +182,13 @@ def test_ranks_share_what_variables_make(tmp_path: Path, monkeypatch: pytest.Mon
     text = PARALLEL.replace("env_common:\n", f"env_common:\n  A: {'x' * 900}\n  B: $A$A\n")
     case = load_case(_write(tmp_path, text))
     resolver.resolve(case, neutral_cluster(2))
-    monkeypatch.setattr(resolver, "MAX_FILLED", 4)
+    monkeypatch.setattr("steps.core.plan.scope.MAX_FILLED", 4)
     with pytest.raises(CaseError, match="variables multiply"):
         resolver.resolve(case, neutral_cluster(2))
 
 
 def test_a_pool_is_told_to_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steps.core.case.case.MAX_POOL", 1000)
+    monkeypatch.setattr("steps.core.case.build.MAX_POOL", 1000)
     path = tmp_path / "case.yaml"
     path.write_text(hostile.TEXTS["large pool"]())
     assert "characters of config" in validate_one(path)[1][0].message

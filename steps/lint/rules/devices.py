@@ -6,20 +6,11 @@ from collections.abc import Iterator
 
 from steps.core.errors import Severity
 from steps.core.vllm.commandline import integer
-from steps.lint.examples import routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
-
-
-#: Two nodes hold one rank of 32 devices together; the second starts nothing itself.
-_NODE_GROUP = routing(
-    ("dp_size: 2\n    dp_size_local: 2", "node_group: 0\n    dp_size: 1\n    dp_size_local: 1"),
-    ("tp_size: 8\n", "tp_size: 32\n"),
-    ("dp_size: 4\n    dp_size_local: 4", "node_group: 0\n    dp_size: 1\n    dp_size_local: 0"),
-)
 
 
 def _wanted(server: Server) -> str:
