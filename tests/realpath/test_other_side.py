@@ -76,8 +76,6 @@ PLACES = {
     "replay.compared": "test_a_run_is_replayed",
     "resolve._cluster": "test_a_plan_for_hosts",
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
