@@ -41,6 +41,7 @@ from steps.core.errors import (
 )
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes
+from steps.core.record import portable
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
@@ -212,12 +213,19 @@ def conclude(
         closing.planless(run_dir, verdict)
     problems = [*annotate.of_verdict(case, verdict), *warnings]
     for what, work in (
+        ("names of files", partial(_make_portable, request)),
         ("the list of warnings", partial(_add_warnings, run_dir, warnings)),
         ("GitHub's summary", partial(closing.publish, run_dir)),
         ("GitHub's annotations", partial(annotate.show, problems)),
     ):
         closing.attempt(what, work, request.say)
     return code
+
+
+def _make_portable(request: Request) -> None:
+    """Nodes see to what they collect; one that died left its directory as it was."""
+    if changed := portable.make(request.run_dir.path):
+        request.say(changed)
 
 
 def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, free_bytes
+from steps.core.record import portable
 from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
@@ -25,6 +26,8 @@ _TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
 def run(run: NodeRun) -> tuple[Artifact, ...]:
     """Collect; what cannot be read is named, never a reason to stop."""
     plogs(run, settings.read().ascend_log)
+    if changed := portable.make(run.dir.path):
+        run.events.emit("warning", text=changed)
     clean(run)
     return artifacts(run)
 

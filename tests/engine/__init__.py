@@ -16,6 +16,8 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``hang=WHEN``       answers nothing any more, and lives on
 ``log_mb=N``        writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
 ``stray=KIND``      leaves a child: plain, session (setsid), bare (setsid, no environment)
+``litter``          leaves files with odd names, a FIFO, a socket, a link out of its directory;
+                    ``litter=alone`` ends its node program then
 ``forgets``         the proxy hands no KV over; ``master=S``, ``master_code=N``: the pool's master
 ==================  ==========================================================================
 """

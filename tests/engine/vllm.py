@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,10 @@ class Engine:
             env = {} if kind == "bare" else None
             aside = kind != "plain"
             subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=aside)
+        if "litter" in self.knobs:
+            litter()
+            if self.knobs["litter"] == "alone":
+                os.kill(os.getppid(), signal.SIGKILL)
         for number in range(int(self.number("log_mb") * 10_000)):
             print(f"INFO loading shard {number:>8} {'.' * 74}")
         if "dashes" in self.knobs:
@@ -137,6 +142,16 @@ class Engine:
         left, sign, right = found[-1]
         result = int(left) + int(f"{sign}{right}") + ("wrong" in self.knobs)
         return ["answer: ", f"{result} ", *["."] * tokens][: max(tokens, 2)]
+
+
+def litter() -> None:
+    """What no artifact store takes, in the working directory."""
+    Path("trace 12:30 <a>?").mkdir()
+    Path("trace 12:30 <a>?", "rank*0|1.json").write_text("{}")
+    Path("trace 12_30 _a__").write_text("its name is taken")
+    os.mkfifo("pipe")
+    socket.socket(socket.AF_UNIX).bind("ipc:0")
+    Path("endless").symlink_to("/dev/zero")
 
 
 class Api(Handler):
