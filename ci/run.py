@@ -41,6 +41,7 @@ from steps.core.errors import (
 )
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes
+from steps.core.plan.plan import from_json
 from steps.core.record import portable
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
@@ -129,6 +130,8 @@ def _collect(asked: Wishes, run_dir: RunDir) -> None:
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:
     """Take the case's secrets out of the files at the top; the plan had to have them until now."""
+    with contextlib.suppress(OSError, ValueError):
+        redactor.learn(from_json(run_dir.plan.read_text(encoding="utf-8")).secrets())
     for path in run_dir.path.iterdir():
         if path.is_file() and not path.is_symlink():
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
 PLOG_LIMIT = 2 << 30
-_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
+_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ".py", ""}
 
 
 def run(run: NodeRun) -> tuple[Artifact, ...]:

@@ -37,7 +37,7 @@ from steps.core.record.events import EventLog
 from steps.core.record.records import Artifact, Cause, Check, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import Redactor
 from steps.core.system import priority
 from steps.core.system.guard import Guard
 
@@ -104,9 +104,6 @@ class Program:
         run_dir = self.start.run_dir
         if not run_dir.plan.exists():
             write_text(run_dir.plan, to_json(plan))
-        for node in plan.nodes:
-            for process in node.processes:
-                self.redactor.learn(secrets_in(process.env))
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run = NodeRun(

@@ -12,14 +12,16 @@ from pathlib import Path
 from steps.core import door
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.numbers import dumps
 from steps.core.errors import UsageError
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
-from steps.core.plan.plan import Plan, to_json
+from steps.core.plan.plan import Plan, to_dict, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import write_text
+from steps.core.redaction import Redactor
 
 
 def text(plan: Plan) -> str:
@@ -78,7 +80,9 @@ def work(arguments: argparse.Namespace) -> int:
     plan = resolve(case, _cluster(case, asked), asked.options(asked.run))
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
-    print(to_json(plan) if arguments.format == "json" else text(plan))
+    hidden = Redactor(plan.secrets())
+    shown = dumps(hidden.value(to_dict(plan)), indent=2, sort_keys=True, ensure_ascii=False)
+    print(shown if arguments.format == "json" else hidden.text(text(plan)))
     return 0
 
 

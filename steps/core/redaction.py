@@ -26,7 +26,11 @@ _OPTIONS = ("--api-key", "--hf-token", "--token", "--password")
 _PATTERNS = (
     re.compile(r"(?P<keep>https?://[^/\s:@]+:)[^@\s/]+(?=@)"),
     re.compile(r"(?P<keep>(?i:authorization)['\"]?\s*[:=]\s*['\"]?(?i:bearer|basic)\s+)[^\s'\"]+"),
-    re.compile(r"(?P<keep>--(?:api-key|hf-token|token|password)(?:=|['\",\s]+))(?!-)[^\s'\",]+"),
+    re.compile(
+        r"(?P<keep>--(?:api-key|hf-token|token|password)(?:=|['\",\s]+))"
+        r"(?!-)[^\s'\",]+(?: +(?![-|&>;])[^\s'\",]+)*"
+    ),
+    re.compile(r"(?P<keep>(?i:api_?key)['\"]?\s*[:=]\s*\[?['\"])[^'\"\n]+"),
     re.compile(
         r"(?P<keep>)\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
     ),
@@ -87,12 +91,16 @@ class Redactor:
         if isinstance(value, Mapping):
             return {key: self.value(inner, str(key)) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
-            before = ("", *value)
-            return [
-                MASK if last in _OPTIONS and isinstance(inner, str) else self.value(inner)
-                for last, inner in zip(before, value, strict=False)
-            ]
+            return list(self._words(value))
         return value
+
+    def _words(self, words: Iterable[Any]) -> Iterator[Any]:
+        """A list, perhaps of a command's words: an option's values end at the next option."""
+        option = ""
+        for word in words:
+            if not isinstance(word, str) or word.startswith("-"):
+                option = word if word in _OPTIONS else ""
+            yield MASK if option and word != option else self.value(word)
 
     def file(self, path: Path) -> bool:
         """Clean a text file in place; true when something was hidden."""
@@ -118,7 +126,17 @@ class Redactor:
     def _suspicious(self, path: Path) -> bool:
         """A cheap look at the bytes, so that a gigabyte without secrets costs one read."""
         needles = [value.encode() for value in (*self._values, *_OPTIONS)]
-        needles += [b"://", b"earer ", b"asic ", b"hf_", b"gh", b"sk-", b"eyJ"]
+        needles += [
+            b"://",
+            b"earer ",
+            b"asic ",
+            b"hf_",
+            b"gh",
+            b"sk-",
+            b"eyJ",
+            b"api_key",
+            b"apikey",
+        ]
         longest = max(map(len, needles))
         tail = b""
         with path.open("rb") as source:

@@ -52,6 +52,11 @@ def test_ordinary_names(name: str) -> None:
         ("vllm serve m --api-key abc --port 1", f"vllm serve m --api-key {MASK} --port 1"),
         ("vllm serve m --api-key=abc", f"vllm serve m --api-key={MASK}"),
         ("['--api-key', 'abc', '--port']", f"['--api-key', '{MASK}', '--port']"),
+        ("serve m --api-key abc d-e fg --port 1", f"serve m --api-key {MASK} --port 1"),
+        ("serve m --api-key abc | tee log", f"serve m --api-key {MASK} | tee log"),
+        ('{"api_key": "abc", "x": 1}', f'{{"api_key": "{MASK}", "x": 1}}'),
+        ("api_key='abc', model=''", f"api_key='{MASK}', model=''"),
+        ("args: {'api_key': ['abc'], 'port': 1}", f"args: {{'api_key': ['{MASK}'], 'port': 1}}"),
         ('["--hf-token", "abc"]', f'["--hf-token", "{MASK}"]'),
         ("use hf_abcdefghijklmnopqrstuvwxyz now", f"use {MASK} now"),
         ("ghp_abcdefghijklmnopqrstuvwxyz0123", MASK),
@@ -69,6 +74,7 @@ def test_secrets_in_text(text: str, clean: str) -> None:
         "tokens/s: 1234.5, Output Token Throughput",
         "http://127.0.0.1:8080/v1 and user@host:22",
         "--api-key --port 8000",
+        "api_key: str = '', api_key=\"\", 'api_key': None",
         "vllm serve m --tokenizer-mode auto --token-file /run/x",
         "the task-sk-1 of disk-abcdefghijklmnopqrstuvwxyz",
         "engine hf_overrides, ghost, eyJ",
@@ -102,7 +108,7 @@ def test_of_an_environment() -> None:
 
 def test_values() -> None:
     value = {
-        "argv": ["vllm", "--api-key", "abc", "--port", "80"],
+        "argv": ["vllm", "--api-key", "abc", "de", "--port", "80"],
         "env": {"HF_TOKEN": "x", "N": "1"},
         "n": 1,
         "none": None,
@@ -110,7 +116,7 @@ def test_values() -> None:
         "token": "",
     }
     assert ONE.value(value) == {
-        "argv": ["vllm", "--api-key", MASK, "--port", "80"],
+        "argv": ["vllm", "--api-key", MASK, MASK, "--port", "80"],
         "env": {"HF_TOKEN": MASK, "N": "1"},
         "n": 1,
         "none": None,

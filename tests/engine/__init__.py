@@ -46,7 +46,9 @@ def option(argv: Sequence[str], name: str, default: str = "") -> str:
 
 def listed(argv: Sequence[str], name: str) -> list[str]:
     """All values of an option that takes several."""
-    found = []
+    found: list[str] = []
+    if name not in argv:
+        return found
     for word in argv[list(argv).index(name) + 1 :]:
         if word.startswith("--"):
             break

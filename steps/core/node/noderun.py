@@ -35,6 +35,7 @@ from steps.core.record.verdict import PRODUCT_FAULTS
 from steps.core.redaction import Redactor
 from steps.core.system.envscripts import sourced
 from steps.core.system.guard import Guard
+from steps.core.vllm import access
 
 POLL = 0.05
 SAY_EVERY = 10.0
@@ -84,12 +85,16 @@ class NodeRun:
         nice: int | None = None,
         step: str = "",
     ) -> None:
+        # The profile's environment scripts are sourced before anything is started.
+        inherited = sourced(plan.cluster.scripts, settings.inherited())
+        plan = plan.opened(inherited.get(access.KEY_VARIABLE, ""))
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
         self.run_dir = run_dir
         self.dir: NodeDir = run_dir.node(index).make()
         self.events = events
         self.redactor = redactor or Redactor()
+        self.redactor.learn(plan.secrets())
         self.started = time.time()
         self.began = time.monotonic()
         self.ended = threading.Event()
@@ -112,17 +117,16 @@ class NodeRun:
         self._mark: Any = None
         self._phase_began = self.began
         self._budget: Budget | None = None
-        # The profile's environment scripts are sourced before anything is started.
         self.supervisor = Supervisor(
             self.dir,
             marker(run_dir, index, step),
-            sourced(plan.cluster.scripts, settings.inherited()),
+            inherited,
             self.on_exit,
             guard,
             self.redactor,
             plan.cluster.workdir,
             nice,
-            [node.address for node in plan.nodes],
+            plan.hosts(),
         )
 
     @property
