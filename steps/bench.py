@@ -377,7 +377,7 @@ def _log_size(run: NodeRun, node: NodePlan, process: Process) -> int:
     return int(member.progress.get(process.name, 0)) if member else 0
 
 
-main = alone.step("bench", __doc__, run, hold=False)
+main = alone.step("bench", __doc__, lambda _: [("bench", run)], starts=True, needs=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

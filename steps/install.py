@@ -3,7 +3,7 @@
 Enters: a node's run. Leaves: ``install.log``. Touches: through pip, the Python
 packages that the servers of this node will use.
 
-It has no command line of its own: what it changes stays on the machine.
+What it changes stays on the machine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.record import evidence
 
@@ -53,3 +54,14 @@ def run(run: NodeRun) -> None:
                 hint="Check the package names and versions in special_dependencies, and the index.",
             )
         )
+
+
+def parts(run_: alone.StepRun) -> list[alone.Part]:
+    """Nothing for a node without packages, or in a rehearsal."""
+    return [("install", run)] if run_.me.packages and not run_.plan.rehearsed else []
+
+
+main = alone.step("install", __doc__, parts, starts=True, everywhere=True)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

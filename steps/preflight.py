@@ -228,7 +228,7 @@ def versions(run: NodeRun) -> dict[str, str]:
     return machine.versions_of([run.plan.cluster.python], env)
 
 
-main = alone.step("preflight", __doc__, run, hold=False)
+main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

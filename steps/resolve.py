@@ -1,12 +1,14 @@
-"""resolve: the plan of a case, printed (``invoke plan``).
+"""resolve: the plan of a case, printed, and a run directory for it (``invoke plan``).
 
-Enters: a case and where it would run. Leaves: the plan as text or JSON; with
-``--output`` in a file. Touches: nothing else; nothing is started.
+Enters: a case and where it would run. Leaves: a run directory with the plan, which the other
+steps find as ``runs/latest``; the plan as text or JSON, with ``--output`` in a file as well.
+Touches: that directory and that file; nothing is started.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from steps.core import door
@@ -17,7 +19,7 @@ from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
-from steps.core.record.rundir import write_text
+from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
 
 
 def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
@@ -68,19 +70,32 @@ def _quoted(word: str) -> str:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
     parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
-    parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
+    parser.add_argument("--run-id", default="", help="the plan's run id; default: by the time")
+    parser.add_argument("--run-dir", help="default: runs/<run id>")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--output", help="write the JSON plan to this file")
     wishes.add_shape_arguments(parser)
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Print the plan."""
-    case = load_case(wishes.find_case(arguments.case))
+    """Make the run directory and print the plan."""
+    path = wishes.find_case(arguments.case)
+    case = load_case(path)
+    if case.rehearse and not arguments.rehearse:
+        arguments.rehearse = True
+        print(f"{case.file} says 'rehearse: true': stand-ins play the engines", file=sys.stderr)
+    arguments.run_id = arguments.run_id or new_run_id()
     plan = run(case, _cluster(case, arguments), arguments)
+    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / arguments.run_id))
+    run_dir.make().check_unused()
+    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    write_text(run_dir.plan, to_json(plan))
+    point_latest(run_dir.path)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
     print(to_json(plan) if arguments.format == "json" else text(plan))
+    told = f"plan {plan.fingerprint()[:12]} in {run_dir.path}; nothing was started"
+    print(told, file=sys.stderr, flush=True)
     return 0
 
 
@@ -93,9 +108,7 @@ def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
         if len(hosts) != case.num_nodes:
             raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
         return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
-    return clusters.local(
-        case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network or "71.9"
-    )
+    return clusters.local(case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,54 @@
 """A step run alone: what the command lines of all steps share.
 
-Enters: a plan and a node, as the command line names them. Leaves: the exit code, and
-messages that say what to do. Touches: what the step touches.
+Enters: a plan and a node, as the command line names them. Leaves: the exit code, messages that
+say what to do, and what the step did, added to the node's record. Touches: what the step touches;
+it ends what it started itself, and nothing else.
+
+Nothing here meets the other nodes: a step knows them by their health, and by what their steps
+wrote where they share its run directory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from steps.core import door, settings
-from steps.core.errors import Exit
+from steps.core.errors import Exit, UsageError
+from steps.core.node import holding
+from steps.core.node.holding import HOLDING, Hold, Taken
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
 from steps.core.node.supervisor import Supervisor
 from steps.core.node.wishes import add_plan_arguments, index_in, plan_of
-from steps.core.plan.plan import to_json
+from steps.core.plan.cluster import own_addresses
+from steps.core.plan.plan import LEADER, TOOL, Plan, from_json, to_json
 from steps.core.record.events import Event, EventLog, console_line
-from steps.core.record.rundir import RunDir, write_text
+from steps.core.record.records import Artifact, Cause, StepRecord, cause_from, to_dict
+from steps.core.record.rundir import NodeDir, RunDir, point_latest, sha256_of, write_text
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, secrets_in
 from steps.core.system.guard import Guard
 from steps.core.system.tail import Tail
 
+Part = tuple[str, Callable[["StepRun"], object]]
+#: How often a step looks whether what others hold for it is still there.
+LOOK_SECONDS = 0.25
 
-def marker(run_dir: RunDir, index: int) -> str:
-    """What a node's processes carry in their environment; unique on a machine."""
-    return f"{run_dir.path.resolve()}:{index}"
+
+def marker(run_dir: RunDir, index: int, step: str = "") -> str:
+    """What a node's processes carry in their environment; a step's own are told from others'."""
+    return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
 
 
 def printer(stream: object = None) -> Callable[[Event], None]:
@@ -45,81 +63,478 @@ def printer(stream: object = None) -> Callable[[Event], None]:
     return show
 
 
-def step(name: str, doc: str | None, body: Callable[[NodeRun], object], hold: bool) -> door.Verb:
-    """The ``main`` of a step run alone.
+@dataclass(frozen=True)
+class Step:
+    """A step that can be run alone.
 
-    Args:
-        hold: the step leaves processes running; hold them until Ctrl-C or until
-            one of them ends.
+    Attributes:
+        parts: what it does, each in its phase, for one node of a run.
+        kinds: the kinds of processes that it holds; a node without them needs it not.
+        starts: it starts processes; what holds does too.
+        everywhere: without ``--node-index`` it is done for each node of a plan for one machine.
+        needs: the fleet must be held, if this machine can know; ``waits`` may come before it.
     """
 
-    return door.Verb(name, doc, add_plan_arguments, partial(_alone, body=body, hold=hold))
+    name: str
+    doc: str | None
+    parts: Callable[[StepRun], Iterable[Part]]
+    kinds: tuple[str, ...] = ()
+    starts: bool = False
+    everywhere: bool = False
+    needs: bool = False
+    waits: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it leaves processes running, and holds them until it is told to end."""
+        return bool(self.kinds)
+
+    def names(self, plan: Plan, index: int) -> list[str]:
+        """The processes of a node that it must start."""
+        return [p.name for p in plan.nodes[index].processes if p.kind in self.kinds]
 
 
-def _alone(arguments: argparse.Namespace, body: Callable[[NodeRun], object], hold: bool) -> int:
-    plan, path = plan_of(arguments)
-    index = index_in(plan, arguments.node_index)
-    run_dir = RunDir(path).make()
+def step(
+    name: str, doc: str | None, parts: Callable[[StepRun], Iterable[Part]], **more: Any
+) -> door.Verb:
+    """The ``main`` of a step run alone; for arguments, see :class:`Step`."""
+    made = Step(name, doc, parts, **more)
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        add_plan_arguments(parser)
+        if made.holds:
+            held = parser.add_argument_group("how long")
+            held.add_argument(
+                "--detach", action="store_true", help="a keeper holds it until invoke stop"
+            )
+            held.add_argument(
+                "--limit", type=float, metavar="SECONDS",
+                help="end by itself after that; default: the sum of the plan's budgets",
+            )  # fmt: skip
+
+    return door.Verb(name, doc, options, partial(_work, made))
+
+
+class StepRun(NodeRun):
+    """One node's run as a step alone sees it: logs are all that it knows of other processes."""
+
+    whole = False
+    collected: tuple[Artifact, ...] = ()
+
+    def written(self) -> list[str]:
+        """Files of this node that other steps still write."""
+        up = [h for h in holding.look(self.run_dir, self.me.index) if h.up and h.step in HOLDING]
+        names = {name for hold in up for name in hold.processes}
+        logs = [process.log for process in self.me.processes if process.name in names]
+        tables = [_Table(self.dir.path, hold.step).processes.name for hold in up]
+        return [*logs, *tables, *(f"keeper-{hold.step}.log" for hold in up)]
+
+    def kinds_here(self) -> set[str]:
+        """The kinds of processes that this node has and no other step holds."""
+        held = {
+            name for h in holding.look(self.run_dir, self.me.index) if h.up for name in h.processes
+        }
+        return {p.kind for p in self.me.processes if p.name not in held}
+
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes in the log of each process of this node, whoever holds it."""
+        return self._sizes(self.me.index)
+
+    def _sizes(self, index: int) -> dict[str, int]:
+        sizes = {}
+        for process in self.plan.nodes[index].processes:
+            if process.kind != TOOL:
+                with contextlib.suppress(OSError):
+                    path = self.run_dir.path / f"node-{index}" / process.log
+                    sizes[process.name] = path.stat().st_size
+        return sizes
+
+    def _watch_progress(self) -> None:
+        mark = [self._sizes(node.index) for node in self.plan.nodes]
+        if mark != self._mark:
+            self._mark = mark
+            self.progress()
+
+
+# The command line
+
+
+def _work(step: Step, arguments: argparse.Namespace) -> int:
+    plan, run_dir = find(arguments)
     door.keep_in(run_dir.path)
+    nodes, whole = _nodes(step, plan, arguments.node_index)
+    if step.holds:
+        nodes = [index for index in nodes if step.names(plan, index)]
+        if not nodes:
+            print(f"nothing to do: the plan has no {step.name} there")
+            return int(Exit.PASS)
+    for index in nodes:
+        holding.check(run_dir.node(index), plan.fingerprint())
+    for hold in holding.settle(run_dir):
+        print(f"warning: {hold} had died", file=sys.stderr)
+    one = partial(_one, step, plan, run_dir, arguments, whole)
+    if step.holds and arguments.detach:
+        return _detached(step, plan, run_dir, nodes, one, _limit(plan, arguments))
+    if step.holds and len(nodes) > 1:
+        return _together(nodes, one)
+    return max(one(index) for index in nodes)
+
+
+def find(arguments: argparse.Namespace) -> tuple[Plan, RunDir]:
+    """The plan and the run directory a command line means; makes the directory of a new plan.
+
+    Raises:
+        UsageError, CaseError, InfraError: it means none that this step may use.
+    """
+    plan, path = plan_of(arguments)
+    given = Path(arguments.plan) if arguments.plan else None
+    if given and not arguments.run_dir and given.name != "plan.json":
+        path = Path("runs") / plan.run
+    run_dir = RunDir(path).make()
+    if path.stat().st_uid != os.getuid():
+        raise UsageError(
+            f"the run directory {path} belongs to another user",
+            "Copy its plan.json, and name it with --plan and a directory of yours with --run-dir.",
+        )
+    _enter(run_dir)
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
-    redactor = Redactor.of_environment(settings.inherited())
-    events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
-    run = NodeRun(plan, index, run_dir, events, redactor)
-    guard = Guard(marker(run_dir, index))
-    run.supervisor = supervisor_of(run, guard)
-    stop = threading.Event()
+        point_latest(run_dir.path)
+    elif arguments.case:
+        run_dir.check_unused()
+    elif from_json(run_dir.plan.read_text(encoding="utf-8")).fingerprint() != plan.fingerprint():
+        raise UsageError(
+            f"{given} is not the plan of {path}: its fingerprint is {plan.fingerprint()[:12]}",
+            "Name a new directory with --run-dir.",
+        )
+    return plan, run_dir
 
-    def interrupt(number: int, _frame: object) -> None:
-        run.interrupts += 1
-        stop.set()
-        run.ended.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
-    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
-    if arguments.verbose:
-        tail.start()
+def _enter(run_dir: RunDir) -> None:
+    """Be one of the steps in this directory, which a whole run has for itself alone."""
+    handle = os.open(run_dir.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with run.phase(events.phase if events.phase != "start" else "load"):
-            body(run)
-        while hold and run.supervisor.running and not run.ended.wait(0.5):
-            pass
-    except StepFailed as failure:
-        run.add_cause(failure.cause)
-    except RunEnded:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"a whole run is going on in {run_dir.path}",
+            "Wait for its end, or begin one of your own: invoke plan --case CASE.",
+        ) from None
+    except OSError:  # a network file system without locks
         pass
     finally:
-        names = [running.process.name for running in run.supervisor.running]
-        run.supervisor.stop(reversed(names), run.hurry)
-        run.supervisor.kill_strays()
+        os.close(handle)
+
+
+def _nodes(step: Step, plan: Plan, given: int | None) -> tuple[list[int], bool]:
+    """The nodes a step is done for, and whether these are the whole fleet."""
+    if given is not None or len(plan.nodes) == 1 or not step.everywhere:
+        return [index_in(plan, given)], given is None and len(plan.nodes) == 1
+    if plan.cluster.backend == "local":
+        return list(range(len(plan.nodes))), True
+    own = {address for found in own_addresses().values() for address in found}
+    here = [node.index for node in plan.nodes if node.address in own]
+    if len(here) != 1:
+        listed = ", ".join(node.address for node in plan.nodes)
+        raise UsageError(
+            f"the plan is for {listed}; this machine has {', '.join(sorted(own))}",
+            "Say which node this is with --node-index, or make a plan for these addresses.",
+        )
+    return here, False
+
+
+def _limit(plan: Plan, arguments: argparse.Namespace) -> float:
+    given = getattr(arguments, "limit", None)
+    return float(given or sum(budget.seconds for budget in plan.budgets.values()))
+
+
+def _detached(
+    step: Step,
+    plan: Plan,
+    run_dir: RunDir,
+    nodes: list[int],
+    one: Callable[..., int],
+    limit: float,
+) -> int:
+    keepers = []
+    for index in nodes:
+        log = run_dir.node(index).make().path / f"keeper-{step.name}.log"
+        before = log.stat().st_size if log.exists() else 0
+        work = partial(_kept, one, index)
+        keepers.append((index, log, before, *holding.detach(step.name, log, work)))
+    worst = 0
+    for index, log, before, pid, heard in keepers:
+        code = holding.await_up(pid, heard)
+        worst = max(worst, code)
+        if code:
+            with log.open(errors="replace") as told:
+                told.seek(before)
+                print(told.read().strip(), file=sys.stderr)
+            continue
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + limit))
+        print(f"{step.name} of node {index} is held by pid {pid}, at most until {until}")
+    if not worst:
+        print("invoke status shows it, invoke stop ends it.")
+    return worst
+
+
+def _kept(one: Callable[..., int], index: int, up: Callable[[], None]) -> int:
+    return one(index, up=up)
+
+
+def _together(nodes: list[int], one: Callable[..., int]) -> int:
+    """Hold several nodes from one terminal; when one ends, so do the others."""
+    children = {}
+    for index in nodes:
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            code = 3
+            try:
+                code = door.guarded(partial(one, index))
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children[pid] = index
+
+    def pass_on(number: int, _frame: object) -> None:
+        for pid in children:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM if number == signal.SIGHUP else number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells them too
+    worst = 0
+    while children:
+        pid, status = os.wait()
+        if children.pop(pid, None) is not None:
+            worst = max(worst, abs(os.waitstatus_to_exitcode(status)))
+            pass_on(signal.SIGTERM, None)
+    return worst
+
+
+# One node
+
+
+def _one(
+    step: Step,
+    plan: Plan,
+    run_dir: RunDir,
+    arguments: argparse.Namespace,
+    whole: bool,
+    index: int,
+    up: Callable[[], None] | None = None,
+) -> int:
+    until = time.time() + _limit(plan, arguments)
+    taken = Taken(run_dir, index, step.name, until, step.names(plan, index))
+    try:
+        return _Go(step, plan, run_dir, index, whole, taken).carry_out(arguments.verbose, up)
+    finally:
+        taken.close()
+
+
+class _Go:
+    """One go at a step, for one node."""
+
+    def __init__(
+        self, step: Step, plan: Plan, run_dir: RunDir, index: int, whole: bool, taken: Taken
+    ) -> None:
+        self.step, self.taken = step, taken
+        self.artifacts: list[Artifact] = []
+        self.redactor = Redactor.of_environment(settings.inherited())
+        for node in plan.nodes:
+            for process in node.processes:
+                self.redactor.learn(secrets_in(process.env))
+        path = run_dir.node(index).make().events
+        self.events = EventLog(path, plan.run, index, self.redactor, [printer()])
+        self.run = run = StepRun(plan, index, run_dir, self.events, self.redactor)
+        run.whole = whole
+        self.guard = Guard(marker(run_dir, index, step.name)) if step.holds or step.starts else None
+        run.supervisor = supervisor_of(run, self.guard, step=step.name)
+        self.parent, self.interrupted = os.getppid(), False
+
+    def carry_out(self, verbose: bool, up: Callable[[], None] | None) -> int:
+        """Do it, hold what it started, and write down what was done; the exit code."""
+        run, step = self.run, self.step
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
+        tail = Tail(
+            run.dir.path, lambda name, line: print(f"[{name}] {self.redactor.text(line)}"), "*.log"
+        )
+        if verbose:
+            tail.start()
+        self._append("begun")
+        why = "it is done"
+        over = threading.Event()
+        try:
+            if step.needs:
+                self._look_for_fleet()
+                threading.Thread(target=self._watch, args=(over,), daemon=True).start()
+            for phase, body in step.parts(run):
+                with run.phase(phase):
+                    body(run)
+            if step.holds:
+                assert run.supervisor is not None
+                self.taken.holds(r.process.name for r in run.supervisor.running)
+                self._append("held")
+                if up:
+                    up()
+                with run.phase("hold"):
+                    why = self._hold(detached=up is not None)
+        except StepFailed as failure:
+            run.add_cause(failure.cause)
+        except RunEnded:
+            pass
+        finally:
+            over.set()
+            code = self._end(why)
+            if verbose:
+                tail.close()
+            self.events.close()
+        return code
+
+    def _interrupt(self, number: int, _frame: object) -> None:
+        run = self.run
+        run.interrupts += 1
+        self.interrupted = True
+        name = signal.Signals(number).name
+        if not self.step.holds and run.interrupts == 1:
+            run.add_cause(run.cause_of("interrupt", "interrupted", f"interrupted by {name}"))
+        run.ended.set()
+
+    def _hold(self, detached: bool) -> str:
+        """Wait for the end; why it came."""
+        run = self.run
+        assert run.supervisor is not None
+        while True:
+            if not any(running.exit is None for running in run.supervisor.running):
+                return "all that it held has ended"
+            if time.time() > self.taken.hold.until:
+                return "its time limit passed"
+            if not detached and os.getppid() != self.parent:
+                return "its terminal is gone"
+            if run.ended.wait(0.2):
+                return "it was told to end" if self.interrupted else "a process ended"
+
+    def _end(self, why: str) -> int:
+        run, step = self.run, self.step
+        causes = run.own_causes()
+        cause = cause_from(causes[0]) if causes else None
+        if step.holds and self.interrupted and not causes:
+            why = "it was told to end"
+        self.taken.end(why, to_dict(cause) if cause else None)
+        if self.guard:
+            self._stop()
+        if step.holds:
+            self.events.emit("note", text=f"{step.name} ends: {why}")
+            self._clean_own()
+        outcome = "failed" if cause else "done"
+        self._append(outcome, cause)
+        if cause:
+            print(f"error: {cause.reason}", file=sys.stderr)
+            for line in cause.evidence:
+                print(f"    | {line}", file=sys.stderr)
+            if cause.hint:
+                print(f"    {cause.hint}", file=sys.stderr)
+            return int(CLASSES[cause.verdict])
+        missed = [result for result in run.benchmarks if result.status not in ("pass", "skipped")]
+        if missed:
+            return int(CLASSES[missed[0].fault or "functional"])
+        return int(Exit.PASS)
+
+    def _stop(self) -> None:
+        """End what this step started, the proxy first, the KV pool last."""
+        run = self.run
+        supervisor, guard = run.supervisor, self.guard
+        assert supervisor is not None
+        assert guard is not None
+        began, started = time.monotonic(), time.time()
+        for kinds in (("proxy",), ("server", TOOL), ("pool",)):
+            names = [r.process.name for r in supervisor.running if r.process.kind in kinds]
+            for name, seconds in supervisor.stop(names, run.hurry).items():
+                self.events.emit("stopped", process=name, seconds=seconds)
+        strays, _ = supervisor.kill_strays()
+        run.left += map(str, strays)
         guard.close()
-        if arguments.verbose:
-            tail.close()
-        events.close()
-    causes = run.own_causes()
-    if causes:
-        print(f"error: {causes[0]['reason']}", file=sys.stderr)
-        for line in causes[0]["evidence"]:
-            print(f"    | {line}", file=sys.stderr)
-        if causes[0]["hint"]:
-            print(f"    {causes[0]['hint']}", file=sys.stderr)
-        return int(CLASSES[causes[0]["verdict"]])
-    return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)
+        if self.step.holds:
+            self.events.phase = "stop"
+            run.note_phase("stop", started, time.monotonic() - began)
+
+    def _clean_own(self) -> None:
+        """Take secrets out of the logs that this step's processes have written."""
+        assert self.run.supervisor is not None
+        for log in {running.log for running in self.run.supervisor.running}:
+            with contextlib.suppress(OSError):
+                self.redactor.file(log)
+                name = str(log.relative_to(self.run.dir.path))
+                self.artifacts.append(Artifact(name, log.stat().st_size, sha256_of(log)))
+
+    def _append(self, outcome: str, cause: Cause | None = None) -> None:
+        """Add what was done to the node's record."""
+        run = self.run
+        now = time.time()
+        began = round(run.started, 3)
+        ended = outcome not in ("begun", "held")
+        done = StepRecord(self.step.name, began, round(now - began, 3), outcome, cause)
+        part = replace(run.record((*self.artifacts, *run.collected)), steps=(done,))
+        if not ended:
+            part = replace(part, checks=(), benchmarks=())
+        holding.append(run.dir, part, self.redactor.value)
+
+    # The rest of the fleet
+
+    def _held(self) -> Iterator[Hold]:
+        return (h for h in holding.look(self.run.run_dir) if h.step in HOLDING and h.pid)
+
+    def _look_for_fleet(self) -> None:
+        """Say what is known of the fleet, and refuse to go on where it is known to be down."""
+        run = self.run
+        known = {hold.node for hold in self._held()}
+        absent = [node for node in run.plan.nodes if node.index not in known]
+        if run.plan.cluster.backend != "local":
+            far = [node for node in absent if node.index != LEADER]
+            if far:
+                self.events.emit(
+                    "warning",
+                    text=f"{', '.join(node.name for node in far)}: known by their health only, "
+                    "since no rendezvous tells of them; bring their directories with invoke fetch "
+                    "--from DIR before the report",
+                )
+        elif absent and not self.step.waits:
+            node = absent[0]
+            reason = f"nothing serves node {node.index} in {run.run_dir.path}"
+            hint = "Start it: invoke serve --detach, then invoke wait."
+            raise StepFailed(run.cause_of("preflight", "infra", reason, node=node, hint=hint))
+
+    def _watch(self, over: threading.Event) -> None:
+        """End the step when what others hold for it ends."""
+        run = self.run
+        while not (over.is_set() or run.ended.is_set()):
+            for hold in self._held():
+                if not hold.up and not over.is_set():
+                    cause = cause_from(hold.cause) or holding.lost(hold, time.time())
+                    run.add_cause(cause)
+                    return
+            over.wait(LOOK_SECONDS)
 
 
-def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) -> Supervisor:
+def supervisor_of(
+    run: NodeRun, guard: Guard | None, nice: int | None = None, step: str = ""
+) -> Supervisor:
     """The supervisor of a node's run; environment scripts of the profile are sourced first.
 
     Args:
         nice: of what it starts; absent: what this program has itself now.
+        step: the step that runs alone, if one does.
     """
     from steps.core.system.envscripts import sourced
 
     inherited = sourced(run.plan.cluster.scripts, settings.inherited())
     return Supervisor(
-        run.dir,
-        marker(run.run_dir, run.me.index),
+        _Table(run.dir.path, step) if step else run.dir,
+        marker(run.run_dir, run.me.index, step),
         inherited,
         run.on_exit,
         guard,
@@ -127,3 +542,15 @@ def supervisor_of(run: NodeRun, guard: Guard | None, nice: int | None = None) ->
         run.plan.cluster.workdir,
         nice,
     )
+
+
+@dataclass(frozen=True)
+class _Table(NodeDir):
+    """A node's directory, with a table of processes for each step but ``serve``."""
+
+    step: str = ""
+
+    @property
+    def processes(self) -> Path:
+        """Kept current while the step lives."""
+        return self.path / f"processes{'' if self.step == 'serve' else f'-{self.step}'}.json"

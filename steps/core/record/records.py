@@ -123,6 +123,17 @@ class ProcessRecord:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """One go at a step that was run alone; ``outcome`` is begun, held, done, failed or lost."""
+
+    name: str
+    started: float
+    seconds: float = 0.0
+    outcome: str = "begun"
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file of the node's directory."""
 
@@ -133,7 +144,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Record:
-    """A node's account of itself, written at its end."""
+    """A node's account of itself: of its end, or step by step where steps run alone."""
 
     run: str
     node: int
@@ -154,6 +165,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     plan: str = ""
+    steps: tuple[StepRecord, ...] = ()
     schema: int = SCHEMA
 
 
@@ -214,9 +226,14 @@ def record_from(data: Any) -> Record | None:
         fields["checks"] = tuple(Check(**entry) for entry in data["checks"])
         fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
         fields["left"] = tuple(data["left"])
+        fields["steps"] = tuple(
+            StepRecord(**{**entry, "cause": cause_from(entry["cause"])})
+            for entry in data.get("steps", ())
+        )
         record = Record(**fields)
         times = [record.started, record.ended]
         times += [at for phase in record.phases for at in (phase.started, phase.seconds)]
+        times += [at for step in record.steps for at in (step.started, step.seconds)]
         times += [process.started for process in record.processes]
         times += [process.exit["at"] for process in record.processes if process.exit]
         return record if all(map(is_time, times)) else None

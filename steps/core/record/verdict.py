@@ -12,6 +12,7 @@ from typing import Any
 
 from steps.core.errors import Exit
 from steps.core.plan.plan import LEADER, Plan
+from steps.core.record import composed
 from steps.core.record.records import BenchResult, Cause, Check, Record
 
 SCHEMA = 1
@@ -134,6 +135,13 @@ def compute(
     cause, rest = _cause(leader, present, observed)
     benchmarks = leader.benchmarks if leader else ()
     checks = leader.checks if leader else ()
+    if composed.is_composed(present):
+        cause = composed.dated(cause, leader) if cause else None
+        failed = _benchmarks(plan, benchmarks)
+        failed = failed if failed and failed.verdict != "no-verdict" else None
+        needed, named = composed.left_out(plan, present)
+        cause = cause or _missing(plan, missing) or failed or needed
+        checks = (*checks, *named)
     if cause is None:
         cause = (
             _missing(plan, missing)
@@ -205,7 +213,8 @@ def _cause(
     leader: Record | None, present: Mapping[int, Record], observed: Sequence[Cause]
 ) -> tuple[Cause | None, tuple[Cause, ...]]:
     """The run's first cause: what the leader told everybody, unless the backend knows better."""
-    told = leader.cause if leader else None
+    # Steps that ran alone were told nothing: what every record knows counts alike.
+    told = leader.cause if leader and not leader.steps else None
     others = [c for record in present.values() for c in record.causes]
     if told is not None and not any(_explains(seen, told) for seen in observed):
         first: Cause | None = told
@@ -257,7 +266,7 @@ def _missing(plan: Plan, missing: Sequence[int]) -> Cause | None:
 
 
 def _benchmarks(plan: Plan, results: Sequence[BenchResult]) -> Cause | None:
-    done = {result.name: result for result in results}
+    done = _counting(results)
     for entry in plan.benchmarks:
         name = entry.benchmark.name
         result = done.get(name)
@@ -284,6 +293,16 @@ def _benchmarks(plan: Plan, results: Sequence[BenchResult]) -> Cause | None:
     return None
 
 
+def _counting(results: Sequence[BenchResult]) -> dict[str, BenchResult]:
+    """The measurement of each benchmark that counts: the first that failed, else the last."""
+    found: dict[str, BenchResult] = {}
+    for result in results:
+        known = found.get(result.name)
+        if known is None or known.status != "fail":
+            found[result.name] = result
+    return found
+
+
 def _evidence(checks: Sequence[Check]) -> Cause | None:
     names = {check.name: check for check in checks}
     if "completion" not in names:
@@ -298,15 +317,14 @@ def _evidence(checks: Sequence[Check]) -> Cause | None:
 
 def _complete(plan: Plan, results: Sequence[BenchResult]) -> tuple[BenchResult, ...]:
     """Results in the plan's order; what was never measured is shown as skipped."""
-    done = {result.name: result for result in results}
+    never = "was not run: the run ended before"
     return tuple(
-        done.get(entry.benchmark.name)
-        or BenchResult(
-            entry.benchmark.name,
-            entry.driver,
-            entry.benchmark.case_type,
-            "skipped",
-            "was not run: the run ended before",
-        )
+        result
         for entry in plan.benchmarks
+        for result in [found for found in results if found.name == entry.benchmark.name]
+        or [
+            BenchResult(
+                entry.benchmark.name, entry.driver, entry.benchmark.case_type, "skipped", never
+            )
+        ]
     )
