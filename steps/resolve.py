@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from steps.core import door
@@ -67,7 +68,7 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
     parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
     parser.add_argument("--run-id", default="", help="the plan's run id; default: by the time")
@@ -77,17 +78,30 @@ def _options(parser: argparse.ArgumentParser) -> None:
     wishes.add_shape_arguments(parser)
 
 
-def work(arguments: argparse.Namespace) -> int:
-    """Make the run directory and print the plan."""
+#: Makes the plan for this machine of a case, a run directory and a command line.
+Local = Callable[[Case, RunDir, argparse.Namespace], Plan]
+
+
+def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
+    """Make the run directory and print the plan.
+
+    Args:
+        local: makes the plan where all nodes are on this machine, with the tools it needs.
+    """
     path = wishes.find_case(arguments.case)
     case = load_case(path)
     if case.rehearse and not arguments.rehearse:
         arguments.rehearse = True
         print(f"{case.file} says 'rehearse: true': stand-ins play the engines", file=sys.stderr)
     arguments.run_id = arguments.run_id or new_run_id()
-    plan = run(case, _cluster(case, arguments), arguments)
     run_dir = RunDir(Path(arguments.run_dir or Path("runs") / arguments.run_id))
-    run_dir.make().check_unused()
+    run_dir.check_unused()
+    cluster = _far(case, arguments)
+    if cluster or local is None:
+        plan = run(case, cluster or _near(case, arguments), arguments)
+    else:
+        plan = local(case, run_dir, arguments)
+    run_dir.make()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     write_text(run_dir.plan, to_json(plan))
     point_latest(run_dir.path)
@@ -99,15 +113,20 @@ def work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-main = door.Verb("plan", __doc__, _options, work)
+main = door.Verb("plan", __doc__, options, work)
 
 
-def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
+def _far(case: Case, arguments: argparse.Namespace) -> Cluster | None:
+    """The cluster of the hosts that the command line or the case names."""
     hosts = [host for host in arguments.hosts.split(",") if host] or list(case.cluster_hosts)
-    if hosts and not arguments.rehearse:
-        if len(hosts) != case.num_nodes:
-            raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
-        return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
+    if not hosts or arguments.rehearse:
+        return None
+    if len(hosts) != case.num_nodes:
+        raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
+    return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
+
+
+def _near(case: Case, arguments: argparse.Namespace) -> Cluster:
     return clusters.local(case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network)
 
 

@@ -196,7 +196,7 @@ def plan(
     timeout: list[str] | None = None,
 ) -> None:
     """Make and print the plan of a case, in a run directory; nothing is started."""
-    call("steps.resolve", {key: value for key, value in locals().items() if key != "c"})
+    call("ci.plan", {key: value for key, value in locals().items() if key != "c"})
 
 
 def _step(name: str, doc: str, module: str = "") -> Task[Any]:
