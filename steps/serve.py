@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from steps import proxy
 from steps.core.node import alone
 from steps.core.node.health import look
 from steps.core.node.launch import start
@@ -48,7 +47,7 @@ def parts(run: alone.StepRun) -> Iterator[alone.Part]:
         yield "pool", pool
     yield "load", servers
     if run.whole and "proxy" in kinds:
-        yield "load", proxy.run
+        yield "load", partial(start, kind="proxy")
 
 
 main = alone.step("serve", __doc__, parts, kinds=("server",), everywhere=True)

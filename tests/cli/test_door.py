@@ -313,7 +313,9 @@ def test_every_command_goes_through_the_door() -> None:
             name, text = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
             assert name == "steps/core/door.py" or "ArgumentParser(" not in text, name
             if '__name__ == "__main__"' in text and name not in NO_VERBS:
-                assert re.search(r"door\.(Verb|guarded)\(|alone\.step\(|return command\(", text), name
+                assert re.search(r"door\.(Verb|guarded)\(|alone\.step\(|return command\(", text), (
+                    name
+                )
 
 
 def test_every_module_that_a_message_tells_to_start_can_be_started() -> None:
