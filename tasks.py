@@ -16,4 +16,3 @@ namespace.add_task(runner.hosts_check)
 namespace.add_task(runner.replay)
 namespace.add_task(runner.doctor)
 namespace.add_task(cluster.fetch)
-namespace.configure({"tasks": {"dedupe": False}})  # two measurements are two

@@ -140,6 +140,7 @@ def refuse_well() -> None:
         except ParseError as error:
             print(f"error: {error}\n    invoke --list shows the tasks.", file=sys.stderr)
             raise Leave(code=int(Exit.USAGE)) from None
+        self.config.tasks.dedupe = False  # two measurements are two
         _row.begin([str(context.name) for context in self.tasks])
 
     Program.parse_tasks = parse_tasks  # type: ignore[method-assign]

@@ -83,7 +83,8 @@ def work(arguments: argparse.Namespace) -> int:
         print(dumps(found, indent=2))
     else:
         print("\n".join(map(text, found)) or f"no step was begun in {run_dir.path}")
-    bad = [entry for entry in found if entry["cause"] or entry["state"] == "died"]
+    held = [entry for entry in found if entry["step"] in holding.HOLDING]
+    bad = [entry for entry in held if entry["cause"] or entry["state"] == "died"]
     return int(Exit.INFRA if bad else Exit.PASS)
 
 

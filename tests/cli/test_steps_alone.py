@@ -77,8 +77,8 @@ def test_the_roles_are_rows(hand: Hand) -> None:
 
 
 def test_a_failing_step_ends_the_row_and_the_closing_ones_happen(hand: Hand) -> None:
-    faulty = ("--rehearse", "--fault", "exit@1:load")
-    assert hand("plan", "--case", QUICKSTART, *faulty, *ROW) == 1, hand.said
+    faulty = ("--rehearse", "--fault", "crash@1:load")
+    assert hand("plan", "--case", QUICKSTART, *faulty, *ROW, crashes=True) == 1, hand.said
     verdict = hand.json("verdict.json")
     assert (verdict["verdict"], verdict["cause"]["node"]) == ("startup", 1), hand.said
     assert "bench: left out" in hand.said
@@ -119,6 +119,8 @@ def test_terminals_side_by_side_and_a_step_done_twice(hand: Hand) -> None:
         text = terminal.communicate(timeout=30)[0]
         assert terminal.returncode == 0, text
     assert hand("stop", "collect", "report") == 0, hand.said
+    [shown] = hand.json("verdict.json")["benchmarks"]
+    assert "measured 2 times (00-chat pass, 00-chat.2 pass)" in shown["note"]
     assert hand.left() == []
 
 
@@ -127,7 +129,7 @@ def test_terminals_side_by_side_and_a_step_done_twice(hand: Hand) -> None:
 def test_a_doing_step_that_is_killed_leaves_the_others_alone(
     hand: Hand, step: str, number: int
 ) -> None:
-    plan = [QUICKSTART, "--rehearse", *(["--fault", "slow@1:ms=300"] if step == "bench" else [])]
+    plan = [QUICKSTART, "--rehearse", *(["--fault", "slow=4@1"] if step == "bench" else [])]
     assert hand("plan", "--case", *plan, "serve", "--detach") == 0, hand.said
     if step == "bench":
         assert hand("wait") == 0, hand.said
@@ -159,10 +161,10 @@ def test_a_keeper_that_is_killed_is_found(hand: Hand, number: int) -> None:
 
 
 def test_a_server_that_dies_in_a_benchmark_is_a_crash(hand: Hand) -> None:
-    slow = ("--rehearse", "--fault", "slow@1:ms=300")
+    slow = ("--rehearse", "--fault", "slow=4@1")
     assert hand("plan", "--case", QUICKSTART, *slow, "serve", "--detach", "wait") == 0, hand.said
     doing = hand.begin("bench")
-    eventually((hand.run / "steps" / "0-bench.json").exists, 20)
+    eventually((hand.run / "node-0" / "bench" / "00-chat").exists, 20)
     os.kill(hand.server(1), signal.SIGKILL)
     text = doing.communicate(timeout=30)[0]
     assert doing.returncode == 1, text
@@ -225,12 +227,12 @@ def test_a_plan_of_another_version(hand: Hand) -> None:
 def test_a_plan_for_other_addresses(hand: Hand, tmp_path: Path) -> None:
     path = fleet.written(tmp_path, fleet.case(2))
     hand.env.update(fleet.environment(tmp_path))
-    row = ("plan", "--case", str(path), "--hosts", "192.0.2.1,192.0.2.2")
+    row = ("plan", "--case", str(path), "--hosts", "198.51.100.1,198.51.100.2")
     assert hand(*row) == 0, hand.said
     assert hand("serve") == 2, hand.said
-    assert "the plan is for 192.0.2.1, 192.0.2.2; this machine has" in hand.said
+    assert "the plan is for 198.51.100.1, 198.51.100.2; this machine has" in hand.said
     assert hand("serve", "--detach", "--node-index", "0") == 3, hand.said
-    assert "the plan gives this node the address 192.0.2.1" in hand.said
+    assert "the plan gives this node the address 198.51.100.1" in hand.said
 
 
 def test_another_plan_in_the_directory(hand: Hand, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import ipaddress
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.core import door, settings
-from steps.core.errors import Exit, UsageError
+from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.node import holding
 from steps.core.node.holding import HOLDING, Hold, Taken
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
@@ -169,6 +170,10 @@ def _work(step: Step, arguments: argparse.Namespace) -> int:
             print(f"nothing to do: the plan has no {step.name} there")
             return int(Exit.PASS)
     for index in nodes:
+        wrong = foreign(plan.nodes[index].address) if step.holds or step.starts else ""
+        if wrong:
+            hint = "Do it on that host, or make a plan for this one: invoke plan --hosts."
+            raise InfraError(wrong, hint)
         holding.check(run_dir.node(index), plan.fingerprint())
     for hold in holding.settle(run_dir):
         print(f"warning: {hold} had died", file=sys.stderr)
@@ -241,6 +246,18 @@ def _nodes(step: Step, plan: Plan, given: int | None) -> tuple[list[int], bool]:
             "Say which node this is with --node-index, or make a plan for these addresses.",
         )
     return here, False
+
+
+def foreign(address: str) -> str:
+    """Why a node of this address cannot be this machine; empty when it can."""
+    try:
+        wanted = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    own = [entry for entries in own_addresses().values() for entry in entries]
+    if wanted.is_loopback or str(wanted) in own:
+        return ""
+    return f"the plan gives this node the address {wanted}, but it has {', '.join(own)}"
 
 
 def _limit(plan: Plan, arguments: argparse.Namespace) -> float:

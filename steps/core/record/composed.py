@@ -129,13 +129,40 @@ def left_out(plan: Plan, records: Mapping[int, Record]) -> tuple[Cause | None, t
 _WHY = {"stop": "its processes are still up: what happens to them from here on is not judged"}
 
 
+def judged(plan: Plan, records: Mapping[int, Record]) -> dict[int, Record]:
+    """The records without deaths after the last thing that is judged.
+
+    Nobody tells the other hosts that a step by step fleet is taken down: where the servers of one
+    host end, those of another lose a peer, and die of it.
+    """
+    leader = records.get(LEADER)
+    done = {step.name: step for step in _last(leader) if step.outcome == "done"}
+    if not {"wait", "prove", *(["bench"] if plan.benchmarks else [])} <= set(done):
+        return dict(records)
+    over = max(done[name].started + done[name].seconds for name in ("wait", "prove"))
+
+    def counts(cause: Cause | None) -> Cause | None:
+        return None if cause and cause.kind == "exit" and cause.at > over else cause
+
+    return {
+        index: replace(record, cause=counts(record.cause), outcome="pass")
+        if record.cause and not counts(record.cause)
+        else record
+        for index, record in records.items()
+    }
+
+
 def dated(cause: Cause, leader: Record | None) -> Cause:
     """A cause with the phase that the leader was in; a death after ready is a crash."""
     if leader is None or not cause.at:
         return cause
     waits = [step for step in leader.steps if step.name == "wait" and step.outcome == "done"]
     ready = any(step.started + step.seconds <= cause.at for step in waits)
-    at = [p.name for p in leader.phases if p.started <= cause.at <= p.started + p.seconds]
+    at = [
+        phase.name
+        for phase in leader.phases
+        if phase.name != "hold" and phase.started <= cause.at <= phase.started + phase.seconds
+    ]
     if cause.kind == "exit" and cause.phase == "hold":
         verdict = "crash" if ready and cause.verdict == "startup" else cause.verdict
         cause = replace(cause, verdict=verdict, phase=at[-1] if at else cause.phase)

@@ -131,6 +131,8 @@ def compute(
     """
     present = {index: record for index, record in records.items() if record is not None}
     missing = tuple(node.index for node in plan.nodes if node.index not in present)
+    if composed.is_composed(present):
+        present = composed.judged(plan, present)
     leader = present.get(LEADER)
     cause, rest = _cause(leader, present, observed)
     benchmarks = leader.benchmarks if leader else ()
@@ -300,6 +302,12 @@ def _counting(results: Sequence[BenchResult]) -> dict[str, BenchResult]:
         known = found.get(result.name)
         if known is None or known.status != "fail":
             found[result.name] = result
+    for name, result in found.items():
+        every = [r for r in results if r.name == name]
+        if len(every) > 1:
+            told = ", ".join(f"{r.directory} {r.status}" for r in every)
+            note = f"measured {len(every)} times ({told}); this is {result.directory}"
+            found[name] = replace(result, note="; ".join(filter(None, (note, result.note))))
     return found
 
 
@@ -317,14 +325,15 @@ def _evidence(checks: Sequence[Check]) -> Cause | None:
 
 def _complete(plan: Plan, results: Sequence[BenchResult]) -> tuple[BenchResult, ...]:
     """Results in the plan's order; what was never measured is shown as skipped."""
-    never = "was not run: the run ended before"
+    done = _counting(results)
     return tuple(
-        result
+        done.get(entry.benchmark.name)
+        or BenchResult(
+            entry.benchmark.name,
+            entry.driver,
+            entry.benchmark.case_type,
+            "skipped",
+            "was not run: the run ended before",
+        )
         for entry in plan.benchmarks
-        for result in [found for found in results if found.name == entry.benchmark.name]
-        or [
-            BenchResult(
-                entry.benchmark.name, entry.driver, entry.benchmark.case_type, "skipped", never
-            )
-        ]
     )
