@@ -16,6 +16,9 @@ import subprocess
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.record import evidence
+from steps.core.record.records import Check
+
+NOT_INSTALLED = Check("special_dependencies", "skipped", "rehearsed: not installed")
 
 
 def run(run: NodeRun) -> None:
@@ -57,8 +60,11 @@ def run(run: NodeRun) -> None:
 
 
 def parts(run_: alone.StepRun) -> list[alone.Part]:
-    """Nothing for a node without packages, or in a rehearsal."""
-    return [("install", run)] if run_.me.packages and not run_.plan.rehearsed else []
+    """Nothing for a node without packages; a rehearsal only says that it installs none."""
+    if run_.me.packages and run_.plan.rehearsed:
+        run_.checks.append(NOT_INSTALLED)
+        return []
+    return [("install", run)] if run_.me.packages else []
 
 
 main = alone.step("install", __doc__, parts, starts=True, everywhere=True)

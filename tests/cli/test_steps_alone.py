@@ -15,6 +15,7 @@ from tests.core.cases import ROOT
 from tests.core.waiting import eventually
 from tests.faults.rehearse import rehearse
 from tests.realpath import fleet
+from tests.realpath.test_local import INSTALL, notes
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 GROUP = str(ROOT / "configs" / "cpu" / "smollm2-dp2.yaml")
@@ -67,6 +68,18 @@ def test_a_row_on_engines(tmp_path: Path, shape) -> None:
     assert (verdict["verdict"], verdict["rehearsed"]) == ("pass", False)
     assert [result["driver"] for result in verdict["benchmarks"]] == ["aisbench"]
     assert hand.left() == []
+
+
+def test_a_row_that_needs_packages(tmp_path: Path) -> None:
+    hand = Hand(tmp_path / "user", **fleet.environment(tmp_path))
+    path = fleet.written(tmp_path, fleet.case(1, **INSTALL))
+    assert hand("plan", "--case", str(path), *ROW) == 3, hand.said
+    assert hand.json("verdict.json")["cause"]["reason"] == "not done: install of node 0"
+    assert hand("install", "report") == 0, hand.said
+    assert len(notes(tmp_path)) == 1
+    rehearsed = Hand(tmp_path / "rehearsed", **fleet.environment(tmp_path))
+    assert rehearsed("plan", "--case", str(path), "--rehearse", *ROW) == 0, rehearsed.said
+    assert len(notes(tmp_path)) == 1
 
 
 def test_the_roles_are_rows(hand: Hand) -> None:

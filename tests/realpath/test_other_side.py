@@ -43,6 +43,9 @@ from tests.realpath import fleet
 
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
+    "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -71,7 +74,7 @@ PLACES = {
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
-    "resolve._cluster": "test_a_plan_for_hosts",
+    "resolve._far": "test_a_plan_for_hosts",
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
     "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",

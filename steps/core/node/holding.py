@@ -17,6 +17,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ PLACE = "steps"
 HOLDING = ("serve", "proxy", "pool")
 _NAME = re.compile(r"(\d+)-([a-z]+)\.json")
 READY = b"up"
+_PAUSE = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _locked(handle: int) -> bool:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        time.sleep(0.02)
+        _PAUSE.wait(0.02)
     return False
 
 
@@ -362,6 +364,6 @@ def _await(run_dir: RunDir, hold: Hold, seconds: float) -> None:
         while time.monotonic() < deadline:
             if not read(path).alive:
                 return
-            time.sleep(0.02)
+            _PAUSE.wait(0.02)
         _tell(hold, number)
     raise InfraError(f"{hold} does not end", "Look at the process; its guard ends what it held.")
