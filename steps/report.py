@@ -15,7 +15,7 @@ from pathlib import Path
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.errors import InfraError, UsageError
-from steps.core.node import holding
+from steps.core.node.alone import holding
 from steps.core.plan.plan import Plan
 from steps.core.record import outcome, records, summary
 from steps.core.record.events import read_events

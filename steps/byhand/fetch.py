@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steps.core import door
 from steps.core.errors import Exit, UsageError
-from steps.core.node import holding
+from steps.core.node.alone import holding
 from steps.core.plan.plan import Plan
 from steps.core.record import outcome, records
 from steps.core.record.rundir import RunDir, read_json

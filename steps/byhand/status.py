@@ -15,8 +15,8 @@ from typing import Any
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.errors import Exit
-from steps.core.node import holding
-from steps.core.node.holding import Hold
+from steps.core.node.alone import holding
+from steps.core.node.alone.holding import Hold
 from steps.core.plan.plan import Plan
 from steps.core.record import evidence, outcome
 from steps.core.record.rundir import RunDir

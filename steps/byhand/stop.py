@@ -12,8 +12,8 @@ from pathlib import Path
 
 from steps.core import door
 from steps.core.errors import Exit
-from steps.core.node import holding
-from steps.core.node.holding import Hold
+from steps.core.node.alone import holding
+from steps.core.node.alone.holding import Hold
 from steps.core.record import outcome
 from steps.core.record.rundir import RunDir
 
