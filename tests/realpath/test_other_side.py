@@ -236,7 +236,8 @@ def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
     assert found.known["WORKSPACE"] == str(tmp_path)
 
 
-def test_a_plan_for_hosts(tmp_path, capsys):
+def test_a_plan_for_hosts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "case.yaml"
     path.write_text(SPLIT)
     words = ["--case", str(path), "--hosts", "10.0.0.1,10.0.0.2", "--format", "json"]
