@@ -104,7 +104,7 @@ def e2e_k8s(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests: [PYTEST OPTIONS]."""
-    install(session, "node", "runner", "report", "workflows", "k8s", "hosts", "dev")
+    install(session, "node", "runner", "report", "workflows", "k8s", "dev")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
@@ -125,7 +125,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
-    install(session, "node", "runner", "dev")
+    install(session, "node", "runner", "k8s", "dev")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
     session.run("mypy")
@@ -188,7 +188,7 @@ def run_module(session: nox.Session, module: str) -> None:
 def backend_extras(arguments: list[str]) -> list[str]:
     """What the chosen backend needs besides; nothing for one machine."""
     flags = [argument.partition("=")[0] for argument in arguments]
-    return [name for name in ("k8s", "hosts") if name in arguments or f"--{name}" in flags]
+    return [name for name in ("k8s",) if name in arguments or f"--{name}" in flags]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ ADDRESS, PORT = "127.83.1.1", 28999
 
 def lead(pipe: multiprocessing.connection.Connection, size: int) -> None:
     """The leader's process: obeys ``end`` (tells the end, answers with the time) and ``quit``."""
-    from steps.core.node.rendezvous import Leader
+    from steps.core.node.rendezvous.leader import Leader
+    from steps.core.node.rendezvous.messages import End
+    from steps.core.record.records import Cause
 
     leader = Leader(ADDRESS, PORT, TOKEN, size)
     leader.start()
@@ -44,7 +46,7 @@ def lead(pipe: multiprocessing.connection.Connection, size: int) -> None:
             began = time.monotonic()
             leader.roll_call()
             rolled = time.monotonic()
-            leader.tell(phase="stop", ended={"cause": {"kind": "exit", "reason": "a" * 200}})
+            leader.tell(phase="stop", ended=End(Cause("exit", "crash", "a" * 200)))
             pipe.send((began, rolled))
     leader.close()
 

@@ -22,17 +22,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ci.backends import BACKENDS as PLACES
+from ci.backends.hosts import client as ssh
 from steps.core import door, settings
 from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, MultinodeError
 from steps.core.node.noderun import free_bytes
 from steps.core.plan import clusters
+from steps.core.system import machine
 
-BACKENDS = ("rehearsal", "local", "hosts", "k8s")
-NEEDED_BYTES = 1 << 30
+BACKENDS = ("rehearsal", *PLACES)
 #: Seconds after which an API server that refuses to answer is taken to be out of reach.
 PATIENCE = 0.5
-_NODE_SIDE = ("yaml", "requests", "cerberus", "invoke", "psutil")
+_NODE_SIDE = ("yaml", "cerberus", "invoke", "psutil")
 _RUNNER_SIDE = ("junit_xml", "rich", "jinja2")
 
 
@@ -124,7 +126,7 @@ def _machine(backends: Sequence[str]) -> Iterator[Look]:
     yield Look(
         BACKENDS,
         "disk",
-        free >= NEEDED_BYTES,
+        free >= machine.NEEDED_BYTES,
         f"{free / (1 << 30):.1f} GiB free in {Path.cwd()}",
         "1 GiB for logs and results",
         "Free some room, or put runs elsewhere with --run-dir.",
@@ -221,24 +223,15 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
 
 
 def _hosts(backends: Sequence[str]) -> Iterator[Look]:
-    ready = _importable("fabric")
+    client, fit = ssh.version()
     yield Look(
         ("hosts",),
-        "fabric",
-        ready,
-        "importable" if ready else "not in this environment",
-        "fabric 3, for SSH",
-        "nox installs it for `--on hosts`; elsewhere: pip install 'fabric>=3.2,<4'.",
-    )
-    client = shutil.which("ssh")
-    yield Look(
-        ("hosts",),
-        "ssh client",
-        bool(client),
+        "ssh",
+        fit,
         client or "not on PATH",
-        "ssh, to try by hand what a run does",
-        "Debian and Ubuntu: apt-get install openssh-client.",
-        must=False,
+        f"OpenSSH {'.'.join(map(str, ssh.MINIMUM))} or newer",
+        "Debian and Ubuntu: apt-get install openssh-client; Fedora and its kin: "
+        "dnf install openssh-clients.",
     )
     home = Path.home() / ".ssh"
     keys = sorted(path.name for path in home.glob("id_*") if path.suffix != ".pub")
@@ -250,7 +243,7 @@ def _hosts(backends: Sequence[str]) -> Iterator[Look]:
         "SSH keys",
         bool(known),
         ", ".join(known) or f"no agent, nothing in {home}",
-        "an agent, a key, or an IdentityFile in ~/.ssh/config or the hosts file",
+        "an agent, a key, or an IdentityFile in ~/.ssh/config",
         "ssh-keygen -t ed25519, then ssh-copy-id USER@HOST for each host; try it with "
         "invoke hosts-check --hosts A,B.",
         must=False,

@@ -6,22 +6,21 @@ directory; builds the environments of tools once. Nothing is started.
 
 from __future__ import annotations
 
-import argparse
-
 from ci.backends import Request, local
 from steps import resolve
 from steps.core import door
 from steps.core.case.case import Case
 from steps.core.node import alone
+from steps.core.node.wishes import Wishes
 from steps.core.plan.plan import Plan
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 
 
-def _local(case: Case, run_dir: RunDir, arguments: argparse.Namespace) -> Plan:
+def _local(case: Case, run_dir: RunDir, asked: Wishes) -> Plan:
     """The plan that ``nox -s multinode`` would make on this machine."""
-    events = EventLog(None, arguments.run_id, -1, listeners=[alone.printer()])
-    return local.make_plan(Request(case, arguments.run_id, run_dir, events, arguments))
+    events = EventLog(None, asked.run, -1, listeners=[alone.printer()])
+    return local.make_plan(Request(case, asked.run, run_dir, events, asked))
 
 
 main = door.Verb(

@@ -26,9 +26,10 @@ from typing import Any
 from ci import run as ci_run
 from ci.report import closing
 from steps.core import VERSION, door
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import CaseError, UsageError
-from steps.core.plan import budgets
+from steps.core.plan import budgets, drivers
 from steps.core.plan.plan import Plan, from_json, to_dict
 from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
 
@@ -116,7 +117,7 @@ def options(plan: Plan, path: Path) -> Iterator[str]:
     for driver in {entry.driver for entry in plan.benchmarks}:
         yield from ("--bench", driver)
     if case.benchmarks and not plan.benchmarks:
-        yield from ("--bench", "none")
+        yield from ("--bench", drivers.OFF.name)
     for phase, seconds in _timeouts(plan, case).items():
         yield from ("--timeout", f"{phase}={seconds:g}")
     network = _network(plan)

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from ci.nightly.known import Known
 from ci.report import annotate, closing, junit
 from ci.report.live import Live
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -38,6 +40,7 @@ from steps.core.errors import (
     errors_of,
 )
 from steps.core.node import wishes
+from steps.core.node.wishes import Wishes
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
@@ -67,63 +70,60 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out one command line; the exit code is the verdict's."""
-    path = wishes.find_case(arguments.case)
-    if arguments.junit:
-        junit.check(arguments.junit)
+    asked = wishes.wishes_of(arguments, case_may_rehearse=True)
+    path = wishes.find_case(asked.case)
+    if asked.junit:
+        junit.check(asked.junit)
     run_id = new_run_id()
-    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / run_id))
+    run_dir = RunDir(asked.run_dir or Path("runs") / run_id)
     run_dir.check_unused()
     try:
         case = load_case(path)
         warnings = check(path)
     except CaseError as error:
-        refusal = partial(_refuse, arguments, run_dir.make(), run_id, path, error)
-        closing.attempt("the report", refusal, _warn)
+        refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
+        closing.attempt("the report", refusal, door.warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today())
-    place = choose(case, arguments)
+    asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     _latest(run_dir)
-    live = Live(arguments.verbose)
+    live = Live(asked.verbose)
     redactor = Redactor.of_environment(settings.inherited())
     for node in case.nodes:
         redactor.learn(secrets_in(node.envs))
     warmer = closing.Warmer()
     events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live, warmer])
-    request = Request(case, run_id, run_dir, events, arguments)
+    request = Request(case, run_id, run_dir, events, asked)
     began = time.time()
     for warning in warnings:
         events.emit("note", text=f"{warning.rule} {warning.place}: {warning.message}")
     try:
         with _signals(request):
-            observed = _carry_out(request, place)
+            observed = _carry_out(request)
             warmer.close()
             run_dir.release()
             code = conclude(request, observed, issues, began, warnings)
     except CaseError as error:
-        refusal = partial(_refuse, arguments, run_dir, run_id, path, error)
-        closing.attempt("the report", refusal, _warn)
+        refusal = partial(_refuse, asked, run_dir, run_id, path, error)
+        closing.attempt("the report", refusal, door.warn)
         raise
     finally:
         for end in (warmer.close, live.close, events.close, partial(clean, run_dir, redactor)):
-            closing.attempt("a clean end", end, _warn)
-    closing.attempt("the collected JUnit", partial(_collect, arguments, run_dir), _warn)
-    closing.attempt("the summary on the terminal", partial(closing.show, run_dir), _warn)
+            closing.attempt("a clean end", end, door.warn)
+    closing.attempt("the collected JUnit", partial(_collect, asked, run_dir), door.warn)
+    closing.attempt("the summary on the terminal", partial(closing.show, run_dir), door.warn)
     return code
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def _collect(arguments: argparse.Namespace, run_dir: RunDir) -> None:
+def _collect(asked: Wishes, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
-    if arguments.junit:
-        add = partial(junit.collect, arguments.junit, [run_dir.junit])
-        closing.attempt(f"the JUnit in {arguments.junit}", add, annotate.warn)
+    if asked.junit:
+        add = partial(junit.collect, asked.junit, [run_dir.junit])
+        closing.attempt(f"the JUnit in {asked.junit}", add, door.warn)
 
 
 def clean(run_dir: RunDir, redactor: Redactor) -> None:
@@ -146,32 +146,32 @@ def check(path: Path) -> list[Problem]:
     return [problem for problem in problems if problem.severity is Severity.WARNING]
 
 
-def choose(case: Case, arguments: argparse.Namespace) -> str:
-    """The backend a command line means; never a silent rehearsal.
+def choose(case: Case, asked: Wishes) -> Wishes:
+    """The same wishes with the backend they mean; never a silent rehearsal.
 
     Raises:
         UsageError: nothing says where to run.
     """
-    if case.rehearse and not arguments.on:
-        arguments.rehearse = True
+    if case.rehearse and not asked.place:
+        asked = asked.rehearsed()
         print(f"{case.file} says 'rehearse: true': stand-ins play the engines", flush=True)
-    if arguments.rehearse:
-        return str(arguments.on or "local")
-    wishes.rehearsal_of(arguments)
-    if arguments.on:
-        return str(arguments.on)
-    if arguments.hosts or case.cluster_hosts:
-        return "hosts"
+    asked.check_faults()
+    if asked.place:
+        return asked
+    if asked.rehearsal is not None:
+        return replace(asked, place="local")
+    if asked.hosts or case.cluster_hosts:
+        return replace(asked, place="hosts")
     found = settings.read()
     if found.kubeconfig or found.kubeconfig_b64 or (Path.home() / ".kube" / "config").is_file():
-        return "k8s"
+        return replace(asked, place="k8s")
     raise UsageError("no cluster: no kubeconfig, no cluster_hosts in the case", WAYS)
 
 
-def _carry_out(request: Request, place: str) -> tuple[Cause, ...]:
+def _carry_out(request: Request) -> tuple[Cause, ...]:
     """Run the backend; its own errors become causes, so that a verdict is always written."""
     try:
-        return backend(place)(request)
+        return backend(request.wishes.place)(request)
     except CaseError:
         raise
     except MultinodeError as error:
@@ -230,9 +230,7 @@ def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
     write_text(run_dir.summary, Redactor().text(text + "\n".join(lines) + "\n"))
 
 
-def _refuse(
-    arguments: argparse.Namespace, run_dir: RunDir, run_id: str, path: Path, error: CaseError
-) -> None:
+def _refuse(asked: Wishes, run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
     """Files of a run whose case is wrong: CI wants a report of that too."""
     first = error.problems[0]
     cause = Cause(
@@ -252,7 +250,7 @@ def _refuse(
     clean(run_dir, Redactor.of_environment(settings.inherited()))
     closing.publish(run_dir)
     _latest(run_dir)
-    _collect(arguments, run_dir)
+    _collect(asked, run_dir)
     annotate.show(error.problems)
 
 

@@ -30,11 +30,7 @@ def hosts_check(
     format: str = "text",
 ) -> None:
     """Say what every host has for a run, what is wrong, and where hosts differ."""
-    options = {key: value for key, value in locals().items() if key != "c"}
-    if hosts or case:
-        call("ci.backends.hosts.check", options)
-    else:
-        call("steps.hosts_check", {k: v for k, v in options.items() if k not in ("hosts", "case")})
+    call("ci.backends.hosts.check", {key: value for key, value in locals().items() if key != "c"})
 
 
 @task(
@@ -53,7 +49,7 @@ def replay(
 
 @task(
     help={
-        "for": "one backend: rehearsal, local, hosts or k8s; exit code 3 when it cannot be used",
+        "for": "one backend, such as k8s; exit code 3 when it cannot be used",
         "format": "text or json",
     }
 )

@@ -10,7 +10,6 @@ what carries this run's label.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import threading
 import time
@@ -30,6 +29,8 @@ from k8s.manifest import Names, Order
 from k8s.triage import Finding, Triage
 from steps.core.case.case import Case
 from steps.core.errors import InfraError
+from steps.core.node import contract
+from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
 from steps.core.plan.profile import find_profile, load_profile
@@ -55,7 +56,7 @@ class Request(Protocol):
     run: str
     run_dir: RunDir
     events: EventLog
-    arguments: argparse.Namespace
+    wishes: Wishes
     interrupted: threading.Event
     interrupts: int
     on_interrupt: list[Callable[[int], None]]
@@ -71,11 +72,11 @@ def run(request: Request) -> tuple[Cause, ...]:
         CaseError, UsageError: profile, case or options are wrong.
         InfraError: the cluster cannot run it; nothing was created.
     """
-    profile = load_profile(find_profile(request.arguments.profile))
+    profile = load_profile(find_profile(request.wishes.profile))
     api = client.connect()
     namespace = profile.namespace or api.namespace
     order = render.order(
-        request.case, profile, request.arguments, request.run, namespace, output="events"
+        request.case, profile, request.wishes, request.run, namespace, output="events"
     )
     return Run(request, api, order).main()
 
@@ -361,20 +362,16 @@ class Run:
 
     def _observe(self, finding: Finding) -> None:
         """A cause only we can see."""
-        at = finding.at or time.time()
-        cause = Cause(
-            kind="lost",
-            verdict="infra",
-            reason=finding.reason,
-            node=finding.node,
-            role="" if finding.node is None else ("leader" if finding.node == 0 else "worker"),
-            process="pod" if finding.node is not None else "",
+        cause = contract.lost(
+            finding.node,
+            finding.reason,
+            self.began,
+            log="pod.log",
+            process="pod",
+            at=finding.at,
             phase="start" if not finding.started else "run",
-            seconds=round(max(at - self.began, 0.0), 3),
-            at=at,
             exit_code=finding.exit_code,
             signal=finding.signal,
-            log="" if finding.node is None else f"node-{finding.node}/pod.log",
             hint=finding.hint,
         )
         self.observed.append(cause)
@@ -405,14 +402,14 @@ class Run:
         with self.lock:
             alive = [i for i in self.triage.alive() if i != cause.node]
         if cause.kind == "interrupt" or cause.node is None:
-            words = ["stop"]
+            word = contract.STOP
         else:
-            words = ["lost", str(cause.node), cause.reason]
+            word = str(contract.Lost.of(cause))
         targets = [LEADER] if LEADER in alive else alive
 
         def tell(index: int) -> None:
             try:
-                self.harvest.exec(index, "tell", *words)
+                self.harvest.exec(index, "tell", *word.split(" "))
             except ApiError as error:
                 self.events.emit("warning", text=f"node {index} could not be told: {error}")
 

@@ -18,7 +18,7 @@ KINDS = ("pods", "statefulsets", "services", "configmaps")
 
 
 def delete(api: Api, names: Names, parts: int) -> list[str]:
-    """Ask for the deletion of everything; what could not be asked for."""
+    """Ask for the deletion of everything; returns the names that could not be asked for."""
     space, base = names.namespace, names.base
     failed = []
     wanted = [("leaderworkersets", base, "Foreground"), ("services", names.service, "Background")]
@@ -51,7 +51,7 @@ def remove(
     seconds: float,
     over: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Delete, and look until all is gone; what is left after ``seconds``, and why."""
+    """Delete, and look until all is gone; returns the names left after ``seconds``, and why."""
     deadline = time.monotonic() + seconds
     failed = delete(api, names, parts)
     delay = 0.1

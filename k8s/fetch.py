@@ -56,11 +56,6 @@ class Fetched:
     problems: list[str] = field(default_factory=list)
     done: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        """Whether everything is here and verified."""
-        return not self.problems
-
 
 @dataclass
 class Wanted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -18,6 +19,8 @@ from k8s.api.follow import previous
 from k8s.fetch import Fetched
 from k8s.manifest import Order
 from k8s.triage import Triage
+from steps.core.errors import Exit
+from steps.core.node import contract
 from steps.core.plan.budgets import BUDGETS
 from steps.core.record.records import Cause
 
@@ -136,7 +139,7 @@ class Harvest:
         self.events.phase = "delete"
         base, space = self.names.base, self.names.namespace
         how = f"kubectl delete -n {space} lws/{base} --cascade=foreground"
-        if self.request.arguments.keep:
+        if self.request.wishes.keep:
             self.request.say(
                 f"kept {base}; look inside: kubectl exec -n {space} -it {base}-0 -- sh; "
                 f"delete: {how}"
@@ -173,22 +176,17 @@ def without_record(place: Path, index: int, done: dict[str, Any], began: float) 
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line for line in lines if not line.startswith(("{", "multinode: "))]
     errors = [line for line in told if line.startswith("error:")]
-    reason = f"the node program exited with code {code} and left no record"
-    if errors:
-        reason = errors[-1].removeprefix("error: ")
-    at = float(done.get("at") or time.time())
-    return Cause(
-        kind="config" if code == 2 else "exit",
-        verdict=_BY_CODE.get(code, "infra"),
-        reason=reason,
-        node=index,
-        role="leader" if index == 0 else "worker",
-        process="node",
+    reason = errors[-1].removeprefix("error: ") if errors else contract.ended(code)
+    cause = contract.lost(
+        index,
+        reason,
+        began,
+        log="pod.log",
+        at=float(done.get("at") or 0),
         phase="join",
-        seconds=round(max(at - began, 0.0), 3),
-        at=at,
         exit_code=code,
         evidence=tuple(told[-10:]),
-        log=f"node-{index}/pod.log",
         hint=f"Look at node-{index}/pod.log.",
     )
+    kind = "config" if code == Exit.USAGE else "exit"
+    return replace(cause, kind=kind, verdict=_BY_CODE.get(code, "infra"))

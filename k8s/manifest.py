@@ -3,7 +3,7 @@
 Enters: a case, a profile, a bundle, the run's names. Leaves: documents in the
 order in which they are created. Touches nothing.
 
-One pod template serves leader and workers; who leads is told by the environment
+One pod template serves leader and workers; the leader is told by the environment
 that the LeaderWorkerSet controller gives each pod.
 """
 

@@ -22,20 +22,22 @@ import yaml
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
+from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.profile import Profile, find_profile, load_profile
-from steps.core.plan.resolver import Options, resolve
+from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import new_run_id
 
 
 def order(
     case: Case,
     profile: Profile,
-    arguments: argparse.Namespace,
+    asked: Wishes,
     run: str,
     namespace: str,
     *,
@@ -47,8 +49,7 @@ def order(
         CaseError, UsageError: the case cannot be resolved, or asks for more than a node has.
         InfraError: the manifests would never run; that is a defect of ours.
     """
-    rehearsal = wishes.rehearsal_of(arguments)
-    options = wishes.options_of(arguments, run)
+    options = asked.options(run)
     if profile.devices_per_node is not None and case.npu_per_node > profile.devices_per_node:
         raise UsageError(
             f"{case.file}: npu_per_node is {case.npu_per_node}, a node of the profile "
@@ -64,11 +65,11 @@ def order(
         names=Names.of(case, run, namespace),
         run=run,
         token=secrets.token_hex(16),
-        bundle=bundle.make(rehearsal is not None),
+        bundle=bundle.make(asked.rehearsal is not None),
         expires=time.time() + profile.keep_for,
         output=output,
-        arguments=_node_arguments(arguments, options, case, profile),
-        rehearsal=rehearsal,
+        arguments=_node_arguments(asked, case, profile),
+        rehearsal=asked.rehearsal,
         port=urlsplit(plan.endpoint.url).port or 8080,
         env=_own_environment(),
     )
@@ -78,18 +79,13 @@ def order(
     return made
 
 
-def _node_arguments(
-    arguments: argparse.Namespace, options: Options, case: Case, profile: Profile
-) -> tuple[str, ...]:
+def _node_arguments(asked: Wishes, case: Case, profile: Profile) -> tuple[str, ...]:
     """Options that shape the plan, for the node program."""
-    found = ["--bench", arguments.bench] if arguments.bench else []
-    for entry in arguments.timeout:
-        found += ["--timeout", entry]
-    if "join" not in {**case.timeouts, **options.timeouts}:
-        # One pod may run at once while another waits for a node and then for its image.
-        wait = sum(profile.budgets.values()) + BUDGETS["join"].seconds
-        found += ["--timeout", f"join={wait:g}"]
-    return tuple(found)
+    if "join" in {**case.timeouts, **asked.timeouts}:
+        return asked.node_words()
+    # One pod may run at once while another waits for a node and then for its image.
+    wait = sum(profile.budgets.values()) + BUDGETS["join"].seconds
+    return (*asked.node_words(), "--timeout", f"join={wait:g}")
 
 
 def _own_environment() -> dict[str, str]:
@@ -143,10 +139,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the manifests, or write them to a file."""
-    case = load_case(wishes.find_case(arguments.case))
-    profile = load_profile(find_profile(arguments.profile))
+    asked = wishes.wishes_of(arguments)
+    case = load_case(wishes.find_case(asked.case))
+    profile = load_profile(find_profile(asked.profile))
     namespace = arguments.namespace or profile.namespace or "default"
-    made = order(case, profile, arguments, new_run_id(), namespace, output="text")
+    made = order(case, profile, asked, new_run_id(), namespace, output="text")
     if arguments.output:
         Path(arguments.output).write_text(text(made), encoding="utf-8")
     else:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps import bench_drivers
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, caches
 from steps.core.case import gates
-from steps.core.node import alone, caches
-from steps.core.node.health import look
+from steps.core.node import alone
+from steps.core.node.http import look
 from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.plan import drivers
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
 from steps.core.record import stats
 from steps.core.record.records import BenchResult, to_dict
@@ -85,10 +86,11 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     name = entry.benchmark.name
     directory, earlier = _fresh(run.dir.bench / _file_name(name, number))
     began, started = time.monotonic(), time.time()
-    if entry.driver == "none":
+    driver = drivers.chosen(entry.driver, run.plan.rehearsed)
+    if not driver.module:
         return _result(entry, "skipped", entry.skip_gates, started=started)
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
-    series = _Series(run, number, earlier)
+    series = _Series(run, number, driver, earlier)
 
     def take(places: Sequence[Path]) -> BenchResult:
         series.take(places, confirms=bool(series.found))
@@ -126,14 +128,14 @@ class _Series:
         earlier: measurements that an earlier step has made on the same fleet.
     """
 
-    def __init__(self, run: NodeRun, number: int, earlier: int = 0) -> None:
+    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver, earlier: int) -> None:
         self._earlier = earlier
         self.found: list[Measurement] = []
         self.way = ""
         self._run, self._number = run, number
         self._entry = run.plan.benchmarks[number]
-        self._measure = bench_drivers.driver(self._entry.driver)
-        self._varies = bench_drivers.varies(self._entry.driver)
+        self._measure = bench_drivers.implementation(driver).measure
+        self._varies = driver.other_prompts
         self._first: float | None = None
         asked = self._entry.benchmark
         confirms = asked.confirm > 0 and not self._entry.skip_gates
@@ -176,7 +178,7 @@ class _Series:
 def _fresh(directory: Path) -> tuple[Path, int]:
     """This directory, or one beside those of earlier measurements; how many there are."""
     places = itertools.chain([directory], (Path(f"{directory}.{n}") for n in itertools.count(2)))
-    return next((place, number) for number, place in enumerate(places) if not place.exists())
+    return next((place, number) for number, place in enumerate(places) if not any(place.glob("*")))
 
 
 def _places(directory: Path, what: str, count: int) -> list[Path]:

@@ -27,7 +27,6 @@ def run(run: NodeRun) -> None:
     Raises:
         StepFailed: pip fails, class infra.
     """
-    assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     log = run.dir.path / "install.log"
     argv = [run.plan.cluster.python, "-m", "pip", "install", *run.me.packages]

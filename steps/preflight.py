@@ -23,7 +23,7 @@ from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
 from steps.core.system import machine
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline, installed
 
 #: Before a port that is in use is asked once more.
 AGAIN_SECONDS = 0.05
@@ -114,7 +114,7 @@ def _bound(run: NodeRun, port: Port) -> str:
     argv = next((p.argv for p in run.me.processes if p.name == port.process), ())
     if port.purpose != "api" or run.plan.rehearsed:
         return run.me.address
-    host = (arguments.value(argv, "--host") or "0.0.0.0").strip("[]")
+    host = (commandline.read(argv).text("--host") or "0.0.0.0").strip("[]")
     return "127.0.0.1" if host == "localhost" else host
 
 
@@ -151,7 +151,6 @@ def _holder(port: int) -> str:
 
 def programs(run: NodeRun) -> Iterator[str]:
     """Every program the node will start must be on its PATH."""
-    assert run.supervisor is not None
     for process in run.me.processes:
         path = run.supervisor.environment(process).get("PATH", "")
         if shutil.which(process.argv[0], path=path) is None:
@@ -171,7 +170,7 @@ def models(run: NodeRun) -> Iterator[str]:
     if run.plan.rehearsed:
         return
     for process in run.me.processes:
-        model = arguments.model(process.argv) if process.kind == "server" else None
+        model = commandline.read(process.argv).model if process.kind == "server" else None
         if model and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
             yield f"the model directory {model} is not there"
             return
@@ -181,7 +180,6 @@ def devices(run: NodeRun) -> Iterator[str]:
     """Devices must be as many as the case says, and idle; asked of npu-smi where it is."""
     if run.me.devices == 0:
         return
-    assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     if not servers:
         return
@@ -220,10 +218,9 @@ def versions(run: NodeRun) -> dict[str, str]:
     """Versions of the packages that matter, from the servers' interpreter."""
     if run.plan.rehearsed:
         return {"engine": "rehearsal stand-in"}
-    assert run.supervisor is not None
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    return machine.versions_of([run.plan.cluster.python], env)
+    return machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)
 
 
 main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)

@@ -36,8 +36,8 @@ def judge(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
     """The run of a directory with its verdict.
 
     Args:
-        observed: causes that only the backend saw; kept in the directory, so that who reads
-            the run again comes to the same verdict.
+        observed: causes that only the backend saw; kept in the directory, so that a
+            later reading of the run comes to the same verdict.
 
     Raises:
         InfraError: the directory has no plan, so nothing can be said.

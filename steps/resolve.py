@@ -10,22 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from steps.core import door
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import UsageError
 from steps.core.node import wishes
+from steps.core.node.wishes import Wishes
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
-
-
-def run(case: Case, cluster: Cluster, arguments: argparse.Namespace) -> Plan:
-    """The plan of ``case`` on ``cluster`` with a command line's options."""
-    return resolve(case, cluster, wishes.options_of(arguments, arguments.run_id))
 
 
 def text(plan: Plan) -> str:
@@ -78,8 +77,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     wishes.add_shape_arguments(parser)
 
 
-#: Makes the plan for this machine of a case, a run directory and a command line.
-Local = Callable[[Case, RunDir, argparse.Namespace], Plan]
+#: Makes the plan for this machine of a case, a run directory and what was asked for.
+Local = Callable[[Case, RunDir, Wishes], Plan]
 
 
 def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
@@ -88,19 +87,22 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
     Args:
         local: makes the plan where all nodes are on this machine, with the tools it needs.
     """
-    path = wishes.find_case(arguments.case)
+    asked = wishes.wishes_of(arguments, case_may_rehearse=True)
+    path = wishes.find_case(asked.case)
     case = load_case(path)
-    if case.rehearse and not arguments.rehearse:
-        arguments.rehearse = True
+    if case.rehearse and asked.rehearsal is None:
+        asked = asked.rehearsed()
         print(f"{case.file} says 'rehearse: true': stand-ins play the engines", file=sys.stderr)
-    arguments.run_id = arguments.run_id or new_run_id()
-    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / arguments.run_id))
+    asked.check_faults()
+    asked = replace(asked, run=asked.run or new_run_id())
+    run_dir = RunDir(asked.run_dir or Path("runs") / asked.run)
     run_dir.check_unused()
-    cluster = _far(case, arguments)
-    if cluster or local is None:
-        plan = run(case, cluster or _near(case, arguments), arguments)
+    cluster = _far(case, asked)
+    if cluster is None and local:
+        plan = local(case, run_dir, asked)
     else:
-        plan = local(case, run_dir, arguments)
+        near = partial(clusters.local, case, rehearsal=asked.rehearsal, network=asked.network)
+        plan = resolve(case, cluster or near(), asked.options(asked.run))
     run_dir.make()
     write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
     write_text(run_dir.plan, to_json(plan))
@@ -116,18 +118,14 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
 main = door.Verb("plan", __doc__, options, work)
 
 
-def _far(case: Case, arguments: argparse.Namespace) -> Cluster | None:
+def _far(case: Case, asked: Wishes) -> Cluster | None:
     """The cluster of the hosts that the command line or the case names."""
-    hosts = [host for host in arguments.hosts.split(",") if host] or list(case.cluster_hosts)
-    if not hosts or arguments.rehearse:
+    hosts = [host for host in asked.hosts.split(",") if host] or list(case.cluster_hosts)
+    if not hosts or asked.rehearsal is not None:
         return None
     if len(hosts) != case.num_nodes:
         raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
     return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
-
-
-def _near(case: Case, arguments: argparse.Namespace) -> Cluster:
-    return clusters.local(case, rehearsal=wishes.rehearsal_of(arguments), network=arguments.network)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from steps.core.node import alone
-from steps.core.node.health import look
+from steps.core.node.http import look
 from steps.core.node.launch import start
 from steps.core.node.noderun import NodeRun
 from steps.core.plan.plan import Probe

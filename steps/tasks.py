@@ -140,7 +140,7 @@ def refuse_well() -> None:
         except ParseError as error:
             print(f"error: {error}\n    invoke --list shows the tasks.", file=sys.stderr)
             raise Leave(code=int(Exit.USAGE)) from None
-        self.config.tasks.dedupe = False  # two measurements are two
+        self.config.tasks["dedupe"] = False  # two measurements are two
         _row.begin([str(context.name) for context in self.tasks])
 
     Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
@@ -149,7 +149,7 @@ def refuse_well() -> None:
 _SHAPE = {
     "rehearse": "stand-ins play the engines, on this machine",
     "fault": "inject a fault in a rehearsal (may be repeated)",
-    "bench": "benchmark driver: smoke, aisbench or none",
+    "bench": "benchmark driver, such as smoke; `python -m steps.bench --help` lists them",
     "timeout": "PHASE=SECONDS, a phase's budget (may be repeated)",
 }
 _PLAN = {

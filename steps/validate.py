@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
 from steps.core.case.source import enough
 from steps.core.errors import (
@@ -194,7 +195,7 @@ def _weighs(problems: Sequence[Problem]) -> bool:
 def _expand(path: Path) -> list[Path]:
     try:
         return default_paths(path) if path.is_dir() else [path]
-    except PermissionError:  # in a closed directory: who reads the case says it
+    except PermissionError:  # in a closed directory: reading the case will say so
         return [path]
 
 

@@ -15,8 +15,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from steps.core.node import alone, chat
-from steps.core.node.health import Answer, look
+from steps.core.node import alone, http
+from steps.core.node.http import Answer, look
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Process
 from steps.core.record import evidence
@@ -45,7 +45,7 @@ def ready(run: NodeRun) -> None:
     """Wait until every API server, the pool and the proxy answer their probes.
 
     Raises:
-        StepFailed: the budget or the stall limit is used up; names who is missing.
+        StepFailed: the budget or the stall limit is used up; names the servers that are missing.
     """
     began = time.monotonic()
     watches = [_Watch(node, process) for node, process in run.plan.probes()]
@@ -75,10 +75,10 @@ def completion(run: NodeRun) -> None:
     """
     endpoint = run.plan.endpoint
     limit = ATTEMPT_SECONDS if run.plan.rehearsed else ATTEMPT_SECONDS_REAL
-    last = chat.Reply(0, "", "not asked yet")
+    last = http.Reply(0, "", "not asked yet")
     attempts = ATTEMPTS if run.plan.rehearsed else ATTEMPTS_REAL
     for attempt in range(attempts):
-        last = chat.ask(endpoint.url, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+        last = http.ask(endpoint.url, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
         run.check_end()
         if last.text.strip():
             run.events.emit("answer", url=endpoint.url, text=last.text[:120], attempt=attempt + 1)

@@ -1,4 +1,4 @@
-"""Backends: who starts the node programs, and where.
+"""Backends: each starts the node programs in its own kind of place.
 
 Enters: a :class:`Request`. Leaves: a run directory with every node's files,
 and what only the backend saw. A new backend is one module with
@@ -7,7 +7,6 @@ and what only the backend saw. A new backend is one module with
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import signal
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from steps.core.case.case import Case
+from steps.core.node.wishes import Wishes
 from steps.core.record.events import EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir
@@ -31,7 +31,7 @@ class Request:
     """One run to carry out.
 
     Attributes:
-        arguments: the command line of ``ci.run``.
+        wishes: what the command line of ``ci.run`` asked for.
         interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them,
             ``number`` is the latest signal.
         on_interrupt: what the backend wants to be told at each of them.
@@ -41,7 +41,7 @@ class Request:
     run: str
     run_dir: RunDir
     events: EventLog
-    arguments: argparse.Namespace
+    wishes: Wishes
     interrupted: threading.Event = field(default_factory=threading.Event)
     interrupts: int = 0
     number: int = signal.SIGTERM

@@ -27,10 +27,12 @@ from ci.backends import Request
 from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
-from steps.core.node import alone, wishes
-from steps.core.plan import clusters, faults
-from steps.core.plan.cluster import Cluster
+from steps.core.node import contract, noderun
+from steps.core.plan import clusters
+from steps.core.plan.cluster import Cluster, Tool
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import LEADER, Plan, to_json
+from steps.core.plan.proxies import KINDS
 from steps.core.plan.resolver import resolve
 from steps.core.record import records
 from steps.core.record.events import Event
@@ -68,14 +70,13 @@ def run(request: Request) -> tuple[Cause, ...]:
     ancestry.adopt()
     orphans = ancestry.Orphans()
     tail = Tail(request.run_dir.path, request.show, "node-*/*.log")
-    if request.arguments.verbose:
+    if request.wishes.verbose:
         tail.start()
     try:
         for node in plan.nodes:
             members.append(_start(request, node.index))
         programs = {member.index: member.popen.pid for member in members}
-        _, signals = faults.sort(request.arguments.fault)
-        aim = Aim(signals, request.run_dir, request.events, programs)
+        aim = Aim(request.wishes.signals, request.run_dir, request.events, programs)
         request.events.listeners.append(aim)
         try:
             return _follow(request, plan, members)
@@ -85,7 +86,7 @@ def run(request: Request) -> tuple[Cause, ...]:
     finally:
         for member in members:
             _kill(member)
-        if request.arguments.verbose:
+        if request.wishes.verbose:
             tail.close()
         request.run_dir.token.unlink(missing_ok=True)
         _sweep(request, plan, orphans, [member.popen.pid for member in members])
@@ -93,30 +94,25 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def make_plan(request: Request) -> Plan:
     """The plan on loopback addresses, with the tools it needs built first."""
-    arguments = request.arguments
-    rehearsal = wishes.rehearsal_of(arguments)
-    options = wishes.options_of(arguments, request.run)
-    profile = _profile(request, rehearsal is not None)
-    network = arguments.network or clusters.free_network(settings.read().control_port)
+    asked = request.wishes
+    options = asked.options(request.run)
+    profile = _profile(request, asked.rehearsal is not None)
+    network = asked.network or clusters.free_network(settings.read().control_port)
 
-    def cluster(router: str = "", ais_bench: str = "") -> Cluster:
+    def cluster(**tools: str) -> Cluster:
         return clusters.local(
             request.case,
-            rehearsal=rehearsal,
+            rehearsal=asked.rehearsal,
             network=network,
-            router=router,
-            ais_bench=ais_bench,
+            **tools,
             env=profile.env,
             paths=profile.paths,
             name=profile.name,
         )
 
     plan = resolve(request.case, cluster(), options)
-    router = _tool(request, "vllm-router") if _wants_router(plan) else ""
-    ais_bench = _tool(request, "aisbench") if _wants_aisbench(plan) else ""
-    if router or ais_bench:
-        plan = resolve(request.case, cluster(router, ais_bench), options)
-    return plan
+    built = {tool.field: _built(request, tool) for tool in _absent(plan)}
+    return resolve(request.case, cluster(**built), options) if built else plan
 
 
 @dataclass(frozen=True)
@@ -143,46 +139,35 @@ def _profile(request: Request, rehearsed: bool) -> _Profile:
     return _Profile("local-cpu", {}, {"PATH": (str(found.bin),)})
 
 
-def _wants_router(plan: Plan) -> bool:
-    proxy = plan.proxy
-    return proxy is not None and proxy.argv[0] == "vllm-router" and not shutil.which("vllm-router")
+def _absent(plan: Plan) -> set[Tool]:
+    """What the plan's drivers and its proxy start, and nothing on this machine provides."""
+    asked = {DRIVERS[entry.driver].tool for entry in plan.benchmarks}
+    words = plan.proxy.argv[:1] if plan.proxy else ()
+    asked |= {kind.tool for kind in KINDS.values() if kind.tool and kind.tool.program in words}
+    there = (tool for tool in asked if tool and not shutil.which(tool.of(plan.cluster)))
+    return {tool for tool in there if tool.of(plan.cluster) == tool.program}
 
 
-def _wants_aisbench(plan: Plan) -> bool:
-    used = any(entry.driver == "aisbench" for entry in plan.benchmarks)
-    return used and not plan.cluster.ais_bench and not shutil.which("ais_bench")
-
-
-def _tool(request: Request, name: str) -> str:
+def _built(request: Request, tool: Tool) -> str:
     """Path of a tool's program, from an environment built once and kept."""
     from ci.tools import environments
 
-    programs = {"vllm-router": "vllm-router", "aisbench": "ais_bench"}
-    return str(environments.ensure(name, request.say).bin / programs[name])
+    return str(environments.ensure(tool.environment, request.say).bin / tool.program)
 
 
 def _start(request: Request, index: int) -> Member:
     """Start one node program; its standard input is its bond to us."""
     node_dir = request.run_dir.node(index).make()
     log = (node_dir.path / "node.log").open("ab")
-    argv = [
-        sys.executable,
-        "-m",
-        "steps.node",
-        "--plan",
-        str(request.run_dir.plan.resolve()),
-        "--run-dir",
-        str(request.run_dir.path.resolve()),
-        "--token-file",
-        str(request.run_dir.token.resolve()),
-        "--node-index",
-        str(index),
-        "--bound",
-        "--output",
-        "events",
-    ]
+    run_dir = request.run_dir
+    start = contract.Start(
+        index,
+        str(run_dir.path.resolve()),
+        token_file=str(run_dir.token.resolve()),
+        plan=str(run_dir.plan.resolve()),
+    )
     popen = subprocess.Popen(
-        argv,
+        start.argv(sys.executable),
         cwd=clusters.ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -239,7 +224,7 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
             if _lost_its_leader(record):
                 _end(members[LEADER])
             if not record.exists():
-                cause = _death(plan, member, began)
+                cause = _death(member, began)
                 observed.append(cause)
                 request.events.emit("cause", text=str(cause), verdict=cause.verdict)
                 _tell(members, member, cause)
@@ -257,7 +242,7 @@ def _lost_its_leader(record: Path) -> bool:
 
 
 def _hasten(members: list[Member], seconds: float, after: float) -> None:
-    """The leader waits for everybody it has not lost: who is late after its end is lost.
+    """The leader waits for every node it has not lost: a node that is late after its end is lost.
 
     A program that somebody stopped is let go on, so that it can stop its servers and write its
     record; one that does not end in time is killed, and its guard ends its servers.
@@ -283,33 +268,24 @@ def _pause(members: list[Member]) -> None:
             return
 
 
-def _death(plan: Plan, member: Member, began: float) -> Cause:
+def _death(member: Member, began: float) -> Cause:
     code = member.popen.returncode
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    node = plan.nodes[member.index]
-    now = time.time()
     with contextlib.suppress(OSError):
         member.log.flush()
-    return Cause(
-        kind="lost",
-        verdict="infra",
-        reason=f"the node program {how} and left no record",
-        node=member.index,
-        role=node.role,
-        process="node",
+    return contract.lost(
+        member.index,
+        contract.ended(code),
+        began,
         phase=member.phase,
-        seconds=round(now - began, 3),
-        at=now,
         exit_code=code if code >= 0 else None,
         signal=signal.Signals(-code).name if code < 0 else "",
-        log=f"{node.name}/node.log",
-        hint=f"Look at {node.name}/node.log and at what else happened on this machine.",
+        hint=f"Look at node-{member.index}/node.log and at what else happened on this machine.",
     )
 
 
 def _tell(members: list[Member], dead: Member, cause: Cause) -> None:
     """Tell the leader, or everybody when it was the leader, so that nobody waits."""
-    line = f"lost {dead.index} {cause.reason.removeprefix('the node program ')}\n".encode()
+    line = f"{contract.Lost.of(cause)}\n".encode()
     for member in members:
         if member.ended or LEADER not in (dead.index, member.index):
             continue
@@ -342,7 +318,7 @@ def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: li
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
     def marks() -> list[int]:
-        names = [alone.marker(request.run_dir, node.index) for node in plan.nodes]
+        names = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
         return [pid for name in names for pid in guard.marked(name)]
 
     killed, left = orphans.end(programs, marks, GUARD_SECONDS)

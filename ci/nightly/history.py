@@ -23,18 +23,17 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ci.report import annotate
+from ci.tools.git import git
 from steps.core import door, settings
-from steps.core.case.numbers import dumps, finite, loads
+from steps.core.case import values
+from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters
 from steps.core.plan.plan import LEADER, Plan
@@ -144,43 +143,6 @@ def encode(result: Result) -> str:
     return dumps({"sha256": digest, "result": body}) + "\n"
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"found {type(value).__name__}, expected text")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str):
-        raise ValueError("found text, expected a number")
-    return finite(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"found {type(value).__name__}, expected true or false")
-    return value
-
-
-def _map(inner: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    def read(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError(f"found {type(value).__name__}, expected a mapping")
-        return {key: inner(entry) for key, entry in value.items()}
-
-    return read
-
-
-#: How a field is read, by its annotation.
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "str": _text,
-    "float": _number,
-    "bool": _flag,
-    "Mapping[str, str]": _map(_text),
-    "Mapping[str, Mapping[str, float]]": _map(_map(_number)),
-}
-
-
 def decode(text: str) -> Result:
     """The result of a file.
 
@@ -198,19 +160,10 @@ def decode(text: str) -> Result:
         raise ValueError("no result of a run, or a torn one") from None
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise ValueError(f"found another schema, expected {SCHEMA}")
-    known: dict[str, Any] = {}
-    for name, entry in Result.__dataclass_fields__.items():
-        if name in fields:
-            try:
-                known[name] = _READERS[str(entry.type)](fields[name])
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-    absent = {"run", "case", "time", "verdict"} - known.keys()
-    if absent:
-        raise ValueError(f"no {', '.join(sorted(absent))}")
-    if not 0 <= known["time"] <= LAST_SECOND:
+    found = values.decode(Result, fields, spare=True)
+    if not 0 <= found.time <= LAST_SECOND:
         raise ValueError("time: no second of this era")
-    return Result(**known)
+    return found
 
 
 class DirectoryStore:
@@ -247,7 +200,7 @@ class DirectoryStore:
                 "`python -m ci.nightly.history RUN_DIR`.",
             ) from None
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """The newest ``last`` results of a case, or all, oldest first, each run once.
 
         Args:
@@ -318,7 +271,7 @@ class GitStore:
                         raise
             time.sleep(random.uniform(0.1, 0.5) * (attempt + 1))
 
-    def results(self, case: str, last: int | None = None, say: Say = annotate.warn) -> list[Result]:
+    def results(self, case: str, last: int | None = None, say: Say = door.warn) -> list[Result]:
         """As for :class:`DirectoryStore`."""
         with tempfile.TemporaryDirectory(prefix="multinode-history-") as scratch:
             self._checkout(Path(scratch))
@@ -367,30 +320,13 @@ def _newest(folder: Path) -> Iterator[Path]:
 def commit_here() -> str:
     """The commit of this repository; empty when it is none."""
     with contextlib.suppress(InfraError):
-        return _git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
+        return git(clusters.ROOT, "rev-parse", "--short=12", "HEAD").strip()
     return ""
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(clone), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
-            timeout=300,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfraError(f"history: git {arguments[0]}: {error}") from None
-    if done.returncode:
-        raise InfraError(
-            f"history: git {arguments[0]} failed: {done.stderr.strip()[-300:]}",
-            "Check the store's name and that git may push to it.",
-        )
-    return done.stdout
+    hint = "Check the name of the history, and that git may push to it."
+    return git(clone, *arguments, hint=hint)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

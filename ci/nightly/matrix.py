@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cerberus import Validator
-
+from ci.tools.git import git
 from steps.core import door
+from steps.core.case import check
 from steps.core.case.numbers import dumps
 from steps.core.case.source import Source, load_yaml, parse_yaml
-from steps.core.errors import CaseError, InfraError, Problem, UsageError, errors_of, sort_problems
+from steps.core.errors import CaseError, Problem, UsageError, errors_of, sort_problems
 from steps.core.plan import clusters
 from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
@@ -133,21 +132,11 @@ def _form(source: Source) -> Iterator[Problem]:
         "keysrules": {"type": "string", "allowed": [str(soc) for soc in socs]},
         "valuesrules": {"type": "integer", "min": 1},
     }
-    validator = Validator(schema)
-    validator.validate(source.data, normalize=False)
-    yield from _explain(source, validator.errors, ())
-
-
-def _explain(source: Source, errors: Any, path: tuple[Any, ...]) -> Iterator[Problem]:
-    for key, found in errors.items():
-        for item in found:
-            if isinstance(item, dict):
-                yield from _explain(source, item, (*path, key))
-                continue
-            where = ".".join(str(part) for part in (*path, key))
-            known = ", ".join(ENTRY)
-            hint = f"An entry has: {known}." if "unknown" in item or "required" in item else ""
-            yield Problem("matrix", f"{where}: {item}", source.place(*path, key), hint)
+    for path, text in check.told(schema, source.data):
+        known = ", ".join(ENTRY)
+        hint = f"An entry has: {known}." if "unknown" in text or "required" in text else ""
+        where = ".".join(map(str, path))
+        yield Problem("matrix", f"{where}: {text}", source.place(*path), hint)
 
 
 def _profiles(source: Source) -> Iterator[Problem]:
@@ -244,19 +233,8 @@ def matrix_at(rev: str, root: Path = clusters.ROOT) -> tuple[Entry, ...] | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise InfraError("git is not installed", "--changed-since asks git.") from None
-    if done.returncode:
-        first = (done.stderr.strip().splitlines() or ["unknown revision"])[0]
-        raise UsageError(
-            f"git {' '.join(arguments)}: {first}",
-            "Name a commit of this clone; in CI check out with fetch-depth: 0.",
-        )
-    return done.stdout
+    hint = "Name a commit of this clone; in CI check out with fetch-depth: 0."
+    return git(root, *arguments, hint=hint, refused=UsageError)
 
 
 # Output

@@ -234,9 +234,17 @@ def work(arguments: argparse.Namespace) -> int:
     results = results_of(store, arguments.case, arguments.last)
     print(text(case_key(arguments.case), results))
     if arguments.plot:
-        from ci.report import plots
+        from ci.tools import plots
 
-        plots.save_trend(results, arguments.plot)
+        curves = [
+            plots.Curve(
+                f"{name} {metric}",
+                tuple((point.time, point.value) for point in series(results, name, metric)),
+                METRICS.get(metric, ("", True))[0],
+            )
+            for name, metric in main_metrics(results) or [("", "")]
+        ]
+        plots.save_trends(curves, arguments.plot)
         print(f"\nplotted to {arguments.plot}")
     return 0
 

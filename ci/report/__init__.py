@@ -1,1 +1,1 @@
-"""What people read of a run: HTML, plots, JUnit, annotations, the live view."""
+"""What people read of a run: HTML, JUnit, annotations, the live view."""

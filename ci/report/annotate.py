@@ -1,13 +1,11 @@
 """GitHub's annotations: what went wrong, at the line of the case it is about.
 
 Enters: problems, or a case and its verdict. Leaves: workflow commands.
-Touches: standard output, and only in a GitHub job; warnings go to standard error.
+Touches: standard output, and only in a GitHub job.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Sequence
 
 from steps.core import settings
@@ -41,9 +39,3 @@ def show(problems: Sequence[Problem]) -> None:
     """Print them where GitHub reads them."""
     if problems and settings.read().github_actions:
         print(as_github(problems, ()), end="", flush=True)
-
-
-def warn(text: str) -> None:
-    """Say what went wrong beside a verdict; nothing depends on whether anybody reads it."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)

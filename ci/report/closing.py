@@ -21,9 +21,9 @@ from functools import partial
 
 from ci.nightly import history, known, trend
 from ci.nightly.known import Known
-from ci.report import annotate, junit
+from ci.report import junit
 from steps import report
-from steps.core import settings
+from steps.core import door, settings
 from steps.core.case.case import Case
 from steps.core.errors import Exit, MultinodeError
 from steps.core.record import devicetime
@@ -111,7 +111,7 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
         if verdict.cause.hint:
             lines.append(f"**Next:** {verdict.cause.hint}")
     write_text(run_dir.summary, redactor.text("\n\n".join(lines) + "\n"))
-    attempt("report.html", lambda: _refused_html(run_dir, verdict), annotate.warn)
+    attempt("report.html", lambda: _refused_html(run_dir, verdict), door.warn)
 
 
 def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
@@ -134,7 +134,7 @@ def publish(run_dir: RunDir) -> None:
             out.write(run_dir.summary.read_text(encoding="utf-8"))
 
     if target:
-        attempt("GitHub's summary", append, annotate.warn)
+        attempt("GitHub's summary", append, door.warn)
 
 
 def show(run_dir: RunDir) -> None:

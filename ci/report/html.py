@@ -22,9 +22,10 @@ from typing import Any
 
 from ci.nightly.history import Result, case_key, open_store
 from ci.nightly.trend import main_metrics, series
-from ci.report import logs, plots
-from ci.report.plots import Bar, Row
+from ci.report import logs
 from ci.report.requests import Sample, samples
+from ci.tools import plots
+from ci.tools.plots import Bar, Row
 from steps.core import door, settings
 from steps.core.case.gates import METRICS
 from steps.core.errors import UsageError
@@ -131,8 +132,8 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
     redactor = Redactor()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     records = {index: record for index, record in over.records.items() if record}
-    versions = differences({index: record.versions for index, record in records.items()})
-    differing = differences(environments(plan))
+    versions = summary.differences({index: record.versions for index, record in records.items()})
+    environment = environments(plan)
     page: str = _template().render(
         plan=plan,
         verdict=verdict,
@@ -157,10 +158,10 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
             for p in plan.ports
         ],
         versions=versions,
-        version_heads=["version of", *(f"node {index}" for index in versions[0])],
+        version_heads=["version of", *(f"node {index}" for index in records)],
         all_versions=next((dict(r.versions) for r in records.values()), {}),
-        environments=differing,
-        environment_heads=["variable", *(f"node {index}" for index in differing[0])],
+        environments=summary.differences(environment),
+        environment_heads=["variable", *(f"node {index}" for index in environment)],
         logs=logs.excerpts(run_dir, plan, verdict, redactor),
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
@@ -377,11 +378,6 @@ def commands(plan: Plan) -> dict[str, list[tuple[str, str]]]:
         ]
         for node in plan.nodes
     }
-
-
-def differences(values: Mapping[int, Mapping[str, str]]) -> tuple[list[int], list[tuple[str, ...]]]:
-    """(nodes, rows of what is not the same on all of them)."""
-    return list(values), summary.differences(values) if len(values) > 1 else []
 
 
 def event_lines(events: Iterable[Event], started: float) -> Iterator[str]:

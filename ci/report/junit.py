@@ -30,8 +30,8 @@ from xml.parsers.expat import ExpatError
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-from ci.report import annotate
 from steps.core import door
+from steps.core.case.fields import PHASES
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan.plan import LEADER, Plan
 from steps.core.record.records import BenchResult, Cause, Record
@@ -39,7 +39,7 @@ from steps.core.record.rundir import read_bounded, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS, Verdict
 from steps.lint.formats import xml_text
 
-_PHASES = ("join", "preflight", "install", "pool", "load", "probe", "proof")
+_PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect")]
 
 
 def xml(
@@ -291,7 +291,7 @@ def _taken(handle: int, target: Path) -> bool:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         said = f"{target}: {error.strerror}: writers at the same time may lose each other's suites"
-        annotate.warn(said)
+        door.warn(said)
     return True
 
 

@@ -1,1 +1,1 @@
-"""Tool environments, models and data sets, the reference page."""
+"""Tool environments and their cache, plots, the reference page."""

@@ -37,7 +37,6 @@ class Group:
         self.members: dict[int, Link] = {}
         self.ready: set[int] = set()
         self.overdue: asyncio.TimerHandle | None = None
-        self.nudge: asyncio.TimerHandle | None = None
 
     @property
     def size(self) -> int:
@@ -48,7 +47,7 @@ class Group:
         """Start the clock."""
         loop = asyncio.get_running_loop()
         self.overdue = loop.call_later(self.join_seconds, self._too_late)
-        self.nudge = loop.call_later(min(10.0, self.join_seconds / 3), self._say_who_is_missing)
+        loop.call_later(min(10.0, self.join_seconds / 3), self._say_who_is_missing)
 
     def missing(self) -> list[int]:
         """Ranks that have not said hello."""

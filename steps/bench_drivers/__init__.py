@@ -3,30 +3,24 @@
 Enters: a :class:`Job`. Leaves: a :class:`Measurement`. A driver judges
 nothing but whether its numbers can be believed; gates are held elsewhere.
 
-A new driver is one module with ``measure(run, job) -> Measurement`` and one
-line in ``DRIVERS``. It may have ``problems(run, entry)``, which says before
-anything is started why it could not measure, and ``OTHER_PROMPTS = True`` when it
-heeds ``Job.prompts``.
+Each is a module that is an :class:`Implementation`, and an entry in
+``steps.core.plan.drivers``, which names the module.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import is_finite
 from steps.core.node.noderun import NodeRun
+from steps.core.plan.drivers import DRIVERS, Driver
 from steps.core.plan.plan import BenchmarkPlan, Endpoint
 from steps.core.record.records import Check
-
-DRIVERS = {
-    "smoke": "steps.bench_drivers.smoke",
-    "aisbench": "steps.bench_drivers.aisbench",
-}
 
 
 @dataclass(frozen=True)
@@ -100,26 +94,30 @@ class Sample:
         return (self.e2el - self.ttft) / (self.output_tokens - 1)
 
 
-def driver(name: str) -> Callable[[NodeRun, Job], Measurement]:
-    """The ``measure`` function of a driver; imported when it is asked for."""
-    measure: Callable[[NodeRun, Job], Measurement] = importlib.import_module(DRIVERS[name]).measure
-    return measure
+class Implementation(Protocol):
+    """The module of a driver."""
+
+    def measure(self, run: NodeRun, job: Job) -> Measurement:
+        """Send the load once and say what was seen; RunEnded and StepFailed may pass through."""
+
+    def problems(self, run: NodeRun, entry: BenchmarkPlan) -> Iterable[str]:
+        """What is known on the leader before anything starts, and will keep it from measuring."""
 
 
-def varies(name: str) -> bool:
-    """Whether a driver can send other prompts than before."""
-    return bool(getattr(importlib.import_module(DRIVERS[name]), "OTHER_PROMPTS", False))
+def implementation(driver: Driver) -> Implementation:
+    """The module of a driver that measures; imported when it is asked for."""
+    return cast(Implementation, importlib.import_module(driver.module))
 
 
 def problems(run: NodeRun) -> Iterator[str]:
     """What is known now to keep the plan's benchmarks from being measured, on the leader."""
-    if not run.is_leader:
-        return
-    for entry in run.plan.benchmarks:
-        module = importlib.import_module(DRIVERS[entry.driver]) if entry.driver in DRIVERS else None
-        ask = getattr(module, "problems", None)
-        for problem in ask(run, entry) if ask else ():
-            yield f"benchmark '{entry.benchmark.name}': {problem}"
+    for entry in run.plan.benchmarks if run.is_leader else ():
+        driver = DRIVERS.get(entry.driver)
+        if driver is None:
+            yield f"benchmark '{entry.benchmark.name}': there is no driver {entry.driver!r} here"
+        elif driver.module:
+            for problem in implementation(driver).problems(run, entry):
+                yield f"benchmark '{entry.benchmark.name}': {problem}"
 
 
 def generation(benchmark: Benchmark) -> dict[str, Any]:

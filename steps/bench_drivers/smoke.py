@@ -27,9 +27,9 @@ from steps.bench_drivers import Job, Measurement, Sample, generation
 from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
 from steps.core.case.numbers import dumps
 from steps.core.node.noderun import NodeRun
+from steps.core.plan.plan import BenchmarkPlan
 from steps.core.record.records import Check
 
-OTHER_PROMPTS = True
 REQUEST_SECONDS = 600.0
 REQUEST_SECONDS_REHEARSED = 60.0
 _STATUS = re.compile(r"[1-9][0-9]{2}\Z", re.ASCII)
@@ -37,6 +37,11 @@ _WORDS = (
     "count", "apples", "train", "river", "seven", "market", "window", "garden", "letter", "stone",
     "ticket", "candle", "bridge", "school", "winter", "orange",
 )  # fmt: skip
+
+
+def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterable[str]:
+    """None: it needs nothing but the endpoint."""
+    return ()
 
 
 def measure(run: NodeRun, job: Job) -> Measurement:

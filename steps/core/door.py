@@ -70,6 +70,12 @@ def no_options(_parser: argparse.ArgumentParser) -> None:
     """For a command that takes none."""
 
 
+def warn(text: str) -> None:
+    """Say that something beside the result went wrong; nobody has to read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def guarded(work: Callable[[], int]) -> int:
     """Run ``work``; whatever it raises becomes a message and an exit code."""
     try:

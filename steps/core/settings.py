@@ -41,7 +41,6 @@ class Settings:
     control_port_given: str
     lws_leader_address: str
     lws_worker_index: str
-    lws_group_size: str
     workspace: str
     config_yaml_path: str
     config_base_path: str
@@ -104,7 +103,6 @@ def read() -> Settings:
         control_port_given=env.get("MULTINODE_CONTROL_PORT", ""),
         lws_leader_address=env.get("LWS_LEADER_ADDRESS", ""),
         lws_worker_index=env.get("LWS_WORKER_INDEX", ""),
-        lws_group_size=env.get("LWS_GROUP_SIZE", ""),
         workspace=env.get("WORKSPACE", ""),
         config_yaml_path=env.get("CONFIG_YAML_PATH", ""),
         config_base_path=env.get("CONFIG_BASE_PATH", ""),

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers import Job
-from steps.core.case.case import load_case
-from steps.core.node import alone
+from steps.core.case.build import load_case
 from steps.core.node.noderun import NodeRun
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal
@@ -145,7 +144,6 @@ class Bench:
             run_dir.node(0).make().events, plan.run, 0, Redactor(), [self.seen.append]
         )
         self.run = NodeRun(plan, 0, run_dir, events)
-        self.run.supervisor = alone.supervisor_of(self.run, None)
         self.place = self.run.dir.bench / "00-perf"
         self.place.mkdir(parents=True)
 

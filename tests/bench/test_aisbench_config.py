@@ -9,8 +9,8 @@ import pytest
 
 from steps.bench_drivers import generation, practice
 from steps.bench_drivers.aisbench import catalogue, config, material
+from steps.bench_drivers.hub import NotHere
 from steps.core.case.case import Benchmark
-from steps.core.node.hub import NotHere
 from steps.core.plan.plan import Endpoint
 
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from steps import bench as bench_step
 from steps.bench_drivers import Measurement
 from steps.bench_drivers.aisbench import material, results
+from steps.bench_drivers.hub import NotHere
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps, loads
-from steps.core.node.hub import NotHere
 from steps.core.plan.plan import BenchmarkPlan
 from steps.core.record.records import Check
 

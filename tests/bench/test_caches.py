@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from steps.bench_drivers import practice, smoke
-from steps.core.node import caches
+from steps.bench_drivers import caches, practice, smoke
 from steps.core.plan.plan import Plan, Process
 from tests.bench import ais, engine
 from tests.bench.conftest import Bench
@@ -25,7 +25,7 @@ test_name: warm
 model: demo/m
 num_nodes: 1
 npu_per_node: 1
-env_common: {{SERVER_PORT: 8080}}
+env_common: {{SERVER_PORT: {port}}}
 deployment:
   - server_cmd: >
       vllm serve demo/m --host 127.0.0.1 --port $SERVER_PORT --tensor-parallel-size 1 {words}
@@ -50,6 +50,13 @@ def nap(_: float) -> None:
     """No wait at all."""
 
 
+def free_port() -> int:
+    """A port that nobody has, on any address: other tests run beside."""
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        return int(probe.getsockname()[1])
+
+
 def program(path: Path, module: ModuleType) -> Path:
     """A module of the tests as a program."""
     path.parent.mkdir(exist_ok=True)
@@ -64,7 +71,9 @@ def run(
     """A run's code and its benchmark, on this machine with the tests' engine, nothing rehearsed."""
     practice.write_arithmetic(tmp_path / "gsm8k")
     practice.write_tokenizer(tmp_path / "tokenizer")
-    (tmp_path / "case.yaml").write_text(CASE.format(more=more, words=words, folder=tmp_path))
+    (tmp_path / "case.yaml").write_text(
+        CASE.format(more=more, words=words, folder=tmp_path, port=free_port())
+    )
     vllm = program(tmp_path / "bin" / "vllm", engine)
     env = {
         **os.environ, "PATH": f"{vllm.parent}:{os.environ['PATH']}", "ENGINE_SLOW": "0.4",

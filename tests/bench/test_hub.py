@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from steps.bench_drivers import aisbench
+from steps.bench_drivers import aisbench, hub
+from steps.bench_drivers.hub import DATASET, MODEL, Hub, NotHere
 from steps.core import settings
-from steps.core.node import hub
-from steps.core.node.hub import DATASET, MODEL, Hub, NotHere
 from steps.core.node.noderun import StepFailed
 
 

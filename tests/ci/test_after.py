@@ -335,7 +335,9 @@ def test_the_history_takes_nothing_from_pull_requests(
     assert any(f"{name}={value}" in line for line in said) is not kept
 
 
-@pytest.mark.parametrize("at", ["junit.xml", "history.result_of", "trend.noise_warnings"])
+@pytest.mark.parametrize(
+    "at", ["report.junit.xml", "nightly.history.result_of", "nightly.trend.noise_warnings"]
+)
 def test_a_bug_in_what_comes_after_changes_no_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:

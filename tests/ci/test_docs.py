@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -17,12 +18,13 @@ import tasks
 from ci.backends.hosts import inventory
 from ci.nightly import matrix
 from ci.tools import reference
-from steps.core.case.case import build_case
+from steps.core.case.build import build_case
 from steps.core.case.source import parse_yaml
+from tests.core.test_house import FLOORS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-OURS = ("index", "add-a-case", "read-a-verdict", "nightly", "extend", "from-run-sh")
+OURS = ("index", "tour", "add-a-case", "read-a-verdict", "nightly", "extend", "from-run-sh")
 #: The generated reference lists commands without what they need.
 ALL = [
     *(page for page in PAGES if page.stem != "reference"),
@@ -135,3 +137,28 @@ def test_every_session_of_the_pages_exists() -> None:
     for page in ALL:
         for name in re.findall(r"nox -s (\w+)", page.read_text(encoding="utf-8")):
             assert name in SESSIONS, f"{page.name}: {name}"
+
+
+def test_the_tour_names_what_is_there() -> None:
+    walks = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    assert len(walks) == 2
+    for walk in walks:
+        stations = re.findall(r"^\d+\. `([^`]+)` `([^`]+)`", walk, re.MULTILINE)
+        assert len(stations) == len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 12
+        files = [name for name, _ in stations]
+        assert len(set(files)) == len(files), "a walk goes back"
+        for name, piece in stations:
+            tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+            there = {getattr(node, "name", "") for node in tree.body}
+            assert piece in there, f"docs/tour.md: {name} has no {piece}"
+
+
+def test_the_rooms_are_in_the_contributors_table() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [
+        room
+        for row in re.findall(r"^\| (`[^|]+/`) \|", text, re.MULTILINE)
+        for room in re.findall(r"`([^`]+)/`", row)
+    ]
+    floors = [floor.replace(".", "/") for floor in FLOORS]
+    assert [room for room in named if room != "rehearsal"] == floors

@@ -62,19 +62,37 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_put_there_is_found(tmp_path: Path) -> None:
     assert not looks()["engine"].ok
-    for program in ("vllm", "py-spy", "vllm-router", "ais_bench", "ssh"):
+    for program in ("vllm", "py-spy", "vllm-router", "ais_bench"):
         put(tmp_path / "bin" / program)
     put(tmp_path / ".ssh" / "id_ed25519")
     found = looks()
-    for name in ("engine", "py-spy", "vllm-router", "AISBench", "ssh client", "SSH keys"):
+    for name in ("engine", "py-spy", "vllm-router", "AISBench", "SSH keys"):
         assert found[name].ok, found[name]
     assert found["engine"].found == str(tmp_path / "bin" / "vllm")
 
 
+@pytest.mark.parametrize(
+    ("says", "ok", "found"),
+    [
+        ("OpenSSH_9.2p1 Debian-2, OpenSSL 3.0.19", True, "OpenSSH_9.2p1 Debian-2, OpenSSL 3.0.19"),
+        ("OpenSSH_7.4p1, OpenSSL 1.0.2k-fips", False, "OpenSSH_7.4p1, OpenSSL 1.0.2k-fips"),
+        ("", False, "not on PATH"),
+    ],
+    ids=["fit", "old", "none"],
+)
+def test_the_version_of_ssh(tmp_path: Path, says: str, ok: bool, found: str) -> None:
+    if says:
+        put(tmp_path / "bin" / "ssh")
+        (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\necho '{says}' >&2\n")
+    told = looks("hosts")["ssh"]
+    assert (told.ok, told.found, told.must) == (ok, found, True)
+    assert told.needed == "OpenSSH 7.6 or newer"
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_importable", lambda name: name not in ("fabric", "rich"))
+    monkeypatch.setattr(doctor, "_importable", lambda name: name not in ("kubernetes", "rich"))
     found = looks()
-    assert (found["fabric"].ok, found["fabric"].mark) == (False, "LACKS")
+    assert (found["kubernetes"].ok, found["kubernetes"].mark) == (False, "LACKS")
     assert found["packages of the runner side"].found == "no rich"
     assert found["packages of the node side"].ok
 
@@ -92,7 +110,7 @@ def test_a_machine_without_loopback_addresses_is_told_what_to_do(
     def none(port: int) -> str:
         raise InfraError("no loopback address", "macOS needs an alias.")
 
-    monkeypatch.setattr(doctor.fleet, "free_network", none)
+    monkeypatch.setattr(doctor.clusters, "free_network", none)
     found = looks("rehearsal")["loopback network"]
     assert (found.ok, found.found, found.todo) == (
         False,

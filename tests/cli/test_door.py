@@ -224,7 +224,7 @@ def test_what_comes_after_the_verdict_changes_nothing(
 def test_a_verdict_is_left_when_none_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def carried_out(request: Request, _place: str) -> tuple[Cause, ...]:
+    def carried_out(request: Request) -> tuple[Cause, ...]:
         runs.make(request.run_dir.path)
         return ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steps.core.node.noderun import _blames_another
+from steps.core.node.causes import blames_another
 from steps.core.plan.plan import Process
 from steps.core.record import evidence
 
@@ -20,7 +20,7 @@ FAILED = (
 @pytest.mark.parametrize(("rank", "blames"), [(0, False), (1, False), (2, True)])
 def test_only_a_rank_of_its_own_is_a_servers_own_fault(line: str, rank: int, blames: bool) -> None:
     server = Process("server", "server", ("vllm",), rank=0, ranks=2)
-    assert _blames_another(server, evidence.of_lines([line.format(rank)])) is blames
+    assert blames_another(server, evidence.of_bytes([line.format(rank).encode()])) is blames
 
 
 def test_a_peer_that_is_gone_is_blamed() -> None:
@@ -30,9 +30,9 @@ def test_a_peer_that_is_gone_is_blamed() -> None:
         "the front end of this data-parallel group is gone",
     ]
     server = Process("server", "server", ("vllm",), rank=1, ranks=1)
-    assert _blames_another(server, evidence.of_lines(lines))
+    assert blames_another(server, evidence.of_bytes(["\n".join(lines).encode()]))
 
 
 def test_an_error_of_its_own_blames_nobody() -> None:
     server = Process("server", "server", ("vllm",))
-    assert not _blames_another(server, evidence.of_lines(["ValueError: no such model"]))
+    assert not blames_another(server, evidence.of_bytes([b"ValueError: no such model"]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from steps.core import settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import UsageError
-from steps.core.node.rendezvous import Leader, Link
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.messages import End, Hello, Look, State
 from steps.core.node.start import Start
 from steps.core.plan.cluster import Rehearsal
-from steps.core.plan.clusters import local
-from steps.core.plan.plan import Plan
+from steps.core.plan.clusters import free_network, local
+from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
-from steps.core.record.records import Cause, to_dict
+from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir
 from steps.node import Program
 from steps.node import main as node
@@ -38,32 +43,33 @@ def plan() -> Plan:
 @pytest.fixture
 def worker(plan: Plan, tmp_path: Path) -> Iterator[Program]:
     program = Program(Start(1, "secret", RunDir(tmp_path / "run").make(), plan=plan))
+    assert program.meeting.plan() == plan
     yield program
     program.events.close()
 
 
-def ended(cause: Cause | None) -> dict[str, object]:
-    return {"seq": 3, "ended": {"cause": to_dict(cause) if cause else None}}
+def ended(cause: Cause | None) -> State:
+    return State(seq=3, ended=End(cause))
 
 
 def test_an_end_that_comes_before_there_is_a_run_is_not_forgotten(
     worker: Program, plan: Plan
 ) -> None:
-    worker._on_state(ended(CAUSE))
-    run = worker._make_run(plan)
+    worker.inbox.on_state(ended(CAUSE))
+    run = worker.make_run(plan)
     assert run.ended.is_set()
     assert run.cause == CAUSE
-    assert worker._finish(run) == 3
+    assert worker.finish(run) == 3
     assert json.loads(run.dir.record.read_text())["outcome"] == "infra"
 
 
 def test_a_leader_that_is_lost_before_there_is_a_run_is_not_forgotten(
     worker: Program, plan: Plan
 ) -> None:
-    worker._on_lost("ConnectionRefusedError")
-    run = worker._make_run(plan)
+    worker.inbox.on_lost("ConnectionRefusedError")
+    run = worker.make_run(plan)
     assert run.ended.is_set()
-    assert worker._finish(run) == 3
+    assert worker.finish(run) == 3
     assert run.cause
     assert "the leader is lost" in run.cause.reason
 
@@ -71,36 +77,35 @@ def test_a_leader_that_is_lost_before_there_is_a_run_is_not_forgotten(
 def test_a_word_of_the_starter_that_comes_early_is_not_forgotten(
     worker: Program, plan: Plan
 ) -> None:
-    worker._obey("lost 0 exited with code 9")
-    run = worker._make_run(plan)
+    worker.inbox.obey("lost 0 exited with code 9")
+    run = worker.make_run(plan)
     assert run.ended.is_set()
-    assert "exited with code 9" in run.own_causes()[0]["reason"]
+    assert "exited with code 9" in run.own_causes()[0].cause.reason
 
 
 def test_who_is_never_told_of_the_end_does_not_pass(worker: Program, plan: Plan) -> None:
-    run = worker._make_run(plan)
+    run = worker.make_run(plan)
     run.ended.set()
-    assert worker._finish(run) == 3
+    assert worker.finish(run) == 3
     record = json.loads(run.dir.record.read_text())
     assert record["outcome"] == "no-verdict"
     assert "never said" in record["cause"]["reason"]
 
 
 def test_a_clean_end_is_a_pass(worker: Program, plan: Plan) -> None:
-    run = worker._make_run(plan)
-    worker._on_state(ended(None))
-    assert worker._finish(run) == 0
+    run = worker.make_run(plan)
+    worker.inbox.on_state(ended(None))
+    assert worker.finish(run) == 0
 
 
-def test_an_interrupt_ends_the_wait_for_the_leaders_word(
-    worker: Program, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = worker._make_run(plan)
-    monkeypatch.setattr(worker, "_joined", lambda: True)
-    worker._interrupt("interrupted by SIGINT")
-    threading.Timer(0.2, worker._interrupt, ("interrupted by SIGINT",)).start()
+def test_an_interrupt_ends_the_wait_for_the_leaders_word(worker: Program, plan: Plan) -> None:
+    run = worker.make_run(plan)
+    assert run.link
+    run.link.joined.set()
+    worker.inbox.interrupt("interrupted by SIGINT")
+    threading.Timer(0.2, worker.inbox.interrupt, ("interrupted by SIGINT",)).start()
     began = time.monotonic()
-    assert worker._finish(run) == 130
+    assert worker.finish(run) == 130
     assert time.monotonic() - began < 3  # it would wait 7.6 s
 
 
@@ -111,8 +116,8 @@ def link(port: int, **more: object) -> Link:
         "secret",
         1,
         "127.0.0.1",
-        {},
-        look=lambda: {"phase": "load", "passed": PASSED, "progress": {}, "causes": []},
+        Hello(),
+        look=lambda: Look("load", tuple(PASSED)),
         on_state=lambda state: None,
         on_lost=lambda why: None,
         on_refused=lambda why: None,
@@ -126,8 +131,8 @@ PASSED: list[str] = []
 def leader() -> Iterator[Leader]:
     made = Leader("127.0.0.1", 0, "secret", 2)
     made.start()
-    assert made._server
-    made.port = made._server.sockets[0].getsockname()[1]
+    assert made.listener.server
+    made.port = made.listener.server.sockets[0].getsockname()[1]
     yield made
     made.close()
 
@@ -142,13 +147,11 @@ def test_what_a_node_has_passed_only_grows(leader: Leader) -> None:
 
 @pytest.mark.parametrize("odd", [[3], "x", None, [["a"]], {"a": 1}])
 def test_odd_words_of_a_peer_harm_nobody(leader: Leader, odd: object) -> None:
-    status, _, _ = 0, {}, False
-    try:
-        status, _, _ = leader.answer("/v1/beat", {"node": 1, "process": "p", "passed": odd})
-    except TypeError:  # the connection answers 400
-        status = 400
-    assert status in (200, 400)
-    assert all(isinstance(name, str) for name in leader.members[1].passed)
+    body = json.dumps({"node": 1, "process": "p", "passed": odd}).encode()
+    answer = leader.answer("/v1/beat", body)
+    assert answer.status == 400
+    assert "passed" in answer.text
+    assert all(isinstance(name, str) for m in leader.members.values() for name in m.passed)
 
 
 def test_a_hurry_ends_the_waits_under_way(leader: Leader) -> None:
@@ -179,3 +182,25 @@ def test_a_token_that_no_header_can_carry_is_refused_at_once(
     file.chmod(0o600)
     assert node([*words[:-1], str(tmp_path / "s"), "--token-file", str(file)]) == 2
     assert os.fspath(file) in capsys.readouterr().err
+
+
+def test_a_control_port_that_is_taken_is_the_cause_of_the_record(tmp_path: Path) -> None:
+    case = load_case(ROOT / "configs" / "quickstart.yaml")
+    network = free_network(settings.read().control_port)
+    plan = resolve(case, local(case, rehearsal=Rehearsal(), network=network))
+    path = tmp_path / "plan.json"
+    path.write_text(to_json(plan))
+    words = ["--plan", str(path), "--run-dir", str(tmp_path / "run"), "--node-index", "0"]
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((plan.nodes[0].address, plan.cluster.control_port))
+        taken.listen()
+        argv = [sys.executable, "-m", "steps.node", *words]
+        done = subprocess.run(
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert "harness itself failed" not in done.stdout + done.stderr
+    assert done.returncode == 3, done.stderr
+    record = json.loads((tmp_path / "run" / "node-0" / "record.json").read_text())
+    assert "cannot be opened: Address already in use" in record["cause"]["reason"]
+    assert "started twice?" in record["cause"]["hint"]

@@ -16,12 +16,16 @@ from steps.core.record.verdict import CLASSES
 TABLE = evidence.signatures()
 
 
+def of_lines(lines: list[str]) -> evidence.Evidence:
+    return evidence.of_bytes(["\n".join(lines).encode()])
+
+
 @pytest.mark.parametrize("signature", TABLE, ids=lambda s: s.id)
 def test_an_example_is_recognised_as_itself(signature: evidence.Signature) -> None:
     found = evidence.recognise([signature.example])
     assert found
     assert found.id == signature.id
-    assert evidence.of_lines(["INFO all is well", signature.example]).signature == signature
+    assert of_lines(["INFO all is well", signature.example]).signature == signature
 
 
 def test_the_table_is_well_formed() -> None:
@@ -59,7 +63,7 @@ def test_a_timeout_alone_is_never_environmental() -> None:
     ],
 )
 def test_ordinary_lines_are_no_errors(line: str) -> None:
-    assert evidence.of_lines([line]) == evidence.Evidence()
+    assert of_lines([line]) == evidence.Evidence()
 
 
 VLLM = """\
@@ -78,7 +82,7 @@ WARNING 11-23 12:00:01 [x.py:2] something harmless
 
 
 def test_the_engines_own_error_comes_before_what_the_server_makes_of_it() -> None:
-    found = evidence.of_lines(VLLM)
+    found = of_lines(VLLM)
     assert found.signature
     assert found.signature.id == "npu-out-of-memory"
     assert "EngineCore failed to start" in found.lines[0]
@@ -98,7 +102,7 @@ ERROR connection to 10.0.0.2 lost
 
 
 def test_a_traceback_is_its_head_its_last_frame_and_its_exception() -> None:
-    found = evidence.of_lines(PLAIN)
+    found = of_lines(PLAIN)
     assert found.lines == (
         "Traceback (most recent call last):",
         'File "/v/serve.py", line 9, in main',
@@ -113,7 +117,7 @@ def test_an_early_harmless_error_does_not_hide_the_deadly_one() -> None:
     lines = ["ERROR [a.py] could not read the optional tuning table"]
     lines += [f"INFO step {number}" for number in range(500)]
     lines += ["ERROR [worker.py] EI0006: Getting socket times out"]
-    found = evidence.of_lines(lines)
+    found = of_lines(lines)
     assert found.signature
     assert found.signature.id == "hccl-link"
     assert "tuning table" in found.lines[0]
@@ -121,17 +125,15 @@ def test_an_early_harmless_error_does_not_hide_the_deadly_one() -> None:
 
 
 def test_a_peers_death_is_a_consequence() -> None:
-    found = evidence.of_lines(["ERROR lost connection to data parallel front-end 10.0.0.1:13389"])
+    found = of_lines(["ERROR lost connection to data parallel front-end 10.0.0.1:13389"])
     assert found.signature
     assert found.signature.consequence
 
 
 def test_a_torn_traceback_and_an_unknown_error() -> None:
-    torn = evidence.of_lines(
-        ["Traceback (most recent call last):", '  File "x", line 1', "    f()"]
-    )
+    torn = of_lines(["Traceback (most recent call last):", '  File "x", line 1', "    f()"])
     assert len(torn.lines) == 3
-    unknown = evidence.of_lines(["ValueError: the moon is full"])
+    unknown = of_lines(["ValueError: the moon is full"])
     assert unknown.lines == ("ValueError: the moon is full",)
     assert unknown.signature is None
 
@@ -164,7 +166,7 @@ def test_the_first_and_the_last_part_of_a_huge_log_are_read(
 
 
 def test_lines_are_cut_and_counted() -> None:
-    found = evidence.of_lines(["ERROR " + "x" * 10_000, *["ERROR more"] * 50])
+    found = of_lines(["ERROR " + "x" * 10_000, *["ERROR more"] * 50])
     assert len(found.lines[0]) == 400
     assert len(found.lines) <= 8
 
@@ -212,7 +214,7 @@ def test_every_pattern_is_linear_in_its_own_prefix(name: str) -> None:
 
 
 def test_a_line_of_dashes_is_read_at_once() -> None:
-    assert seconds_of(lambda: evidence.of_lines(["-" * 150_000 + " ERROR"])) < 1
+    assert seconds_of(lambda: of_lines(["-" * 150_000 + " ERROR"])) < 1
 
 
 @pytest.mark.parametrize("filling", ["\r 12%|##   | 3/9 [it/s]", "0.1234, ", "-"])

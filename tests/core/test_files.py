@@ -32,6 +32,12 @@ FIELDS = st.dictionaries(
 )
 
 
+def test_a_number_of_any_sign_survives_its_line() -> None:
+    for number in (10**24, -(10**24)):
+        event = Event(12.5, "run", 1, "load", "note", {"a": number})
+        assert Event.from_json(event.to_json()) == event
+
+
 @given(FIELDS)
 def test_an_event_survives_its_line(fields: dict[str, Any]) -> None:
     event = Event(12.5, "run", 1, "load", "note", fields)

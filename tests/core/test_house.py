@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,28 @@ import pytest
 
 from tests.core.cases import ROOT
 
-#: From the top of the house to its ground; each may import itself and what stands below.
-FLOORS = ("ci", "k8s", "steps", "steps.core")
-VERBS = {
-    "validate", "resolve", "preflight", "install", "serve", "proxy", "wait", "bench", "prove",
-    "collect", "report",
-}  # fmt: skip
-HEAVY = ("kubernetes", "fabric", "paramiko", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
+#: From the top of the house to its ground; a module imports its own floor and those below.
+FLOORS = (
+    "ci",  # its top: run, replay, doctor, tasks
+    "ci.report",
+    "ci.backends",
+    "ci.nightly",
+    "ci.tools",
+    "k8s",
+    "steps",  # its top: the verbs
+    "steps.bench_drivers",
+    "steps.lint",
+    "steps.core.node",
+    "steps.core.record",
+    "steps.core.plan",
+    "steps.core.vllm",
+    "steps.core.case",
+    "steps.core.system",
+    "steps.core",  # its top: door, errors, redaction, settings
+)
+ROOMS = ("steps", "ci", "k8s", "rehearsal")
+MOST = {"modules": 14, "lines": 500, "lines of a function": 60, "methods": 25}
+HEAVY = ("kubernetes", "rich", "jinja2", "junit_xml", "nox", "hypothesis")
 #: Where a program may sleep: it waits for others, and has no run to wait in.
 MAY_SLEEP = {
     "ci/nightly/history.py",  # between two tries to push
@@ -30,7 +46,7 @@ MAY_SLEEP = {
     "k8s/cleanup.py",  # until the cluster has deleted
     "k8s/fetch.py",  # between two tries to fetch
     "k8s/pod.py",  # until the node program has ended; nothing of ours is there to wait with
-    "steps/core/node/keeper.py",  # until what it killed is gone
+    "steps/core/node/leftovers.py",  # until what it killed is gone
 }
 #: Where else the environment is read: pod.py runs before the harness is unpacked.
 MAY_READ_ENVIRONMENT = {"steps/core/settings.py", "k8s/pod.py"}
@@ -64,20 +80,112 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def floor_of(module: str) -> int | None:
-    for height in (3, 2, 1, 0):
-        if module == FLOORS[height] or module.startswith(FLOORS[height] + "."):
-            return height
-    return None
+    """How far below the roof a module stands; None when it is not ours."""
+    return max(
+        (height for height, floor in enumerate(FLOORS) if f"{module}.".startswith(f"{floor}.")),
+        key=lambda height: len(FLOORS[height]),
+        default=None,
+    )
+
+
+@cache
+def links(path: Path) -> tuple[tuple[str, int], ...]:
+    """Our modules that a module imports, at its top or later, each with the line."""
+    return tuple(
+        (f"{module}.{alias.name}" if f"{module}.{alias.name}" in paths() else module, node.lineno)
+        for node in nodes_of(path)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        for module in [node.module or "" if isinstance(node, ast.ImportFrom) else alias.name]
+    )
+
+
+@cache
+def paths() -> dict[str, Path]:
+    """Every module of ours by its full name."""
+    return {name_of(path): path for path in modules(*ROOMS)}
 
 
 @pytest.mark.parametrize("path", modules("ci", "k8s", "steps"), ids=name_of)
 def test_imports_point_downwards(path: Path) -> None:
     own = floor_of(name_of(path))
     assert own is not None
-    for module in imports(path):
+    for module, line in links(path):
         other = floor_of(module)
-        assert other is None or other >= own, f"{path} imports {module}"
-        assert not module.startswith(("tests", "rehearsal")), f"{path} imports {module}"
+        place = f"{path.relative_to(ROOT)}:{line} imports {module}"
+        assert other is None or other >= own, f"{place}, above {FLOORS[own]}"
+        assert not module.startswith(("tests", "rehearsal")), place
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {
+        name: {module: line for module, line in links(path) if module in paths()}
+        for name, path in paths().items()
+    }
+    while True:  # what imports nothing that is left, or is imported by nothing left, is in no cycle
+        imported = {module for needed in graph.values() for module in needed}
+        kept = {
+            name: needed
+            for name, needed in graph.items()
+            if name in imported and needed.keys() & graph.keys()
+        }
+        if kept.keys() == graph.keys():
+            break
+        graph = kept
+    where = [
+        f"{paths()[name].relative_to(ROOT)}:{line} imports {module}"
+        for name, needed in graph.items()
+        for module, line in needed.items()
+        if module in graph
+    ]
+    assert not where, "a cycle:\n" + "\n".join(where)
+
+
+def sizes() -> Iterator[tuple[str, str, int]]:
+    """What can be too large: its name, what is counted, how many."""
+    for folder in sorted({path.parent for path in modules(*ROOMS)}):
+        count = sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        yield str(folder.relative_to(ROOT)), "modules", count
+    for path in modules("steps", "ci", "k8s"):
+        where = str(path.relative_to(ROOT))
+        yield where, "lines", len(path.read_text(encoding="utf-8").splitlines())
+        for node in nodes_of(path):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                yield f"{where} {node.name}", "lines of a function", length
+            elif isinstance(node, ast.ClassDef):
+                methods = sum(isinstance(n, ast.FunctionDef) for n in node.body)
+                yield f"{where} {node.name}", "methods", methods
+
+
+def too_large() -> dict[str, str]:
+    return {
+        name: f"{name}: {count} {kind}, at most {MOST[kind]}"
+        for name, kind, count in sizes()
+        if count > MOST[kind]
+    }
+
+
+def test_nothing_is_larger_than_one_can_read() -> None:
+    assert not too_large()
+
+
+def test_the_top_of_the_core_has_four_files() -> None:
+    assert sorted(path.name for path in (ROOT / "steps/core").glob("*.py")) == [
+        "__init__.py",
+        "door.py",
+        "errors.py",
+        "redaction.py",
+        "settings.py",
+    ]
+
+
+#: What ``steps.node`` chains, and what only people type.
+VERBS = {"validate", "resolve"} | {
+    module.partition(".")[2]
+    for module in imports(ROOT / "steps" / "node.py")
+    if re.fullmatch(r"steps\.(?!core)\w+", module)
+}
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -89,7 +197,8 @@ def test_verbs_do_not_know_one_another(verb: str) -> None:
 def test_the_core_knows_no_verb_and_no_backend() -> None:
     for path in modules("steps/core"):
         for module in imports(path):
-            assert floor_of(module) in (None, 3) or module == "steps", f"{path} imports {module}"
+            outside = module.startswith(("ci", "k8s", "steps")) and module != "steps"
+            assert not outside or f"{module}.".startswith("steps.core."), f"{path}: {module}"
 
 
 def test_the_rehearsal_imports_nothing_of_ours() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from steps.core.node import chat
-from steps.core.node.health import look
+from steps.core.node import http as node_http
+from steps.core.node.http import look
 from steps.core.plan.plan import Probe
 
 Serve = Callable[..., str]
@@ -101,8 +101,8 @@ def test_a_port_that_accepts_is_enough_for_tcp(serve: Serve) -> None:
     assert look(Probe("tcp", serve(b"").replace("http", "tcp"))).ok
 
 
-def ask(url: str, seconds: float = 3.0, ended: threading.Event | None = None) -> chat.Reply:
-    return chat.ask(url, "m", "2 + 3?", 8, ended or threading.Event(), seconds)
+def ask(url: str, seconds: float = 3.0, ended: threading.Event | None = None) -> node_http.Reply:
+    return node_http.ask(url, "m", "2 + 3?", 8, ended or threading.Event(), seconds)
 
 
 def choice(**message: Any) -> dict[str, Any]:

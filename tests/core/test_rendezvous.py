@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
-from steps.core.node import rendezvous
-from steps.core.node.rendezvous import MAX_BODY, Leader, Link
+from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.listener import MAX_BODY
+from steps.core.node.rendezvous.messages import End, Hello, Look, State, Told
+from steps.core.record.records import Cause
 from steps.core.system import proc
 from tests.core.waiting import eventually
 
@@ -31,16 +35,16 @@ RARE = 8.0
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEAT", "LOST_AFTER", "GONE_AFTER", "TICK"):
-        monkeypatch.setattr(rendezvous, name, globals()[name])
-    monkeypatch.setattr(rendezvous, "ROLL_WAIT", LOST_AFTER + 0.6)
-    monkeypatch.setattr(rendezvous, "STARVED_MOST", STARVED_MOST)
+        monkeypatch.setattr(pace, name, globals()[name])
+    monkeypatch.setattr(pace, "ROLL_WAIT", LOST_AFTER + 0.6)
+    monkeypatch.setattr(pace, "STARVED_MOST", STARVED_MOST)
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats so rare that whatever comes before one did not wait for it."""
-    monkeypatch.setattr(rendezvous, "BEAT", RARE)
-    monkeypatch.setattr(rendezvous, "LOST_AFTER", 4 * RARE)
+    monkeypatch.setattr(pace, "BEAT", RARE)
+    monkeypatch.setattr(pace, "LOST_AFTER", 4 * RARE)
 
 
 class Fleet:
@@ -49,7 +53,7 @@ class Fleet:
     def __init__(self, size: int, address: str = "", **hooks: Any) -> None:
         numbers = secrets.token_bytes(3)
         self.address = address or f"127.{64 + numbers[0] % 128}.{numbers[1]}.{1 + numbers[2] % 250}"
-        self.causes: list[dict[str, Any]] = []
+        self.causes: list[Told] = []
         self.records: dict[int, Any] = {}
         self.starved: list[int] = []
         self.leader = Leader(
@@ -64,8 +68,8 @@ class Fleet:
         )
         self.leader.start()
         self.links: list[Link] = []
-        self.states: dict[int, list[dict[str, Any]]] = {}
-        self.known: dict[int, list[dict[str, Any]]] = {}
+        self.states: dict[int, list[State]] = {}
+        self.known: dict[int, list[Told]] = {}
         self.lost: dict[int, str] = {}
         self.refused: dict[int, str] = {}
 
@@ -79,12 +83,8 @@ class Fleet:
             token,
             node,
             f"10.0.0.{node}",
-            hello or {"plan": "p", "node": node},
-            look=lambda: {
-                "phase": "hold",
-                "progress": {"server": 1},
-                "causes": list(self.known[node]),
-            },
+            hello or Hello(plan="p", address=str(node)),
+            look=lambda: Look("hold", (), {"server": 1}, tuple(self.known[node])),
             on_state=self.states[node].append,
             on_lost=lambda why: self.lost.__setitem__(node, why),
             on_refused=lambda why: self.refused.__setitem__(node, why),
@@ -120,9 +120,8 @@ def look_away(seconds: float) -> None:
 @contextlib.contextmanager
 def standing_still(leader: Leader) -> Iterator[None]:
     """As SIGSTOP would have it: connected, but silent."""
-    assert leader._loop is not None
     over = threading.Event()
-    leader._loop.call_soon_threadsafe(over.wait, 20)
+    leader.listener.loop.call_soon_threadsafe(over.wait, 20)
     try:
         yield
     finally:
@@ -159,8 +158,8 @@ def test_a_change_is_known_to_all_at_once(fleet: Callable[..., Fleet]) -> None:
     eventually(lambda: all(run.states.values()))
     look_away(0.1)  # all beats are held now
     began = time.monotonic()
-    run.leader.tell(ended={"cause": None})
-    eventually(lambda: all(s and s[-1]["ended"] for s in run.states.values()))
+    run.leader.tell(ended=End())
+    eventually(lambda: all(s and s[-1].ended for s in run.states.values()))
     assert time.monotonic() - began < RARE * 0.8
 
 
@@ -172,7 +171,7 @@ def test_no_change_is_missed_however_fast_they_come(fleet: Callable[..., Fleet])
     for number in range(200):
         run.leader.tell(phase=str(number))
     began = time.monotonic()
-    eventually(lambda: run.states[1][-1]["phase"] == "199")
+    eventually(lambda: run.states[1][-1].phase == "199")
     assert time.monotonic() - began < RARE * 0.8
 
 
@@ -211,6 +210,12 @@ def test_a_wrong_token_is_refused(fleet: Callable[..., Fleet]) -> None:
         (beat(1, seq="x"), 400),
         (beat(1, causes=7), 400),
         (beat(1, causes=[{"age": "old"}]), 400),
+        (beat(1, causes=[{"cause": {"kind": "exit"}}]), 400),
+        (beat(1, passed=[3]), 400),
+        (beat(1, progress={"server": "much"}), 400),
+        (beat(1, hello={"plan": 1}), 400),
+        (beat(1, clock="noon"), 400),
+        (beat(1, **{"x" * 5000: 1}), 400),
         (post("/v1/beat", b"", length=str(MAX_BODY + 1)), 413),
         (post("/v1/beat", b"", length="-1"), 413),
         (post("/v1/beat", b"", length="9" * 5000), 413),
@@ -225,6 +230,7 @@ def test_malformed_requests_harm_nobody(
 ) -> None:
     run = fleet(2)
     answer = raw(run, request_bytes)
+    assert len(answer) < 600
     assert answer.split(b" ")[1:2] == [str(status).encode()], answer
     assert b" 200 " in raw(run, beat(1))
 
@@ -234,9 +240,9 @@ def test_many_silent_connections_do_not_fill_the_memory(fleet: Callable[..., Fle
     with contextlib.ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(socket.create_connection((run.address, PORT), 5))
-        eventually(lambda: len(run.leader._writers) > 64)
+        eventually(lambda: len(run.leader.listener.writers) > 64)
         look_away(0.1)
-        assert len(run.leader._writers) <= 4 * 2 + 66
+        assert len(run.leader.listener.writers) <= 4 * 2 + 66
     assert b" 200 " in raw(run, beat(1))
 
 
@@ -244,7 +250,7 @@ def test_a_second_node_of_the_same_index_is_refused(fleet: Callable[..., Fleet])
     run = fleet(3)
     run.worker(1)
     eventually(lambda: run.leader.joined() == [1])
-    run.worker(1, hello={"plan": "p", "node": "another machine"})
+    run.worker(1, hello=Hello(plan="p", address="another machine"))
     eventually(lambda: run.refused)
     assert "already here, from 10.0.0.1" in run.refused[1]
 
@@ -283,8 +289,8 @@ def test_a_program_started_anew_takes_its_place_only_before_the_run(
 
 
 def test_the_leader_may_refuse_a_hello(fleet: Callable[..., Fleet]) -> None:
-    run = fleet(2, refuse=lambda node, hello: "" if hello["plan"] == "ours" else "other plan")
-    run.worker(1, hello={"plan": "theirs"})
+    run = fleet(2, refuse=lambda node, hello: "" if hello.plan == "ours" else "other plan")
+    run.worker(1, hello=Hello(plan="theirs"))
     eventually(lambda: run.refused)
     assert run.refused[1] == "other plan"
     assert run.leader.joined() == []
@@ -315,16 +321,16 @@ def test_silence_is_a_lost_node(fleet: Callable[..., Fleet]) -> None:
         eventually(lambda: run.causes)
         took = time.monotonic() - began
     assert LOST_AFTER * 0.75 < took < LOST_AFTER + 1.5
-    (cause,) = run.causes
-    assert (cause["kind"], cause["node"]) == ("lost", 1)
-    assert "no heartbeat" in cause["reason"]
+    (told,) = run.causes
+    assert (told.cause.kind, told.cause.node) == ("lost", 1)
+    assert "no heartbeat" in told.cause.reason
 
 
 def test_a_broken_connection_is_a_lost_node_sooner(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     raw(run, beat(1, main=True))
     eventually(lambda: run.causes)
-    assert "connection broke" in run.causes[0]["reason"]
+    assert "connection broke" in run.causes[0].cause.reason
 
 
 @pytest.mark.timing
@@ -341,8 +347,7 @@ def test_a_pause_of_the_leader_declares_nobody_lost(
     fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fleet(2)
-    loop = run.leader._loop
-    assert loop is not None
+    loop = run.leader.listener.loop
     with socket.create_connection((run.address, PORT), 5) as connection:
         connection.sendall(beat(1, main=True))
         eventually(lambda: run.leader.joined() == [1])
@@ -387,10 +392,10 @@ def test_roll_call_gathers_what_everybody_knows(fleet: Callable[..., Fleet]) -> 
         run.worker(node)
     eventually(lambda: run.leader.joined() == [1, 2] and all(run.states.values()))
     now = time.monotonic()
-    run.known[2].append({"kind": "exit", "node": 2, "mono": now - 3.0})
+    run.known[2].append(Told(Cause("exit", "crash", "died", node=2), now - 3.0))
     found = run.leader.roll_call()
-    assert [cause["node"] for cause in found] == [2]
-    assert abs(found[0]["mono"] - (now - 3.0)) < 0.5
+    assert [told.cause.node for told in found] == [2]
+    assert abs(found[0].mono - (now - 3.0)) < 0.5
     assert len(run.leader.roll_call()) == 1  # a cause that was told counts once
 
 
@@ -423,7 +428,7 @@ def test_a_cause_is_told_at_once(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     link = run.worker(1)
     eventually(lambda: run.states[1])
-    run.known[1].append({"kind": "exit", "node": 1, "mono": time.monotonic()})
+    run.known[1].append(Told(Cause("exit", "crash", "died", node=1), time.monotonic()))
     began = time.monotonic()
     link.report()
     eventually(lambda: run.causes)
@@ -468,7 +473,8 @@ def test_nothing_of_it_is_left(fleet: Callable[..., Fleet]) -> None:
     eventually(
         lambda: (
             not any(
-                t.name == "rendezvous" and t is run.leader._thread for t in threading.enumerate()
+                t.name == "rendezvous" and t is run.leader.listener.thread
+                for t in threading.enumerate()
             )
         )
     )
@@ -484,8 +490,7 @@ def test_a_worker_that_got_no_time_itself_accuses_nobody(fleet: Callable[..., Fl
     eventually(lambda: run.states[1])
     began = time.monotonic()
     link._clock.late = lambda: min(time.monotonic() - began, 3 * LOST_AFTER)  # type: ignore[method-assign]
-    loop = run.leader._loop
-    assert loop is not None
+    loop = run.leader.listener.loop
     loop.call_soon_threadsafe(threading.Event().wait, 2 * LOST_AFTER)
     look_away(3 * LOST_AFTER)
     assert not run.lost
@@ -516,7 +521,7 @@ def starving(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
             passed, self.looked = now - self.looked, now
             return passed if starves.is_set() and self.near else 0.0
 
-    monkeypatch.setattr(rendezvous.proc, "Watch", Watch)
+    monkeypatch.setattr(proc, "Watch", Watch)
     return starves
 
 
@@ -570,7 +575,8 @@ def test_a_worker_that_waits_for_a_core_is_not_lost_yet(
     eventually(lambda: run.causes)
     assert time.monotonic() - began + BEAT >= GONE_AFTER + STARVED_MOST
     assert (
-        "no heartbeat" in run.causes[0]["reason"] or "connection broke" in run.causes[0]["reason"]
+        "no heartbeat" in run.causes[0].cause.reason
+        or "connection broke" in run.causes[0].cause.reason
     )
 
 
@@ -594,7 +600,7 @@ def test_each_side_knows_where_the_other_is(fleet: Callable[..., Fleet]) -> None
     eventually(lambda: run.states[1])
     here = proc.here()
     assert here
-    assert link.state["where"] == here
+    assert link.state.where == here
     assert run.leader.members[1].where == here
 
 
@@ -607,7 +613,7 @@ def test_a_clock_counts_the_time_it_did_not_run() -> None:
             look_away(0.5 if self.waits == 2 else timeout or 0.0)
             return self.waits > 4
 
-    clock = rendezvous.Clock(Pause())
+    clock = pace.Clock(Pause())
     assert clock.late() == 0.0
     clock.run()
     assert 0.3 < clock.late() < 0.6
@@ -619,5 +625,4 @@ def test_a_leader_left_open_has_no_task_to_complain_of(fleet: Callable[..., Flee
     run = fleet(2)
     run.worker(1)
     eventually(lambda: run.states[1])
-    assert run.leader._loop is not None
-    assert not asyncio.all_tasks(run.leader._loop)
+    assert not asyncio.all_tasks(run.leader.listener.loop)

@@ -154,7 +154,7 @@ def test_a_guard_that_was_killed_too_leaves_it_to_the_next_run(base: Path) -> No
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from steps.core import scratch\n"
+        "from steps.core.system import scratch\n"
         f"scratch._places = lambda: [Path({str(base)!r})]\n"
         "from steps.core.system.guard import Guard\n"
         "guard = Guard('m:0')\n"

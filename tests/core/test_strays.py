@@ -136,7 +136,7 @@ def test_an_adopted_orphan_that_ended_is_let_go_but_no_child_somebody_waits_for(
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import os, subprocess, time\n"
-        "from steps.core import ancestry\n"
+        "from steps.core.system import ancestry\n"
         "assert ancestry.adopt()\n"
         "orphans = ancestry.Orphans()\n"
         "own = subprocess.Popen(['false'])\n"

@@ -138,16 +138,16 @@ def test_no_product_is_blamed_when_nothing_can_be_written(
     run = _node_run(tmp_path)
     run.events.trouble = OSError(30, "Read-only file system")
     run.add_cause(Cause("exit", verdict, "exited with code 1", process="server"))
-    cause = run.own_causes()[0]
-    assert cause["verdict"] == wanted
-    assert ("Read-only file system" in cause["reason"]) == (wanted == "infra")
-    assert "exited with code 1" in cause["reason"]
+    cause = run.own_causes()[0].cause
+    assert cause.verdict == wanted
+    assert ("Read-only file system" in cause.reason) == (wanted == "infra")
+    assert "exited with code 1" in cause.reason
 
 
 def test_with_room_a_product_is_blamed(tmp_path: Path) -> None:
     run = _node_run(tmp_path)
     run.add_cause(Cause("exit", "crash", "exited with code 1", process="server"))
-    assert run.own_causes()[0]["verdict"] == "crash"
+    assert run.own_causes()[0].cause.verdict == "crash"
 
 
 def _node_run(tmp_path: Path) -> NodeRun:

@@ -99,6 +99,7 @@ def _worker(args: argparse.Namespace, numbers: range, folder: Path) -> int:
 def _examples(args: argparse.Namespace, numbers: range, folder: Path) -> int:
     folder.mkdir()
     path = folder / "case.yaml"
+    parents = max(limits.peak() - limits.OWN, 0.0)
     failed, count, slowest = 0, 0, 0.0
     for number in numbers:
         turn = number // args.jobs
@@ -112,7 +113,7 @@ def _examples(args: argparse.Namespace, numbers: range, folder: Path) -> int:
         for command in commands:
             found = limits.judged(command, path)
             slowest = max(slowest, found.seconds)
-            heavy = found.megabytes > limits.MEGABYTES
+            heavy = found.megabytes - parents > limits.MEGABYTES
             if not found.fault and not heavy:
                 continue
             failed += 1

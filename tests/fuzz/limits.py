@@ -149,6 +149,10 @@ def room() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))
 
 
+#: What the commands take before they read a file, in MB; a fork begins with all of its parent's.
+OWN = 40.0
+
+
 def apart(command: str, path: Path) -> Outcome:
     """The same in a fork, whose memory is its own."""
     reader, writer = os.pipe()
@@ -156,8 +160,10 @@ def apart(command: str, path: Path) -> Outcome:
     if child == 0:
         room()
         resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+        parents = max(peak() - OWN, 0.0)
         found = judged(command, path)
-        os.write(writer, json.dumps([found.fault, found.seconds, found.megabytes]).encode())
+        told = [found.fault, found.seconds, found.megabytes - parents]
+        os.write(writer, json.dumps(told).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as stream:

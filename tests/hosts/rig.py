@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -161,7 +162,7 @@ class Rig:
         self.space = root / "space"
         self.network = clusters.free_network(PORT)
         ssh = self.home / ".ssh"
-        ssh.mkdir(parents=True)
+        ssh.mkdir(parents=True, mode=0o700)
         self.space.mkdir()
         make_key(ssh / "id_ed25519")
         addresses = [f"127.{self.network}.{i + 1}" for i in range(count)]
@@ -275,7 +276,7 @@ class Run:
         self.dir = run_dir
         self.log = run_dir.with_suffix(".log")
         self.popen = subprocess.Popen(
-            argv,
+            [*at_home(Path(env["HOME"])), *argv],
             cwd=clusters.ROOT,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -311,6 +312,26 @@ class Run:
         """Its verdict."""
         found: dict[str, Any] = json.loads((self.dir / "verdict.json").read_text())
         return found
+
+
+def at_home(home: Path) -> list[str]:
+    """What runs a command whose ssh finds the files of ``home`` in place of the user's own.
+
+    For ssh a user's home is what the password file says, whatever HOME is. Those of its own
+    ``ssh_config.d``, if there is one, take the place of the machine's.
+    """
+    own = pwd.getpwuid(os.getuid())
+    lines = Path("/etc/passwd").read_text().splitlines(keepends=True)
+    mine = ":".join([own.pw_name, "x", *map(str, own[2:5]), str(home), own.pw_shell]) + "\n"
+    passwd = home / "passwd"
+    passwd.write_text(
+        mine + "".join(line for line in lines if not line.startswith(f"{own.pw_name}:"))
+    )
+    script = f"mount --bind {passwd} /etc/passwd && "
+    if (home / "ssh_config.d").is_dir():
+        script += f"mount --bind {home / 'ssh_config.d'} /etc/ssh/ssh_config.d && "
+    script += 'exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
 def make_key(path: Path) -> None:

@@ -15,8 +15,9 @@ from steps.core.case.excerpt import render, summary
 from steps.core.case.fields import FIELDS
 from steps.core.errors import Place, Problem, Severity
 from steps.lint import formats, jsonschema
-from steps.lint.examples import BASES, PARALLEL, parallel, text_of
+from steps.lint.examples import BASES, PARALLEL, text_of
 from steps.validate import main, validate
+from tests.lint.edits import parallel
 
 TWICE = ("--max-num-seqs 32\n", "--max-num-seqs 32\n      --max-num-seqs 64\n")
 
@@ -186,7 +187,8 @@ def test_an_ignore_on_the_commands_line_covers_the_command(tmp_path: Path) -> No
 
 
 def test_the_editors_schema_is_fresh_and_complete() -> None:
-    assert jsonschema.FILE.read_text(encoding="utf-8") == jsonschema.text()
+    fresh = jsonschema.FILE.read_text(encoding="utf-8") == jsonschema.text()
+    assert fresh, f"{jsonschema.FILE} is old: run `python -m steps.lint.jsonschema`"
     made = jsonschema.schema()["definitions"]
     for dialect, fields in FIELDS.items():
         assert set(made[dialect]["properties"]) == set(fields)

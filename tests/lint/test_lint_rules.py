@@ -8,8 +8,8 @@ import pytest
 
 from steps.core.errors import Problem
 from steps.lint import matrix, reference
-from steps.lint.examples import BASES, text_of
-from steps.lint.registry import RULES, Example
+from steps.lint.examples import BASES, Example, data, text_of
+from steps.lint.registry import RULES
 from steps.validate import validate
 
 CASE_RULES = [code for code in sorted(RULES) if code[2] != "8"]
@@ -21,6 +21,12 @@ def found(example: Example, folder: Path) -> list[Problem]:
     path = folder / "example.yaml"
     path.write_text(text_of(example), encoding="utf-8")
     return validate([path])
+
+
+def test_examples_belong_to_rules() -> None:
+    assert set(data("examples")) <= set(RULES)
+    kinds = {kind for entry in data("examples").values() for kind in entry}
+    assert kinds == {"fails", "passes"}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -59,12 +65,15 @@ def test_every_rule_can_be_explained(code: str) -> None:
 
 
 def test_the_reference_page_is_fresh() -> None:
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    fresh = reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    assert fresh, "docs/rules.md is old: run `python -m steps.lint.reference`"
 
 
 def test_the_linters_flag_table_is_the_stand_ins() -> None:
     ours = Path("steps/core/vllm/data/vllm_flags.json").read_text(encoding="utf-8")
-    assert ours == Path("rehearsal/engine/flags.json").read_text(encoding="utf-8")
+    theirs = Path("rehearsal/engine/flags.json")
+    again = f"run `cp {theirs} steps/core/vllm/data/vllm_flags.json`"
+    assert ours == theirs.read_text(encoding="utf-8"), again
 
 
 def test_matrix_rules_need_a_matrix() -> None:

@@ -268,6 +268,15 @@ def test_an_engine_that_answers_no_more(tmp_path):
     assert cause(found, "node", "process", "phase") == (0, "server", "bench")
 
 
+@pytest.mark.timing
+def test_a_deadline_is_not_overrun_to_find_the_culprit(tmp_path):
+    data = case(1, {0: "hang=request:4"})
+    found = local(tmp_path, data, "--timeout", "bench=3")
+    assert (found.code, found.verdict["verdict"]) == (4, "hang"), found.output
+    assert cause(found, "node", "process", "phase") == (0, "server", "bench")
+    assert found.verdict["cause"]["seconds"] < 40
+
+
 # Preflight
 
 

@@ -6,7 +6,6 @@ take too long, for a whole run is tested below, on plans that are not rehearsed.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
@@ -24,19 +23,23 @@ import pytest
 from ci import replay
 from ci import run as ci_run
 from ci.backends import hosts, local
+from ci.backends.hosts.inventory import Host
+from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
 from steps.core.errors import InfraError
-from steps.core.node import chat, identify
-from steps.core.node.health import Answer
+from steps.core.node import http, identify
+from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.node.wishes import Wishes
 from steps.core.plan import budgets
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
-from steps.core.plan.proxies import choose
+from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
+from steps.core.vllm import kvports
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
@@ -48,8 +51,8 @@ PLACES = {
     "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
-    "wishes.rehearsal_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
-    "cluster.Cluster.from_dict": "test_by_hand.py::test_a_fleet_passes",
+    "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
+    "wishes.wishes_of": "test_commands.py::test_a_wrong_command_line_of_a_run",
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
     "init.problems": "test_local.py::test_what_preflight_finds",
@@ -63,8 +66,8 @@ PLACES = {
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
-    "node.Program._lead": "test_local.py::test_one_node_installs",
-    "node.Program._follow": "test_local.py::test_a_worker_s_install_that_fails",
+    "node.lead": "test_local.py::test_one_node_installs",
+    "node.follow": "test_local.py::test_a_worker_s_install_that_fails",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
     "preflight._bound": "test_ports.py::test_where_the_command_says_it_listens",
     "preflight.models": "test_local.py::test_what_preflight_finds",
@@ -76,10 +79,13 @@ PLACES = {
     "replay.compared": "test_a_run_is_replayed",
     "resolve._far": "test_a_plan_for_hosts",
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
+    "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "scope.Scope.around": "test_local.py::test_a_kv_pool",
+    "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
     "summary.headline": "test_what_a_run_says_of_itself",
@@ -193,34 +199,39 @@ def loaded(found: Outcome) -> Plan:
 # Where a run goes, and what it finds there
 
 
-def arguments(**more: Any) -> argparse.Namespace:
-    """Options of a run that is not rehearsed."""
-    common = {"rehearse": False, "fault": [], "load_seconds": 1.0, "bench": None, "timeout": []}
-    return argparse.Namespace(**{**common, "on": None, "hosts": "", "network": "", **more})
-
-
 def test_a_case_of_stand_ins_runs_for_real_where_that_is_asked():
     case = case_of("rehearse: true\n" + SPLIT)
-    asked = arguments(on="local")
-    assert ci_run.choose(case, asked) == "local"
-    assert asked.rehearse is False
-    assert ci_run.choose(case_of(SPLIT), arguments(hosts="10.0.0.1,10.0.0.2")) == "hosts"
+    asked = ci_run.choose(case, Wishes(place="local"))
+    assert asked.place == "local"
+    assert asked.rehearsal is None
+    asked = ci_run.choose(case_of(SPLIT), Wishes(hosts="10.0.0.1,10.0.0.2"))
+    assert asked.place == "hosts"
 
 
 def test_without_an_engine_nothing_is_started(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path))
-    request = SimpleNamespace(case=case_of(SPLIT), arguments=arguments(), run="run-1")
+    request = SimpleNamespace(case=case_of(SPLIT), wishes=Wishes(), run="run-1")
     with pytest.raises(InfraError, match="no `vllm` on PATH"):
         local.make_plan(request)  # type: ignore[arg-type]
 
 
 def test_hosts_get_no_stand_ins():
     host = SimpleNamespace(address="10.0.0.1", interface="eth0")
-    request = SimpleNamespace(arguments=arguments(), run="run-1")
+    request = SimpleNamespace(wishes=Wishes(), run="run-1")
     inventory = SimpleNamespace(hosts=[host], directory="/tmp")
     found = hosts.cluster_of(request, inventory)  # type: ignore[arg-type]
     assert (found.name, found.paths, found.rehearsal) == ("hosts", {}, None)
+
+
+def test_no_stand_ins_are_no_reason_to_refuse_a_place_where_nothing_starts():
+    request = SimpleNamespace(wishes=Wishes())
+    made: Any = Session(request, 0, Host("10.0.0.1"), None, "/x/run", "", None, print)  # type: ignore[arg-type]
+    hello = {"python": [3, 11, 0], "missing": [], "noexec": True, "time": 5.0, "machine": []}
+    made._check(hello, 5.0, 5.0)
+    request.wishes = Wishes().rehearsed()
+    with pytest.raises(InfraError, match="is mounted noexec, and stand-ins"):
+        made._check(hello, 5.0, 5.0)
 
 
 def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
@@ -249,8 +260,8 @@ def test_a_plan_for_hosts(tmp_path, capsys, monkeypatch):
 
 
 def test_nothing_stands_in_for_a_script():
-    assert choose("auto", "proxy.py", cluster_of(2)) == ("script", "")
-    assert choose("script", "proxy.py", cluster_of(2)) == ("script", "")
+    for name in ("auto", "script"):
+        assert choose(name, "proxy.py", cluster_of(2)) == (KINDS["script"], "")
 
 
 def test_the_case_s_own_budgets_count():
@@ -338,7 +349,7 @@ def test_a_dying_server_gets_its_time(run, monkeypatch):
 def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        aisbench.chat, "ask", lambda *given: asked.append(given) or chat.Reply(0, "", "")
+        aisbench.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
     )
     aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
     assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
@@ -353,11 +364,11 @@ def test_a_real_request_may_take_its_time(run):
 def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
     limits: list[float] = []
 
-    def ask(*given: Any) -> chat.Reply:
+    def ask(*given: Any) -> http.Reply:
         limits.append(given[-1])
-        return chat.Reply(500, "", "no")
+        return http.Reply(500, "", "no")
 
-    monkeypatch.setattr(wait.chat, "ask", ask)
+    monkeypatch.setattr(wait.http, "ask", ask)
     monkeypatch.setattr(run, "sleep", lambda _: None)
     with pytest.raises(StepFailed):
         wait.completion(run)
@@ -394,7 +405,7 @@ def with_files(plan: Plan) -> Plan:
         replace(
             node,
             processes=tuple(
-                replace(p, argv=(*p.argv, prove.BY_FILES)) if p.kind == "server" else p
+                replace(p, argv=(*p.argv, kvports.BY_FILES)) if p.kind == "server" else p
                 for p in node.processes
             ),
         )

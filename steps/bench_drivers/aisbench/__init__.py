@@ -18,15 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement
+from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.client_program import run_tool
 from steps.core import settings
 from steps.core.case.numbers import dumps
-from steps.core.node import chat, hub
-from steps.core.node.client_program import run_tool
+from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.supervisor import ExitStatus
+from steps.core.plan.cluster import AIS_BENCH
 from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.record import evidence
 from steps.core.record.records import Cause
@@ -36,12 +37,14 @@ PROCESS = "bench"
 _RATES = re.compile(r"\([0-9.]+/s\)")
 #: How long the endpoint may take over one short answer before it is called broken.
 ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
+#: The same when a budget is used up already, and only the culprit is looked for.
+BLAME_SECONDS = 10.0
 
 
 def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
     """What will keep this benchmark from being measured."""
     benchmark = entry.benchmark
-    program = run.plan.cluster.ais_bench or "ais_bench"
+    program = AIS_BENCH.of(run.plan.cluster)
     if shutil.which(program, path=_inherited(run).get("PATH")) is None:
         yield (
             f"{program} is not on the leader; install ais-bench-benchmark in an environment of its "
@@ -85,7 +88,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     file, work = place / "case.json", place / "out"
     file.write_text(dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     asked = min(benchmark.num_prompts or read.size, read.size)
-    program = run.plan.cluster.ais_bench or "ais_bench"
+    program = AIS_BENCH.of(run.plan.cluster)
     log = place / f"{PROCESS}.log"
     try:
         status = run_tool(
@@ -122,7 +125,7 @@ def _material(run: NodeRun, job: Job, data: catalogue.DataSet, place: Path) -> M
 
 
 def _download(run: NodeRun, job: Job, where: hub.Hub, place: Path) -> None:
-    """Fetch what is absent; what still is absent then is found out by who looks next."""
+    """Fetch what is absent; the next look finds out what still is."""
     benchmark = job.entry.benchmark
     wanted = [(hub.DATASET, [material.wanted_data(benchmark)])]
     if benchmark.case_type == "performance":
@@ -149,7 +152,6 @@ def _here(where: hub.Hub, kind: str, name: str, run: NodeRun) -> bool:
 
 def _inherited(run: NodeRun) -> dict[str, str]:
     """The environment a tool of this node is started with."""
-    assert run.supervisor is not None
     return run.supervisor.environment(Process(PROCESS, TOOL, ()))
 
 
@@ -168,14 +170,14 @@ def _environment(run: NodeRun, job: Job) -> dict[str, str]:
     }
 
 
-def _ask(run: NodeRun, job: Job) -> chat.Reply:
-    limit = ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS
-    return chat.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
+    limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
+    return http.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
 
 
 def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:
     """Who hangs: the endpoint, if it does not answer a single question, else AISBench."""
-    if _ask(run, job).text.strip():
+    if _ask(run, job, BLAME_SECONDS).text.strip():
         return run.me, PROCESS
     return run.me, "proxy" if job.endpoint.kind == "proxy" else "server"
 

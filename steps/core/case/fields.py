@@ -3,7 +3,7 @@
 Enters: nothing. Leaves: ``FIELDS``, rule sets with a sentence for each key, and
 look-ups in them. Touches nothing.
 
-It is the single source: ``steps.core.case.form`` checks with it, the reference page
+It is the single source: ``steps.core.case.check`` checks with it, the reference page
 and the editors' JSON Schema are made from it. The dialects are those of
 the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
 ``ours`` are multinode's additions, all optional.
@@ -79,6 +79,9 @@ def _port(doc: str, **rules: Any) -> Field:
 def _indices(doc: str) -> Field:
     return _field("list", doc, schema=_index("A node index."))
 
+
+#: What a case may name as its ``proxy``; each is an entry of ``steps.core.plan.proxies``.
+PROXIES = ("vllm-router", "script")
 
 _NUMBER = ["number", "numeric_string"]
 _WHOLE = ["strict_integer", "whole_string"]
@@ -199,8 +202,8 @@ _COMMON: Field = {
     ),
     "proxy": _field(
         ["string", "dict"],
-        "What stands in front of a prefill/decode fleet: `vllm-router`, `script`, or a mapping "
-        "with `script`, `args` or `command`.",
+        f"What stands in front of a prefill/decode fleet: {', '.join(f'`{p}`' for p in PROXIES)}, "
+        "or a mapping with `script`, `args` or `command`.",
         ours=True,
     ),
     "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),

@@ -56,11 +56,11 @@ def finite(
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and "" in UNITS[unit]:
         found = float(value) if abs(value) <= LIMIT else None
     if found is None or not abs(found) <= LIMIT:
-        raise Refused(f"found {_shown(value)}, expected {expected}")
+        raise Refused(f"found {shown(value)}, expected {expected}")
     if (least is not None and found < least) or (most is not None and found > most):
         bounds = [f"at least {least:g}"] if least is not None else []
         bounds += [f"at most {most:g}"] if most is not None else []
-        raise Refused(f"found {_shown(value)}, expected {expected}, {' and '.join(bounds)}")
+        raise Refused(f"found {shown(value)}, expected {expected}, {' and '.join(bounds)}")
     return found
 
 
@@ -77,7 +77,7 @@ def whole(value: Any, least: int = 0) -> int:
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value):
         found = int(value) if value == int(value) else None
     if found is None or found < least:
-        raise Refused(f"found {_shown(value)}, expected a whole number of at least {least}")
+        raise Refused(f"found {shown(value)}, expected a whole number of at least {least}")
     return found
 
 
@@ -128,7 +128,7 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if len(text) > 25:
+    if len(text) > 300:  # beyond that, no float has it
         raise Refused(f"found {text[:40]}..., which is too large")
     return int(text)
 
@@ -136,7 +136,7 @@ def _int(text: str) -> int:
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """What was found, short: a number may have thousands of digits, a list thousands of levels."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"

@@ -24,9 +24,7 @@ from steps.core.plan import clusters
 #: What of this checkout a node needs.
 ROOMS = ("steps", "rehearsal")
 #: What the node program imports besides the standard library: module -> distribution.
-NEEDED = {"yaml": "PyYAML", "cerberus": "cerberus", "requests": "requests", "psutil": "psutil"}
-#: What these need in turn, where the machine has none of it.
-_DRAGS = {"requests": ("urllib3", "idna", "certifi", "charset_normalizer")}
+NEEDED = {"yaml": "PyYAML", "cerberus": "cerberus", "psutil": "psutil"}
 #: What a Python must have in common with ours to read our byte code.
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _LEFT_OUT = ("__pycache__", ".pyc", ".DS_Store", "/tests/")
@@ -74,8 +72,7 @@ def packages(modules: Iterable[str]) -> Iterator[Entry]:
     Raises:
         InfraError: a package is not installed here.
     """
-    wanted = dict.fromkeys(m for module in modules for m in (module, *_DRAGS.get(module, ())))
-    for module in wanted:
+    for module in dict.fromkeys(modules):
         distribution = NEEDED.get(module, module)
         try:
             files = importlib.metadata.files(distribution) or ()

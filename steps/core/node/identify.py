@@ -18,11 +18,14 @@ from typing import Any
 from steps.core import VERSION, settings
 from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
+from steps.core.case.values import decode
 from steps.core.errors import InfraError, UsageError
+from steps.core.node.rendezvous.messages import Hello
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode, own_addresses, own_interface
 from steps.core.plan.resolver import Options
 from steps.core.system import machine
+from steps.core.vllm import installed
 
 #: What must be the same on every node; the rest of a hello is told, not compared.
 COMPARED = ("case", "cluster", "harness", "options", "plan")
@@ -40,17 +43,17 @@ class Identity:
     interface: str
 
 
-def hello(identity: Identity, case: Case, cluster: Cluster, options: Options) -> dict[str, Any]:
+def hello(identity: Identity, case: Case, cluster: Cluster, options: Options) -> Hello:
     """What a node says when it joins."""
-    return {
-        "case": case.sha256,
-        "cluster": _digest(_comparable(cluster)),
-        "options": _digest({"driver": options.driver, "timeouts": dict(options.timeouts)}),
-        "harness": harness(),
-        "address": identity.address,
-        "interface": identity.interface,
-        "facts": machine.brief(),
-    }
+    return Hello(
+        case=case.sha256,
+        cluster=_digest(_comparable(cluster)),
+        options=_digest({"driver": options.driver, "timeouts": dict(options.timeouts)}),
+        harness=harness(),
+        address=identity.address,
+        interface=identity.interface,
+        facts=machine.brief(installed.PACKAGES),
+    )
 
 
 def harness() -> str:
@@ -63,7 +66,7 @@ def harness() -> str:
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 
 
-def differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def differs(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """Why a node may not join: both fingerprints of the first thing that differs."""
     for key in COMPARED:
         if ours.get(key) != theirs.get(key):
@@ -74,19 +77,15 @@ def differs(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ""
 
 
-def comparable(hello: Mapping[str, Any]) -> dict[str, str]:
+def comparable(hello: Hello) -> dict[str, str]:
     """The fingerprints of a hello; no secrets, so that a stranger may see where it differs."""
-    return {key: str(hello[key]) for key in COMPARED if key in hello}
+    return {key: getattr(hello, key) for key in COMPARED if getattr(hello, key)}
 
 
-def assemble(cluster: Cluster, hellos: Mapping[int, Mapping[str, Any]]) -> Cluster:
+def assemble(cluster: Cluster, hellos: Mapping[int, Hello]) -> Cluster:
     """The cluster with the addresses and interfaces its nodes told."""
     nodes = tuple(
-        ClusterNode(
-            node.index,
-            str(hellos[node.index]["address"]),
-            str(hellos[node.index].get("interface", "")),
-        )
+        ClusterNode(node.index, hellos[node.index].address, hellos[node.index].interface)
         for node in cluster.nodes
     )
     return replace(cluster, nodes=nodes)
@@ -279,8 +278,8 @@ def read_cluster(path: Path) -> Cluster:
         UsageError: the file is not there or holds no cluster.
     """
     try:
-        return Cluster.from_dict(loads(path.read_text(encoding="utf-8")))
+        return decode(Cluster, loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"--cluster {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"--cluster {path}: no cluster: {type(error).__name__}: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"--cluster {path}: no cluster: {error}") from None

@@ -17,7 +17,6 @@ def start(run: NodeRun, kind: str) -> None:
         StepFailed: a program is not there or cannot be executed.
         RunEnded: the run is over.
     """
-    assert run.supervisor is not None
     for name, content in run.me.files.items():
         write_text(run.dir.path / name, content)
     for process in run.me.processes:

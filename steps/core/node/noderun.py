@@ -12,35 +12,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steps.core.node.rendezvous import Leader, Link
+from steps.core import settings
+from steps.core.node import causes
+from steps.core.node.rendezvous.leader import Leader
+from steps.core.node.rendezvous.link import Link
+from steps.core.node.rendezvous.messages import Look, State, Told
 from steps.core.node.supervisor import Running, Supervisor
-from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan, Process
+from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
 from steps.core.record import evidence, records
 from steps.core.record.events import EventLog
 from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.record.rundir import NodeDir, RunDir, full
-from steps.core.record.verdict import BLAME_SECONDS, PRODUCT_FAULTS, first_cause
+from steps.core.record.verdict import PRODUCT_FAULTS
 from steps.core.redaction import Redactor
+from steps.core.system.envscripts import sourced
+from steps.core.system.guard import Guard
 
 POLL = 0.05
 SAY_EVERY = 10.0
-DUMP_SECONDS = 15.0
 #: How often a wait looks whether the run directory can still be written.
 DISK_EVERY = 1.0
 ROOM = "Make room there, or name a directory on another disk with --run-dir."
-#: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
-_DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 
 
 class RunEnded(Exception):
@@ -55,8 +55,20 @@ class StepFailed(Exception):
         self.cause = cause
 
 
+def marker(run_dir: RunDir, index: int, step: str = "") -> str:
+    """What a node's processes carry in their environment; a step's own are told from others'."""
+    return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
+
+
 class NodeRun:
-    """The state of one node's run, shared by its steps and its threads."""
+    """The state of one node's run, shared by its steps and its threads.
+
+    Args:
+        leader, link: this node's end of the rendezvous; a step run alone has none.
+        guard: kills what is started here when this program is killed.
+        nice: of what is started here; absent: what this program has itself now.
+        step: the step that runs alone.
+    """
 
     def __init__(
         self,
@@ -65,20 +77,26 @@ class NodeRun:
         run_dir: RunDir,
         events: EventLog,
         redactor: Redactor | None = None,
+        *,
+        leader: Leader | None = None,
+        link: Link | None = None,
+        guard: Guard | None = None,
+        nice: int | None = None,
+        step: str = "",
     ) -> None:
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
         self.run_dir = run_dir
-        self.dir: NodeDir = run_dir.node(index).make()
+        self.dir: NodeDir = run_dir.node(index, step).make()
         self.events = events
         self.redactor = redactor or Redactor()
         self.started = time.time()
         self.began = time.monotonic()
         self.ended = threading.Event()
-        self.leader: Leader | None = None
-        self.link: Link | None = None
-        self.supervisor: Supervisor | None = None
-        self.state: Mapping[str, Any] = {}
+        self.leader = leader
+        self.link = link
+        self.guard = guard
+        self.state = State(seq=-1)
         self.cause: Cause | None = None
         self.phases: list[PhaseRecord] = []
         self.passed: frozenset[str] = frozenset()
@@ -87,17 +105,35 @@ class NodeRun:
         self.versions: dict[str, str] = {}
         self.left: list[str] = []
         self.interrupts = 0
-        self._causes: list[tuple[Cause, float]] = []
+        self.all_causes: tuple[Cause, ...] = ()
+        self._causes: list[Told] = []
         self._lock = threading.RLock()
         self._progress = self._looked = self.began
         self._mark: Any = None
         self._phase_began = self.began
         self._budget: Budget | None = None
+        # The profile's environment scripts are sourced before anything is started.
+        self.supervisor = Supervisor(
+            self.dir,
+            marker(run_dir, index, step),
+            sourced(plan.cluster.scripts, settings.inherited()),
+            self.on_exit,
+            guard,
+            self.redactor,
+            plan.cluster.workdir,
+            nice,
+            [node.address for node in plan.nodes],
+        )
 
     @property
     def is_leader(self) -> bool:
         """Whether this node leads the run."""
         return self.me.index == LEADER
+
+    @property
+    def joined(self) -> bool:
+        """Whether the leader ever answered this worker."""
+        return self.link is not None and self.link.joined.is_set()
 
     @property
     def phase_name(self) -> str:
@@ -108,7 +144,7 @@ class NodeRun:
     def run_phase(self) -> str:
         """The phase of the run: a worker that holds is where the leader is."""
         if self.phase_name == "hold":
-            return str(self.state.get("phase", "hold"))
+            return self.state.phase if self.state.seq >= 0 else "hold"
         return self.phase_name
 
     # Phases and waiting
@@ -128,7 +164,7 @@ class NodeRun:
             yield
             outcome = "done"
             self.passed |= {name}
-            if self.link and self.link.joined.is_set():
+            if self.link and self.joined:
                 self.link.report()
         except RunEnded:
             outcome = "done" if name == "hold" else "cut"
@@ -258,8 +294,6 @@ class NodeRun:
 
     def log_sizes(self) -> dict[str, int]:
         """Bytes in each process's log; not a tool's, which may chatter while it hangs."""
-        if self.supervisor is None:
-            return {}
         sizes = {}
         for running in self.supervisor.running:
             if running.process.kind == TOOL:
@@ -304,7 +338,7 @@ class NodeRun:
         with self._lock:
             if self.ended.is_set() and self.cause is not None:
                 return
-            self._causes.append((cause, time.monotonic() if mono is None else mono))
+            self._causes.append(Told(cause, time.monotonic() if mono is None else mono))
         self.ended.set()
         if self.link:
             threading.Thread(target=self.link.report, name="report", daemon=True).start()
@@ -312,7 +346,8 @@ class NodeRun:
     def on_exit(self, running: Running) -> None:
         """A process ended: unless we stopped it or it is a tool, whose end its step judges."""
         status = running.exit
-        assert status is not None
+        if status is None:
+            return
         self.events.emit(
             "exited",
             process=running.process.name,
@@ -322,149 +357,45 @@ class NodeRun:
         )
         if status.expected or self.cause is not None or running.process.kind == TOOL:
             return
-        self.add_cause(self.exit_cause(running), status.mono)
-
-    def exit_cause(self, running: Running) -> Cause:
-        """What an unexpected exit means."""
-        status = running.exit
-        assert status is not None
-        found = evidence.of_log(running.log)
-        started = self.state.get("serving") or (
-            self.leader is not None and self.leader.state.get("serving")
-        )
-        verdict = "crash" if started else "startup"
-        signature = found.signature
-        if signature and signature.verdict in ("infra", "config") and not started:
-            verdict = signature.verdict
-        reason = str(status)
-        hint = signature.hint if signature else f"Read {self.me.name}/{running.process.log}."
-        if signature:
-            reason += f": {signature.explanation}"
-        if status.oom:
-            hint = "Look at the memory limit of the node or pod, and at what else runs there."
+        state = self.leader.state if self.leader else self.state
+        found = causes.of_exit(running, status, state.serving, f"{self.me.name}/")
         cause = self.cause_of(
             "exit",
-            verdict,
-            reason,
+            found.verdict,
+            found.reason,
             process=running.process.name,
             exit_code=status.code,
             signal=status.signal,
             evidence=tuple(self.redactor.value(list(found.lines))),
             log=f"{self.me.name}/{running.process.log}",
-            signature=signature.id if signature else "",
-            hint=hint,
-            consequence=not status.signal and _blames_another(running.process, found),
+            signature=found.signature,
+            hint=found.hint,
+            consequence=found.consequence,
         )
-        return replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+        cause = replace(cause, at=status.at, seconds=round(status.mono - self.began, 3))
+        self.add_cause(cause, status.mono)
 
-    def own_causes(self) -> list[dict[str, Any]]:
-        """What this node knows, for the leader: each cause with its ``mono``."""
-        if self.supervisor:
-            self.supervisor.check()
+    def own_causes(self) -> tuple[Told, ...]:
+        """What this node knows, for the leader."""
+        self.supervisor.check()
+        return self.told_causes()
+
+    def told_causes(self) -> tuple[Told, ...]:
+        """The same without another look at the processes; it waits for nothing."""
         with self._lock:
-            return [{**asdict(cause), "mono": mono} for cause, mono in self._causes]
+            return tuple(self._causes)
 
-    def decide_alone(self) -> None:
-        """This node's own first cause counts: nobody is there to tell of another."""
-        causes = self.own_causes()
-        self.cause = records.cause_from(causes[0]) if causes else None
-
-    def look(self) -> dict[str, Any]:
+    def look(self) -> Look:
         """What a beat says."""
-        return {
-            "phase": self.phase_name,
-            "passed": sorted(self.passed),
-            "progress": self.log_sizes(),
-            "causes": self.own_causes(),
-        }
-
-    def decide(self) -> Cause | None:
-        """Leader: call the roll, find the first cause, tell everybody. None is a clean end."""
-        assert self.leader is not None
-        reported = self.leader.roll_call() if self.plan_size > 1 else []
-        found = self._dated(reported)
-        if found and all(cause.consequence for cause in found):
-            self.leader.wait(self._culprit_known, BLAME_SECONDS)
-            found = self._dated(self._reported())
-        first = first_cause(found)
-        self.all_causes = tuple(sorted(found, key=lambda c: c.at))
-        self.cause = first
-        self.ended.set()
-        if first is not None:
-            self.events.emit("cause", text=str(first), verdict=first.verdict)
-        self.leader.tell(
-            phase="stop",
-            ended={"cause": asdict(first) if first else None},
+        return Look(
+            self.phase_name, tuple(sorted(self.passed)), self.log_sizes(), self.own_causes()
         )
-        return first
 
-    def _culprit_known(self) -> bool:
-        """Whether any node tells of more than what somebody else's death did to it.
-
-        Asked under the rendezvous' lock, so it must not wait for anything.
-        """
-        with self._lock:
-            told = [cause.consequence for cause, _ in self._causes]
-        return not all([*told, *(entry.get("consequence") for entry in self._reported())])
-
-    def _reported(self) -> list[dict[str, Any]]:
-        """Every cause the workers told so far."""
-        assert self.leader is not None
-        members = list(self.leader.members.values())
-        return [cause for member in members for cause in member.causes]
-
-    def _dated(self, reported: Iterable[Mapping[str, Any]]) -> list[Cause]:
-        """These causes and our own, by the leader's clock."""
-        if self.supervisor:
-            self.supervisor.check()
-        now, wall = time.monotonic(), time.time()
-        with self._lock:
-            known = list(self._causes)
-        for entry in reported:
-            cause = records.cause_from(entry)
-            if cause is not None:
-                known.append((cause, float(entry["mono"])))
-        return [
-            replace(
-                cause,
-                at=round(wall - (now - mono), 4),
-                seconds=round(mono - self.began, 3),
-            )
-            for cause, mono in known
-        ]
-
-    all_causes: tuple[Cause, ...] = ()
-
-    @property
-    def plan_size(self) -> int:
-        """How many nodes the plan has."""
-        return len(self.plan.nodes)
-
-    # Stacks and record
-
-    def dump_stacks(self) -> None:
-        """Stacks of our processes, where py-spy is there; for a hang."""
-        spy = shutil.which("py-spy")
-        if spy is None or self.supervisor is None:
-            self.events.emit("note", text="py-spy is not installed: no stacks of hanging processes")
-            return
-        deadline = time.monotonic() + DUMP_SECONDS
-        for running in self.supervisor.running:
-            if running.exit is not None or time.monotonic() > deadline:
-                continue
-            path = self.dir.path / f"stacks-{running.process.name}.txt"
-            with contextlib.suppress(OSError, subprocess.SubprocessError), path.open("w") as out:
-                subprocess.run(
-                    [spy, "dump", "--subprocesses", "--pid", str(running.pid)],
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    timeout=5,
-                    check=False,
-                )
+    # Record
 
     def record(self, artifacts: tuple[records.Artifact, ...] = ()) -> Record:
         """This node's account of itself."""
-        causes = self.all_causes or tuple(cause for cause, _ in self._causes)
+        every = self.all_causes or tuple(told.cause for told in self._causes)
         return Record(
             run=self.plan.run,
             node=self.me.index,
@@ -476,9 +407,9 @@ class NodeRun:
             ended=round(time.time(), 3),
             outcome="pass" if self.cause is None else self.cause.verdict,
             phases=tuple(self.phases),
-            processes=self.supervisor.records() if self.supervisor else (),
+            processes=self.supervisor.records(),
             cause=self.cause,
-            causes=causes,
+            causes=every,
             benchmarks=tuple(self.benchmarks),
             checks=tuple(self.checks),
             artifacts=artifacts,
@@ -490,20 +421,6 @@ class NodeRun:
     def hurry(self) -> float:
         """Factor on graces: a second interrupt shortens them, a third ends them."""
         return {0: 1.0, 1: 1.0, 2: 0.2}.get(self.interrupts, 0.0)
-
-
-def _blames_another(process: Process, found: evidence.Evidence) -> bool:
-    """Whether a log says that somebody else died first: a peer, or another node's rank.
-
-    An API server that loses a rank of its group names it; only its own ranks are its own fault.
-    """
-    if found.signature is not None and found.signature.consequence:
-        return True
-    if process.rank is None:
-        return False
-    own = range(process.rank, process.rank + process.ranks)
-    ranks = [int(rank) for line in found.lines for rank in _DEAD_RANK.findall(line)]
-    return bool(ranks) and not any(rank in own for rank in ranks)
 
 
 def free_bytes(path: Path) -> int:

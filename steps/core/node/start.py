@@ -1,6 +1,6 @@
 """How one node was started: from a plan, or by hand from a case.
 
-Enters: the command line of the node program and the environment. Leaves: a
+Enters: the wishes of the node program's command line and the environment. Leaves: a
 :class:`Start`, or every reason why there can be none. Touches: makes the run
 directory, reads the case, the plan, the cluster and the token's file.
 """
@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import UsageError
 from steps.core.node import alone, identify, wishes
+from steps.core.node.wishes import Wishes
 from steps.core.plan import clusters
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, own_addresses
@@ -76,33 +78,32 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_of(arguments: argparse.Namespace) -> Start:
-    """How a command line starts this node.
+def start_of(asked: Wishes) -> Start:
+    """How these wishes start this node.
 
     Raises:
-        UsageError, CaseError: it means nothing.
+        UsageError, CaseError: they mean nothing.
     """
-    listeners = [alone.printer() if arguments.output == "text" else _print_json]
-    case_name = arguments.case or ("" if arguments.plan else settings.read().config_yaml_path)
+    listeners = [alone.printer() if asked.output == "text" else _print_json]
+    case_name = asked.case or ("" if asked.plan else settings.read().config_yaml_path)
     if not case_name:
-        plan, path = wishes.plan_of(arguments)
-        index = wishes.index_in(plan, arguments.node_index)
+        plan, path = wishes.plan_of(asked)
+        index = wishes.index_in(plan, asked.node_index)
         return Start(
             index,
-            _token(arguments) or secrets.token_hex(16),
+            _token(asked) or secrets.token_hex(16),
             RunDir(path).make(),
             plan=plan,
-            bound=arguments.bound,
+            bound=asked.bound,
             listeners=listeners,
         )
     case = load_case(wishes.find_case(case_name))
-    cluster = _cluster(case, arguments)
-    index = clusters.node_index(case, arguments.node_index, own_addresses())
-    options = wishes.options_of(arguments, arguments.run_id or new_run_id())
+    cluster = _cluster(case, asked)
+    index = clusters.node_index(case, asked.node_index, own_addresses())
+    options = asked.options(asked.run or new_run_id())
     _try_out(case, cluster, options)
-    run_id = options.run
-    token = _token(arguments)
-    run_dir = RunDir(Path(arguments.run_dir or Path("runs") / f"{run_id}-node-{index}")).make()
+    token = _token(asked)
+    run_dir = RunDir(asked.run_dir or Path("runs") / f"{options.run}-node-{index}").make()
     run_dir.check_unused()
     write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
     return Start(
@@ -112,7 +113,7 @@ def start_of(arguments: argparse.Namespace) -> Start:
         case=case,
         cluster=cluster,
         options=options,
-        bound=arguments.bound,
+        bound=asked.bound,
         guessable=not token and cluster.backend == "hosts" and len(cluster.nodes) > 1,
         listeners=listeners,
     )
@@ -128,31 +129,30 @@ def _try_out(case: Case, cluster: Cluster, options: Options) -> None:
     resolve(case, replace(cluster, nodes=tuple(named)), options)
 
 
-def _cluster(case: Case, arguments: argparse.Namespace) -> Cluster:
+def _cluster(case: Case, asked: Wishes) -> Cluster:
     """Where the nodes are: a file, this machine, or what case and environment say."""
-    if arguments.cluster:
-        return identify.at_home(identify.read_cluster(Path(arguments.cluster)), case)
-    rehearsal = wishes.rehearsal_of(arguments)
-    if rehearsal is not None:
-        return clusters.local(case, rehearsal=rehearsal, network=arguments.network or "71.9")
+    if asked.cluster:
+        return identify.at_home(identify.read_cluster(Path(asked.cluster)), case)
+    if asked.rehearsal is not None:
+        return clusters.local(case, rehearsal=asked.rehearsal, network=asked.network or "71.9")
     return identify.by_hand(case)
 
 
-def _token(arguments: argparse.Namespace) -> str:
+def _token(asked: Wishes) -> str:
     """The run's token, from a file or the environment; empty when neither has one."""
-    if not arguments.token_file:
+    if not asked.token_file:
         return settings.read().token
-    name = f"--token-file {arguments.token_file}"
+    name = f"--token-file {asked.token_file}"
     try:
-        with Path(arguments.token_file).open(encoding="utf-8") as file:
+        with Path(asked.token_file).open(encoding="utf-8") as file:
             mode, token = os.fstat(file.fileno()).st_mode, file.read().strip()
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from None
     # Who starts node programs (a pod, a runner) looks after its own files.
-    if not arguments.bound and stat.S_ISREG(mode) and mode & 0o077:
+    if not asked.bound and stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(
             f"{name}: found mode {mode & 0o777:04o}, expected 0600: others can read the token",
-            f"chmod 600 {arguments.token_file}",
+            f"chmod 600 {asked.token_file}",
         )
     if not token:
         raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")

@@ -16,11 +16,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core.plan.direct import exempt
 from steps.core.plan.plan import TOOL, Process
 from steps.core.record.records import ProcessRecord
 from steps.core.record.rundir import NodeDir, write_json
@@ -31,6 +32,7 @@ from steps.core.system.guard import MARKER, Guard, marked
 from steps.core.system.proc import stat_of
 
 KILL_WAIT = 5.0
+DUMP_SECONDS = 15.0
 #: Seconds a killed process may take to be gone.
 DYING_WAIT = 0.1
 #: Seconds that reading a dead process's log may take on a busy machine.
@@ -108,6 +110,7 @@ class Supervisor:
     Args:
         marker: ``<run id>:<node>``, put into every child's environment.
         nice: of what it starts; absent: what it has itself now.
+        direct: addresses that are asked without a proxy, whatever the environment says.
         on_exit: called from a thread of its own at each unexpected or expected exit.
     """
 
@@ -121,6 +124,7 @@ class Supervisor:
         redactor: Redactor | None = None,
         workdir: str = "",
         nice: int | None = None,
+        direct: Sequence[str] = (),
     ) -> None:
         self._dir = node_dir
         self._marker = marker
@@ -129,6 +133,7 @@ class Supervisor:
         self._guard = guard
         self._redactor = redactor or Redactor()
         self._workdir = workdir
+        self._direct = tuple(direct)
         self._lock = threading.RLock()
         self._running: list[Running] = []
         self._oom_before = oom.kills()
@@ -198,7 +203,7 @@ class Supervisor:
             env[name] = ":".join([*parts, *([env[name]] if env.get(name) else [])])
         for name, file in process.files.items():
             env[name] = str(self._dir.path / file)
-        return env
+        return exempt(env, self._direct)
 
     def check(self) -> None:
         """Notice exits now, and wait until what they mean has been told."""
@@ -273,6 +278,26 @@ class Supervisor:
         pause = threading.Event()
         while not pause.wait(REAP_SECONDS):
             self._orphans.reap([running.pid for running in self.running])
+
+    def dump_stacks(self) -> bool:
+        """Write the stacks of what runs beside its logs; False where py-spy is missing."""
+        spy = shutil.which("py-spy")
+        if spy is None:
+            return False
+        deadline = time.monotonic() + DUMP_SECONDS
+        for running in self.running:
+            if running.exit is not None or time.monotonic() > deadline:
+                continue
+            path = self._dir.path / f"stacks-{running.process.name}.txt"
+            with contextlib.suppress(OSError, subprocess.SubprocessError), path.open("w") as out:
+                subprocess.run(
+                    [spy, "dump", "--subprocesses", "--pid", str(running.pid)],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=5,
+                    check=False,
+                )
+        return True
 
     def records(self) -> tuple[ProcessRecord, ...]:
         """Every process as the record has it."""

@@ -1,7 +1,7 @@
 """What is asked for on a command line: a case or a plan, how to rehearse it, which node.
 
-Enters: arguments. Leaves: plans, options, a rehearsal, or what is wrong with them.
-Touches: reads the case or the plan.
+Enters: arguments. Leaves: :class:`Wishes`, made once at the door of a command, and the plan
+they mean; or what is wrong with them. Touches: reads the case or the plan.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
 from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record.rundir import new_run_id
@@ -74,7 +77,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument(
         "--load-seconds", type=_load_seconds, default=1.0, help="of a stand-in; default 1"
     )
-    shape.add_argument("--bench", choices=("smoke", "aisbench", "none"), help="benchmark driver")
+    shape.add_argument("--bench", choices=tuple(DRIVERS), help="benchmark driver")
     shape.add_argument(
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
     )
@@ -104,45 +107,121 @@ def _load_seconds(text: str) -> float:
     return seconds
 
 
-def options_of(arguments: argparse.Namespace, run: str) -> Options:
-    """Options of ``resolve`` from a command line.
+@dataclass(frozen=True)
+class Wishes:
+    """What somebody asked for on a command line, parsed and checked once.
+
+    Attributes:
+        place: the backend that ``--on`` names; empty: whatever fits.
+        stand_ins: how stand-ins behave, if they play.
+        rehearsal: the same when they do play, else None.
+        signals: the injected faults that the runner delivers itself.
+        driver: ``smoke``, ``aisbench`` or ``none``; empty: the usual one.
+        timeouts: seconds by phase.
+        run: the run's id; empty: one made of the time.
+        bound: the node program ends when its standard input closes.
+        output: ``text`` for people, ``events`` for a starter.
+        detach: a keeper holds what a step starts; ``limit``: for so many seconds at most.
+    """
+
+    case: str = ""
+    plan: str = ""
+    place: str = ""
+    profile: str = ""
+    hosts: str = ""
+    node_index: int | None = None
+    run_dir: Path | None = None
+    run: str = ""
+    junit: Path | None = None
+    verbose: bool = False
+    keep: bool = False
+    stand_ins: Rehearsal = field(default_factory=Rehearsal)
+    rehearsal: Rehearsal | None = None
+    signals: tuple[faults.Signal, ...] = ()
+    driver: str = ""
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    network: str = ""
+    token_file: str = ""
+    cluster: str = ""
+    bound: bool = False
+    output: str = "text"
+    detach: bool = False
+    limit: float = 0.0
+
+    def options(self, run: str) -> Options:
+        """What these wishes add to case and cluster."""
+        return Options(run, self.driver, self.timeouts)
+
+    def node_words(self) -> tuple[str, ...]:
+        """The same for a node program that makes the plan itself, as its command line."""
+        words = ["--bench", self.driver] if self.driver else []
+        for phase, seconds in self.timeouts.items():
+            words += ["--timeout", f"{phase}={seconds:.15g}"]
+        return tuple(words)
+
+    def rehearsed(self) -> Wishes:
+        """The same wishes, carried out by stand-ins."""
+        return replace(self, rehearsal=self.stand_ins)
+
+    def check_faults(self) -> None:
+        """Refuse faults where nothing is rehearsed.
+
+        Raises:
+            UsageError: there are some.
+        """
+        if self.stand_ins.faults and self.rehearsal is None:
+            raise UsageError("--fault works in a rehearsal only", "Add --rehearse.")
+
+
+#: Options whose field has another name, or needs more than to be copied.
+_FIELDS = {"on": "place", "run_id": "run", "bench": "driver"}
+
+
+def wishes_of(arguments: argparse.Namespace, *, case_may_rehearse: bool = False) -> Wishes:
+    """The wishes of a command line; an option that it does not have keeps its default.
+
+    Args:
+        case_may_rehearse: the case may still ask for stand-ins; the caller checks the faults then.
 
     Raises:
-        UsageError: a ``--timeout`` is wrong.
+        UsageError: a fault or a budget is wrong.
     """
+    given = {_FIELDS.get(name, name): value for name, value in vars(arguments).items() if value}
+    asked = {name: value for name, value in given.items() if name in Wishes.__dataclass_fields__}
+    # An index of 0 is a wish too.
+    asked["node_index"] = getattr(arguments, "node_index", None)
+    if "run_dir" in asked:
+        asked["run_dir"] = Path(asked["run_dir"])
+    texts = tuple(given.get("fault", ()))
     try:
-        return Options(run, arguments.bench or "", parse_timeouts(arguments.timeout))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def rehearsal_of(arguments: argparse.Namespace) -> Rehearsal | None:
-    """How to rehearse, or None."""
-    if not arguments.rehearse:
-        if arguments.fault:
-            raise UsageError("--fault works in a rehearsal only", "Add --rehearse.")
-        return None
-    try:
-        faults.sort(arguments.fault)
+        _, asked["signals"] = faults.sort(texts)
     except ValueError as error:
         raise UsageError(str(error), "docs/rehearsal.md has the language of faults.") from None
-    return Rehearsal(arguments.load_seconds, tuple(arguments.fault))
+    try:
+        asked["timeouts"] = parse_timeouts(given.get("timeout", ()))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    stand_ins = Rehearsal(getattr(arguments, "load_seconds", 1.0), texts)
+    made = Wishes(**asked, stand_ins=stand_ins)
+    made = made.rehearsed() if given.get("rehearse") else made
+    if not case_may_rehearse:
+        made.check_faults()
+    return made
 
 
-def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
-    """The plan a command line means, and its run directory.
+def plan_of(asked: Wishes) -> tuple[Plan, Path]:
+    """The plan somebody asked for, and its run directory.
 
     Raises:
-        UsageError, CaseError, InfraError: it means none.
+        UsageError, CaseError, InfraError: there is none.
     """
-    if arguments.case:
-        case = load_case(find_case(arguments.case))
+    if asked.case:
+        case = load_case(find_case(asked.case))
         run = new_run_id()
-        cluster = clusters.local(case, rehearsal=rehearsal_of(arguments), network=arguments.network)
-        plan = resolve(case, cluster, options_of(arguments, run))
-        return plan, Path(arguments.run_dir or Path("runs") / run)
-    rehearsal_of(arguments)
-    path = Path(arguments.plan or Path(arguments.run_dir or "runs/latest") / "plan.json")
+        cluster = clusters.local(case, rehearsal=asked.rehearsal, network=asked.network)
+        plan = resolve(case, cluster, asked.options(run))
+        return plan, asked.run_dir or Path("runs") / run
+    path = Path(asked.plan or (asked.run_dir or Path("runs/latest")) / "plan.json")
     if not path.is_file():
         raise UsageError(
             f"no plan: {path} is not there",
@@ -155,7 +234,7 @@ def plan_of(arguments: argparse.Namespace) -> tuple[Plan, Path]:
     except ValueError as error:
         hint = "Make one anew: python -m steps.resolve --case CASE --output FILE."
         raise UsageError(f"{path}: {error}", hint) from None
-    return plan, Path(arguments.run_dir or path.parent)
+    return plan, asked.run_dir or path.parent
 
 
 def index_in(plan: Plan, given: int | None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from steps.core.case.case import Case, seconds
 from steps.core.plan.cluster import Cluster
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Budget
 
 #: Seconds for each phase, and seconds it may pass without progress.
@@ -38,9 +39,6 @@ REHEARSAL_BUDGETS = {
     "collect": Budget(60, 60),
 }
 
-#: AISBench imports for half a minute, silently, before it begins; more on a busy machine.
-REHEARSED_AISBENCH = Budget(900, 300)
-
 
 def of(
     case: Case, cluster: Cluster, given: Mapping[str, float], driver: str = ""
@@ -54,8 +52,9 @@ def of(
         driver: of the benchmarks, where one was asked for.
     """
     base = REHEARSAL_BUDGETS if cluster.rehearsal else BUDGETS
-    if cluster.rehearsal and driver == "aisbench":
-        base = {**base, "bench": REHEARSED_AISBENCH}
+    known = DRIVERS.get(driver)
+    if cluster.rehearsal and known and known.rehearsal_budget:
+        base = {**base, "bench": known.rehearsal_budget}
     said = {**cluster.timeouts, **({} if cluster.rehearsal else case.timeouts), **given}
     return {
         phase: Budget(said[phase], min(budget.stall, said[phase])) if phase in said else budget

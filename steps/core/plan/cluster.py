@@ -73,17 +73,27 @@ class Cluster:
         """As JSON."""
         return asdict(self)
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Cluster:
-        """The cluster that :meth:`to_dict` wrote."""
-        fields = dict(data)
-        fields["nodes"] = tuple(ClusterNode(**node) for node in data["nodes"])
-        fields["paths"] = {key: tuple(value) for key, value in data["paths"].items()}
-        fields["scripts"] = tuple(data["scripts"])
-        if data.get("rehearsal"):
-            rehearsal = data["rehearsal"]
-            fields["rehearsal"] = Rehearsal(rehearsal["load_seconds"], tuple(rehearsal["faults"]))
-        return Cluster(**fields)
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that runs on the leader, and that a runner builds where it is absent.
+
+    Attributes:
+        environment: the name of its recipe in ``ci.tools.environments``.
+        field: the cluster's field that says where it is.
+    """
+
+    program: str
+    environment: str
+    field: str
+
+    def of(self, cluster: Cluster) -> str:
+        """The program to start; a bare name is looked for on PATH."""
+        return str(getattr(cluster, self.field) or self.program)
+
+
+AIS_BENCH = Tool("ais_bench", "aisbench", "ais_bench")
+ROUTER = Tool("vllm-router", "vllm-router", "router")
 
 
 def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.case import Benchmark
-from steps.core.case.numbers import dumps, loads
+from steps.core.case.numbers import Refused, dumps, loads
+from steps.core.case.values import decode
 from steps.core.plan.cluster import Cluster
 
 SCHEMA = 1
@@ -130,7 +131,7 @@ class BenchmarkPlan:
     """One benchmark as it will be run.
 
     Attributes:
-        driver: a name in ``steps.bench_drivers``.
+        driver: a name in ``steps.core.plan.drivers``.
         gates: all conditions, upstream's baseline rule among them.
         skip_gates: why the baseline gates are not judged; empty when they are.
         scaled: what was made smaller than the case says, for the reader.
@@ -223,42 +224,9 @@ def from_json(text: str) -> Plan:
         data = loads(text)
         if data["schema"] != SCHEMA:
             raise ValueError(f"plan schema {data['schema']}, expected {SCHEMA}")
-        return _plan(data)
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"not a plan of this version: {type(error).__name__}: {error}") from None
-
-
-def _plan(data: dict[str, Any]) -> Plan:
-    fields = dict(data)
-    fields["cluster"] = Cluster.from_dict(data["cluster"])
-    fields["nodes"] = tuple(_node(node) for node in data["nodes"])
-    fields["endpoint"] = Endpoint(**data["endpoint"])
-    fields["benchmarks"] = tuple(_benchmark(entry) for entry in data["benchmarks"])
-    fields["budgets"] = {name: Budget(**entry) for name, entry in data["budgets"].items()}
-    fields["ports"] = tuple(Port(**entry) for entry in data["ports"])
-    fields["notes"] = tuple(data["notes"])
-    return Plan(**fields)
-
-
-def _node(data: dict[str, Any]) -> NodePlan:
-    fields = dict(data)
-    fields["processes"] = tuple(_process(entry) for entry in data["processes"])
-    fields["packages"] = tuple(data["packages"])
-    return NodePlan(**fields)
-
-
-def _process(data: dict[str, Any]) -> Process:
-    fields = dict(data)
-    fields["argv"] = tuple(data["argv"])
-    fields["paths"] = {key: tuple(value) for key, value in data["paths"].items()}
-    fields["probe"] = Probe(**data["probe"]) if data["probe"] else None
-    return Process(**fields)
-
-
-def _benchmark(data: dict[str, Any]) -> BenchmarkPlan:
-    fields = dict(data)
-    inner = dict(data["benchmark"])
-    inner["gates"] = tuple(gates.Gate(**gate) for gate in inner["gates"])
-    fields["benchmark"] = Benchmark(**inner)
-    fields["gates"] = tuple(gates.Gate(**gate) for gate in data["gates"])
-    return BenchmarkPlan(**fields)
+    try:
+        return decode(Plan, data)
+    except Refused as error:
+        raise ValueError(f"not a plan of this version: {error}") from None

@@ -1,4 +1,4 @@
-"""What stands in front of a split fleet: which proxy, and its command.
+"""What stands in front of a split fleet: the kinds of proxy, and the command of each.
 
 Enters: the case's proxy, where it listens, the API servers of both sides.
 Leaves: words of a command. Touches nothing.
@@ -13,103 +13,133 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.core.case.shellwords import split
-from steps.core.plan.cluster import Cluster
+from steps.core.plan.cluster import ROUTER, Cluster, Tool
 from steps.core.plan.plan import Process
 
 DEFAULT_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
 ROUTING_PORT = 1999
 DEPLOYMENT_PORT = 6000
-#: Where the router's metrics are looked for a free port.
-METRICS_PORT = 29000
-
-
-def choose(kind: str, wanted: str, cluster: Cluster) -> tuple[str, str]:
-    """What runs as the proxy (``script``, ``vllm-router`` or ``command``), and what to note.
-
-    Args:
-        kind: the case's, perhaps ``auto``.
-        wanted: the script that the case means; a rehearsal may do without it.
-    """
-    absent = cluster.rehearsal is not None and not cluster.proxy_script
-    if kind not in ("auto", "script"):
-        return kind, ""
-    if absent:
-        return (
-            "vllm-router",
-            f"proxy: vllm-router stands in for {wanted}, which is not on this machine",
-        )
-    return "script", ""
 
 
 @dataclass(frozen=True)
 class Front:
-    """A proxy's place.
+    """A proxy's place, and what its command may need.
 
     Attributes:
         backends: ``prefiller`` and ``decoder`` -> the API servers of that side.
+        script: the script that the case means, where it is.
+        command: the case's own command.
+        env: variables that the command may use.
+        fill: fills the variables of a word.
+        ports: those that its kind asks for, in that order.
+        startup: seconds the servers may take to load.
     """
 
     host: str
     port: int
     backends: Mapping[str, Sequence[Process]]
+    cluster: Cluster
+    script: str
+    command: str
+    env: Mapping[str, str]
+    fill: Callable[[str, Mapping[str, str]], str]
+    ports: Sequence[int]
+    startup: int
 
-    def script(self, python: str, path: str) -> tuple[str, ...]:
-        """The command of upstream's proxy script."""
-        argv = [python, path, "--host", self.host, "--port", str(self.port)]
-        for side, processes in self.backends.items():
-            hosts, ports = zip(*(_host_port(process.api) for process in processes), strict=True)
-            argv += [f"--{side}-hosts", *hosts, f"--{side}-ports", *ports]
-        return tuple(argv)
 
-    def router(self, program: str, metrics: int, startup: int) -> tuple[str, ...]:
-        """The command of vllm-router.
+@dataclass(frozen=True)
+class Kind:
+    """One kind of proxy.
 
-        Args:
-            metrics: the port of its metrics.
-            startup: seconds the servers may take to load.
-        """
-        argv = [program, "--vllm-pd-disaggregation"]
-        for flag, side in (("--prefill", "prefiller"), ("--decode", "decoder")):
-            for process in self.backends[side]:
-                argv += [flag, process.api]
-        argv += ["--policy", "round_robin", "--host", self.host, "--port", str(self.port)]
-        argv += ["--prometheus-host", self.host, "--prometheus-port", str(metrics)]
-        argv += ["--worker-startup-check-interval", "1"]
-        argv += ["--worker-startup-timeout-secs", str(startup)]
-        argv += ["--kv-connector", "nixl"]
-        return tuple(argv)
+    Attributes:
+        argv: its command.
+        health: the path that answers 200 when it is ready.
+        ports: purpose and first choice of each port it takes beside its own.
+        is_here: whether a rehearsal can start it; if not, vllm-router stands in.
+        tool: the program it is, where a runner can build that.
+    """
 
-    def command(
-        self, text: str, known: Mapping[str, str], value: Callable[[str, Mapping[str, str]], str]
-    ) -> tuple[str, ...]:
-        """The case's own command, with variables for the servers' hosts, ports and URLs.
+    name: str
+    argv: Callable[[Front], tuple[str, ...]]
+    health: str = "health"
+    ports: tuple[tuple[str, int], ...] = ()
+    is_here: Callable[[Cluster], bool] = lambda cluster: True
+    tool: Tool | None = None
 
-        Args:
-            known: further variables.
-            value: fills the variables of a word. One that is a list alone becomes many words.
-        """
-        lists: dict[str, list[str]] = {}
-        for side, processes in self.backends.items():
-            pairs = [_host_port(process.api) for process in processes]
-            lists[f"{side.upper()}_HOSTS"] = [pair[0] for pair in pairs]
-            lists[f"{side.upper()}_PORTS"] = [pair[1] for pair in pairs]
-            lists[f"{side.upper()}_URLS"] = [process.api for process in processes]
-        table = {
-            **known,
-            "HOST": self.host,
-            "PORT": str(self.port),
-            **{name: ",".join(items) for name, items in lists.items()},
-        }
-        argv: list[str] = []
-        for word, _, _ in split(text):
-            name = word.strip("${}")
-            if word in (f"${name}", f"${{{name}}}") and name in lists:
-                argv += lists[name]
-            else:
-                argv.append(value(word, table))
-        return tuple(argv)
+
+def _script(front: Front) -> tuple[str, ...]:
+    """Upstream's proxy script."""
+    argv = [front.cluster.python, front.script, "--host", front.host, "--port", str(front.port)]
+    for side, processes in front.backends.items():
+        hosts, ports = zip(*(_host_port(process.api) for process in processes), strict=True)
+        argv += [f"--{side}-hosts", *hosts, f"--{side}-ports", *ports]
+    return tuple(argv)
+
+
+def _router(front: Front) -> tuple[str, ...]:
+    """vllm-router."""
+    [metrics] = front.ports
+    argv = [ROUTER.of(front.cluster), "--vllm-pd-disaggregation"]
+    for flag, side in (("--prefill", "prefiller"), ("--decode", "decoder")):
+        for process in front.backends[side]:
+            argv += [flag, process.api]
+    argv += ["--policy", "round_robin", "--host", front.host, "--port", str(front.port)]
+    argv += ["--prometheus-host", front.host, "--prometheus-port", str(metrics)]
+    argv += ["--worker-startup-check-interval", "1"]
+    argv += ["--worker-startup-timeout-secs", str(front.startup)]
+    argv += ["--kv-connector", "nixl"]
+    return tuple(argv)
+
+
+def _command(front: Front) -> tuple[str, ...]:
+    """The case's own, with variables for the servers' hosts, ports and URLs.
+
+    A word that is a list's variable alone becomes many words.
+    """
+    lists: dict[str, list[str]] = {}
+    for side, processes in front.backends.items():
+        pairs = [_host_port(process.api) for process in processes]
+        lists[f"{side.upper()}_HOSTS"] = [pair[0] for pair in pairs]
+        lists[f"{side.upper()}_PORTS"] = [pair[1] for pair in pairs]
+        lists[f"{side.upper()}_URLS"] = [process.api for process in processes]
+    table = {
+        **front.env,
+        "HOST": front.host,
+        "PORT": str(front.port),
+        **{name: ",".join(items) for name, items in lists.items()},
+    }
+    argv: list[str] = []
+    for word, _, _ in split(front.command):
+        name = word.strip("${}")
+        if word in (f"${name}", f"${{{name}}}") and name in lists:
+            argv += lists[name]
+        else:
+            argv.append(front.fill(word, table))
+    return tuple(argv)
 
 
 def _host_port(url: str) -> tuple[str, str]:
     host, _, port = url.split("://", 1)[1].rpartition(":")
     return host.strip("[]"), port
+
+
+_ALL = (
+    Kind("script", _script, "healthcheck", is_here=lambda cluster: bool(cluster.proxy_script)),
+    Kind("vllm-router", _router, ports=(("proxy metrics", 29000),), tool=ROUTER),
+    Kind("command", _command),
+)
+KINDS = {kind.name: kind for kind in _ALL}
+
+
+def choose(name: str, wanted: str, cluster: Cluster) -> tuple[Kind, str]:
+    """The kind that runs, and what to note.
+
+    Args:
+        name: the case's; ``auto`` means upstream's script.
+        wanted: the script that the case means; a rehearsal may do without it.
+    """
+    kind = KINDS.get(name, KINDS["script"])
+    if cluster.rehearsal is None or kind.is_here(cluster):
+        return kind, ""
+    note = f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
+    return KINDS["vllm-router"], note

@@ -114,11 +114,6 @@ def of_log(path: Path, limit: int = 8) -> Evidence:
     return of_bytes(_parts(path), limit)
 
 
-def of_lines(lines: Iterable[str], limit: int = 8) -> Evidence:
-    """Evidence from a log's lines."""
-    return of_bytes(["\n".join(lines).encode("utf-8", "replace")], limit)
-
-
 def of_bytes(parts: Iterable[bytes], limit: int = 8) -> Evidence:
     """Evidence from the parts of a log that were read."""
     errors = (_block(_after(part, at)) for part in parts for at in _errors(part))

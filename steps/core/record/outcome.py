@@ -90,7 +90,7 @@ def _observed(run_dir: RunDir) -> tuple[Cause, ...]:
     entries = data if isinstance(data, list) else []
     found: list[Cause] = []
     for entry in entries:
-        with contextlib.suppress(TypeError, AttributeError):  # what is no cause explains nothing
+        with contextlib.suppress(ValueError):  # what is no cause explains nothing
             cause = records.cause_from(entry)
             found += [cause] if cause else []
     return tuple(found)

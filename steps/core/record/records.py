@@ -7,11 +7,12 @@ Touches nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from steps.core.case.gates import GateResult
-from steps.core.case.numbers import Refused, is_finite, is_time
+from steps.core.case.numbers import Refused, is_time
+from steps.core.case.values import decode, salvage
 
 SCHEMA = 1
 
@@ -177,37 +178,31 @@ def to_dict(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
-def cause_from(data: Mapping[str, Any] | None) -> Cause | None:
+def cause_from(data: Any) -> Cause | None:
     """A cause from JSON; None when there is none.
 
     What has lost its kind, class, reason or times on the way is still a cause.
+
+    Raises:
+        Refused: it is no object at all.
     """
     if data is None:
         return None
-    fields = {key: value for key, value in data.items() if key in Cause.__dataclass_fields__}
-    for name in ("at", "seconds"):
-        if not is_time(fields.get(name, 0.0)):
-            del fields[name]
-    fields["evidence"] = tuple(fields.get("evidence", ()))
-    return Cause(**{**_UNKNOWN, **fields})
+    found = salvage(Cause, data, _UNKNOWN)
+    at, seconds = (at if is_time(at) else 0.0 for at in (found.at, found.seconds))
+    return replace(found, at=at, seconds=seconds)
 
 
-def bench_from(data: Mapping[str, Any]) -> BenchResult:
+def bench_from(data: Any) -> BenchResult:
     """A benchmark's result from JSON.
 
     Raises:
-        Refused: a metric, a count or a time in it is no number.
+        Refused: a metric, a count or a time in it is no number, or a field is odd.
     """
-    fields = dict(data)
-    measured = [v for metrics in (data["metrics"], *data["runs"]) for v in metrics.values()]
-    counted = data["requests"].values()
-    timed = is_time(data["seconds"]) and is_time(data["started"])
-    if not (timed and all(map(is_finite, (*measured, *counted)))):
-        raise Refused("a metric, a count or a time is no number")
-    fields["gates"] = tuple(GateResult(**gate) for gate in data["gates"])
-    fields["checks"] = tuple(Check(**check) for check in data["checks"])
-    fields["runs"] = tuple(data["runs"])
-    return BenchResult(**fields)
+    found = decode(BenchResult, data)
+    if not (is_time(found.seconds) and is_time(found.started)):
+        raise Refused("seconds: found no number of seconds that a calendar knows")
+    return found
 
 
 def record_from(data: Any) -> Record | None:
@@ -215,27 +210,21 @@ def record_from(data: Any) -> Record | None:
     try:
         if data["schema"] != SCHEMA:
             return None
-        fields = dict(data)
-        fields["phases"] = tuple(PhaseRecord(**entry) for entry in data["phases"])
-        fields["processes"] = tuple(
-            ProcessRecord(**{**entry, "argv": tuple(entry["argv"])}) for entry in data["processes"]
-        )
-        fields["cause"] = cause_from(data["cause"])
-        fields["causes"] = tuple(c for c in map(cause_from, data["causes"]) if c)
-        fields["benchmarks"] = tuple(bench_from(entry) for entry in data["benchmarks"])
-        fields["checks"] = tuple(Check(**entry) for entry in data["checks"])
-        fields["artifacts"] = tuple(Artifact(**entry) for entry in data["artifacts"])
-        fields["left"] = tuple(data["left"])
-        fields["steps"] = tuple(
-            StepRecord(**{**entry, "cause": cause_from(entry["cause"])})
+        causes = [cause for cause in map(cause_from, data["causes"]) if cause]
+        cause = cause_from(data["cause"])
+        benchmarks = tuple(bench_from(entry) for entry in data["benchmarks"])
+        steps = tuple(
+            replace(decode(StepRecord, {**entry, "cause": None}), cause=cause_from(entry["cause"]))
             for entry in data.get("steps", ())
         )
-        record = Record(**fields)
-        times = [record.started, record.ended]
-        times += [at for phase in record.phases for at in (phase.started, phase.seconds)]
-        times += [at for step in record.steps for at in (step.started, step.seconds)]
-        times += [process.started for process in record.processes]
-        times += [process.exit["at"] for process in record.processes if process.exit]
-        return record if all(map(is_time, times)) else None
-    except (KeyError, TypeError, AttributeError, ValueError):
+        apart = {"causes": (), "cause": None, "benchmarks": (), "steps": ()}
+        found = decode(Record, {**data, **apart})
+        times = [found.started, found.ended]
+        times += [at for phase in found.phases for at in (phase.started, phase.seconds)]
+        times += [at for step in steps for at in (step.started, step.seconds)]
+        times += [process.started for process in found.processes]
+        times += [process.exit["at"] for process in found.processes if process.exit]
+    except (KeyError, TypeError, ValueError):
         return None
+    whole = replace(found, causes=tuple(causes), cause=cause, benchmarks=benchmarks, steps=steps)
+    return whole if all(map(is_time, times)) else None

@@ -13,7 +13,7 @@ from typing import Any
 from steps.core.errors import Exit
 from steps.core.plan.plan import LEADER, Plan
 from steps.core.record import composed
-from steps.core.record.records import BenchResult, Cause, Check, Record
+from steps.core.record.records import BenchResult, Cause, Check, Record, to_dict
 
 SCHEMA = 1
 
@@ -165,13 +165,7 @@ def compute(
         verdict=_class_of(cause),
         cause=cause,
         phases=tuple(
-            {
-                "node": index,
-                "name": phase.name,
-                "started": phase.started,
-                "seconds": phase.seconds,
-                "outcome": phase.outcome,
-            }
+            {"node": index, **to_dict(phase)}
             for index, record in sorted(present.items())
             for phase in record.phases
         ),

@@ -1,27 +1,7 @@
-"""The rules by theme. Importing this package registers all of them."""
+"""The rules by theme. Importing this package imports every module in it, which registers them."""
 
-from steps.lint.rules import (
-    benchmarks,
-    core,
-    data_parallel,
-    devices,
-    flags,
-    json_values,
-    matrix,
-    model,
-    prefill_decode,
-    variables,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "benchmarks",
-    "core",
-    "data_parallel",
-    "devices",
-    "flags",
-    "json_values",
-    "matrix",
-    "model",
-    "prefill_decode",
-    "variables",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -26,14 +26,14 @@ from typing import Any
 from steps.core import door
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.node.alone import holding
-from steps.core.node.alone.go import Go, Part, Step, StepRun, marker, printer, supervisor_of
+from steps.core.node.alone.go import Go, Part, Step, StepRun, printer
 from steps.core.node.alone.holding import Taken
-from steps.core.node.wishes import add_plan_arguments, index_in, plan_of
+from steps.core.node.wishes import Wishes, add_plan_arguments, index_in, plan_of, wishes_of
 from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Plan, from_json, to_json
 from steps.core.record.rundir import RunDir, point_latest, write_text
 
-__all__ = ["Part", "StepRun", "foreign", "marker", "printer", "step", "supervisor_of"]
+__all__ = ["Part", "StepRun", "foreign", "printer", "step"]
 
 
 def step(
@@ -61,9 +61,10 @@ def step(
 
 
 def _work(step: Step, arguments: argparse.Namespace) -> int:
-    plan, run_dir = find(arguments)
+    asked = wishes_of(arguments)
+    plan, run_dir = find(asked)
     door.keep_in(run_dir.path)
-    nodes, whole = _nodes(step, plan, arguments.node_index)
+    nodes, whole = _nodes(step, plan, asked.node_index)
     if step.holds:
         nodes = [index for index in nodes if step.names(plan, index)]
         if not nodes:
@@ -77,23 +78,24 @@ def _work(step: Step, arguments: argparse.Namespace) -> int:
         holding.check(run_dir.node(index), plan.fingerprint())
     for hold in holding.settle(run_dir):
         print(f"warning: {hold} had died", file=sys.stderr)
-    one = partial(_one, step, plan, run_dir, arguments, whole)
-    if step.holds and arguments.detach:
-        return _detached(step, plan, run_dir, nodes, one, _limit(plan, arguments))
+    limit = asked.limit or sum(budget.seconds for budget in plan.budgets.values())
+    one = partial(_one, step, plan, run_dir, asked.verbose, limit, whole)
+    if asked.detach:
+        return _detached(step, run_dir, nodes, one, limit)
     if step.holds and len(nodes) > 1:
         return _together(nodes, one)
     return max(one(index) for index in nodes)
 
 
-def find(arguments: argparse.Namespace) -> tuple[Plan, RunDir]:
+def find(asked: Wishes) -> tuple[Plan, RunDir]:
     """The plan and the run directory a command line means; makes the directory of a new plan.
 
     Raises:
         UsageError, CaseError, InfraError: it means none that this step may use.
     """
-    plan, path = plan_of(arguments)
-    given = Path(arguments.plan) if arguments.plan else None
-    if given and not arguments.run_dir and given.name != "plan.json":
+    plan, path = plan_of(asked)
+    given = Path(asked.plan) if asked.plan else None
+    if given and not asked.run_dir and given.name != "plan.json":
         path = Path("runs") / plan.run
     run_dir = RunDir(path).make()
     if path.stat().st_uid != os.getuid():
@@ -105,7 +107,7 @@ def find(arguments: argparse.Namespace) -> tuple[Plan, RunDir]:
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
         point_latest(run_dir.path)
-    elif arguments.case:
+    elif asked.case:
         run_dir.check_unused()
     elif from_json(run_dir.plan.read_text(encoding="utf-8")).fingerprint() != plan.fingerprint():
         raise UsageError(
@@ -160,18 +162,8 @@ def foreign(address: str) -> str:
     return f"the plan gives this node the address {wanted}, but it has {', '.join(own)}"
 
 
-def _limit(plan: Plan, arguments: argparse.Namespace) -> float:
-    given = getattr(arguments, "limit", None)
-    return float(given or sum(budget.seconds for budget in plan.budgets.values()))
-
-
 def _detached(
-    step: Step,
-    plan: Plan,
-    run_dir: RunDir,
-    nodes: list[int],
-    one: Callable[..., int],
-    limit: float,
+    step: Step, run_dir: RunDir, nodes: list[int], one: Callable[..., int], limit: float
 ) -> int:
     keepers = []
     for index in nodes:
@@ -239,14 +231,15 @@ def _one(
     step: Step,
     plan: Plan,
     run_dir: RunDir,
-    arguments: argparse.Namespace,
+    verbose: bool,
+    limit: float,
     whole: bool,
     index: int,
     up: Callable[[], None] | None = None,
 ) -> int:
-    until = time.time() + _limit(plan, arguments)
+    until = time.time() + limit
     taken = Taken(run_dir, index, step.name, until, step.names(plan, index))
     try:
-        return Go(step, plan, run_dir, index, whole, taken).carry_out(arguments.verbose, up)
+        return Go(step, plan, run_dir, index, whole, taken).carry_out(verbose, up)
     finally:
         taken.close()

@@ -14,18 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from steps.core import settings
 from steps.core.errors import Exit
 from steps.core.node.alone import holding
 from steps.core.node.alone.holding import HOLDING, Hold, Taken
-from steps.core.node.noderun import NodeRun, RunEnded, StepFailed
-from steps.core.node.supervisor import Supervisor
+from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
 from steps.core.plan.plan import LEADER, TOOL, Plan
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.records import Artifact, Cause, StepRecord, cause_from, to_dict
-from steps.core.record.rundir import NodeDir, RunDir, sha256_of
+from steps.core.record.rundir import RunDir, sha256_of
 from steps.core.record.verdict import CLASSES
 from steps.core.redaction import Redactor, secrets_in
 from steps.core.system.guard import Guard
@@ -34,11 +32,6 @@ from steps.core.system.tail import Tail
 Part = tuple[str, Callable[["StepRun"], object]]
 #: How often a step looks whether what others hold for it is still there.
 LOOK_SECONDS = 0.25
-
-
-def marker(run_dir: RunDir, index: int, step: str = "") -> str:
-    """What a node's processes carry in their environment; a step's own are told from others'."""
-    return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
 
 
 def printer(stream: object = None) -> Callable[[Event], None]:
@@ -95,7 +88,7 @@ class StepRun(NodeRun):
         up = [h for h in holding.look(self.run_dir, self.me.index) if h.up and h.step in HOLDING]
         names = {name for hold in up for name in hold.processes}
         logs = [process.log for process in self.me.processes if process.name in names]
-        tables = [_Table(self.dir.path, hold.step).processes.name for hold in up]
+        tables = [self.run_dir.node(self.me.index, h.step).processes.name for h in up]
         return [*logs, *tables, *(f"keeper-{hold.step}.log" for hold in up)]
 
     def kinds_here(self) -> set[str]:
@@ -139,10 +132,11 @@ class Go:
                 self.redactor.learn(secrets_in(process.env))
         path = run_dir.node(index).make().events
         self.events = EventLog(path, plan.run, index, self.redactor, [printer()])
-        self.run = run = StepRun(plan, index, run_dir, self.events, self.redactor)
-        run.whole = whole
         self.guard = Guard(marker(run_dir, index, step.name)) if step.holds or step.starts else None
-        run.supervisor = supervisor_of(run, self.guard, step=step.name)
+        self.run = StepRun(
+            plan, index, run_dir, self.events, self.redactor, guard=self.guard, step=step.name
+        )
+        self.run.whole = whole
         self.parent, self.interrupted = os.getppid(), False
 
     def carry_out(self, verbose: bool, up: Callable[[], None] | None) -> int:
@@ -166,7 +160,6 @@ class Go:
                 with run.phase(phase):
                     body(run)
             if step.holds:
-                assert run.supervisor is not None
                 self.taken.holds(r.process.name for r in run.supervisor.running)
                 self._append("held")
                 if up:
@@ -197,7 +190,6 @@ class Go:
     def _hold(self, detached: bool) -> str:
         """Wait for the end; why it came."""
         run = self.run
-        assert run.supervisor is not None
         while True:
             if not any(running.exit is None for running in run.supervisor.running):
                 return "all that it held has ended"
@@ -210,9 +202,8 @@ class Go:
 
     def _end(self, why: str) -> int:
         run, step = self.run, self.step
-        causes = run.own_causes()
-        cause = cause_from(causes[0]) if causes else None
-        if step.holds and self.interrupted and not causes:
+        cause = next((told.cause for told in run.own_causes()), None)
+        if step.holds and self.interrupted and not cause:
             why = "it was told to end"
         self.taken.end(why, to_dict(cause) if cause else None)
         if self.guard:
@@ -238,7 +229,6 @@ class Go:
         """End what this step started, the proxy first, the KV pool last."""
         run = self.run
         supervisor, guard = run.supervisor, self.guard
-        assert supervisor is not None
         assert guard is not None
         began, started = time.monotonic(), time.time()
         for kinds in (("proxy",), ("server", TOOL), ("pool",)):
@@ -254,7 +244,6 @@ class Go:
 
     def _clean_own(self) -> None:
         """Take secrets out of the logs that this step's processes have written."""
-        assert self.run.supervisor is not None
         for log in {running.log for running in self.run.supervisor.running}:
             with contextlib.suppress(OSError):
                 self.redactor.file(log)
@@ -308,39 +297,3 @@ class Go:
                     run.add_cause(cause)
                     return
             over.wait(LOOK_SECONDS)
-
-
-def supervisor_of(
-    run: NodeRun, guard: Guard | None, nice: int | None = None, step: str = ""
-) -> Supervisor:
-    """The supervisor of a node's run; environment scripts of the profile are sourced first.
-
-    Args:
-        nice: of what it starts; absent: what this program has itself now.
-        step: the step that runs alone, if one does.
-    """
-    from steps.core.system.envscripts import sourced
-
-    inherited = sourced(run.plan.cluster.scripts, settings.inherited())
-    return Supervisor(
-        _Table(run.dir.path, step) if step else run.dir,
-        marker(run.run_dir, run.me.index, step),
-        inherited,
-        run.on_exit,
-        guard,
-        run.redactor,
-        run.plan.cluster.workdir,
-        nice,
-    )
-
-
-@dataclass(frozen=True)
-class _Table(NodeDir):
-    """A node's directory, with a table of processes for each step but ``serve``."""
-
-    step: str = ""
-
-    @property
-    def processes(self) -> Path:
-        """Kept current while the step lives."""
-        return self.path / f"processes{'' if self.step == 'serve' else f'-{self.step}'}.json"

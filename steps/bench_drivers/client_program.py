@@ -49,7 +49,6 @@ def run_tool(
         RunEnded: the run is over.
         StepFailed: the phase's budget or its stall limit is used up.
     """
-    assert run.supervisor is not None
     marker = str(place.resolve())
     process = Process(name, TOOL, argv, env={**(env or {}), MARKER: marker}, grace=0.0)
     running = run.supervisor.start(process, place)
@@ -83,7 +82,6 @@ def run_tool(
 
 def _end(run: NodeRun, running: Running, marker: str) -> None:
     """KILL its group, and what of it has left the group."""
-    assert run.supervisor is not None
     run.supervisor.stop([running.process.name], lambda: 0.0)
     for pid in marked(marker, MARKER):
         with contextlib.suppress(OSError):

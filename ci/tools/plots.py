@@ -2,7 +2,7 @@
 
 Enters: plain values. Leaves: SVG text without a network, a script or a fixed
 colour: every colour is a CSS variable, so one picture serves light, dark and
-print. Touches nothing, but for :func:`save_trend`, which writes a file.
+print. Touches nothing, but for :func:`save_trends`, which writes a file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ci.nightly.history import Result
-from ci.nightly.trend import main_metrics, series
-from steps.core.case.gates import METRICS
 from steps.core.record import stats
 
 #: Name of a colour -> (a stand-in that no plot uses otherwise, colour outside a page).
@@ -74,6 +71,15 @@ class Row:
     name: str
     bars: tuple[Bar, ...]
     head: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over time: (time, value) of each run."""
+
+    title: str
+    points: tuple[tuple[float, float], ...]
+    unit: str
 
 
 def warm() -> None:
@@ -187,14 +193,12 @@ def trend(
         return _svg(figure, title)
 
 
-def save_trend(results: Sequence[Result], path: Path) -> None:
-    """Write the trend of every benchmark's main metric as one SVG picture."""
-    wanted = main_metrics(results) or [("", "")]
-    with _figure(9.6, 2.6 * len(wanted), rows=len(wanted)) as (figure, axes):
-        for axis, (name, metric) in zip(axes if len(wanted) > 1 else [axes], wanted, strict=True):
-            points = [(point.time, point.value) for point in series(results, name, metric)]
-            _draw_trend(axis, points, METRICS.get(metric, ("", True))[0], None)
-            axis.set_title(f"{name} {metric}", loc="left")
+def save_trends(curves: Sequence[Curve], path: Path) -> None:
+    """Write all curves as one SVG picture with colours of its own."""
+    with _figure(9.6, 2.6 * len(curves), rows=len(curves)) as (figure, axes):
+        for axis, curve in zip(axes if len(curves) > 1 else [axes], curves, strict=True):
+            _draw_trend(axis, curve.points, curve.unit, None)
+            axis.set_title(curve.title, loc="left")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", facecolor="white")
     text = buffer.getvalue()

@@ -1,0 +1,135 @@
+"""Asking servers over HTTP: is it ready, does it answer, what does it tell.
+
+Enters: a probe, a question or a path. Leaves: the answer, or in words why there is none.
+Touches: one short connection each.
+
+The standard library is enough for an answer as a whole: importing requests takes longer
+than the probe itself, on every node. Proxies of the environment are never asked.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from steps.core.case.numbers import dumps, loads
+from steps.core.plan.plan import Probe
+
+TIMEOUT = 5.0
+#: The most that is read of an engine's metrics.
+METRICS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A probe's outcome; ``status`` is the HTTP status, 0 without one."""
+
+    ok: bool
+    detail: str
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer; ``error`` says why ``text`` is empty."""
+
+    status: int
+    text: str
+    error: str
+
+
+def request(
+    method: str, url: str, timeout: float = TIMEOUT, body: object = None, most: int = 1 << 20
+) -> Reply:
+    """Ask once and follow nothing; ``body`` goes as JSON, ``most`` bytes of the answer are read."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    try:
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        try:
+            payload = None if body is None else dumps(body)
+            headers = {"Connection": "close"}
+            headers |= {} if body is None else {"Content-Type": "application/json"}
+            connection.request(method, parts.path or "/", payload, headers)
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.read(most).decode("utf-8", "replace"), "")
+        finally:
+            connection.close()
+    except TimeoutError:
+        return Reply(0, "", f"no answer within {timeout:g} s")
+    except ConnectionRefusedError:
+        return Reply(0, "", "connection refused")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Reply(0, "", f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def look(probe: Probe, timeout: float = TIMEOUT) -> Answer:
+    """Probe once. HTTP must be answered with 200; anything else is not ready."""
+    if probe.kind != "tcp":
+        reply = request("GET", probe.url, timeout, most=0)
+        return Answer(reply.status == 200, reply.error or f"HTTP {reply.status}", reply.status)
+    parts = urlsplit(probe.url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout):
+            return Answer(True, "accepts connections")
+    except TimeoutError:
+        return Answer(False, f"no answer within {timeout:g} s")
+    except OSError as error:
+        return Answer(False, f"{type(error).__name__}: {error}")
+
+
+def ask(
+    url: str, model: str, question: str, tokens: int, ended: threading.Event, timeout: float
+) -> Reply:
+    """Ask for one chat completion, with patience that can be cut short.
+
+    Args:
+        ended: when set, the request is given up.
+        timeout: seconds for the whole answer.
+    """
+    box: list[Reply] = []
+
+    def work() -> None:
+        box.append(_complete(url, model, question, tokens, timeout))
+
+    thread = threading.Thread(target=work, name="completion", daemon=True)
+    thread.start()
+    waited = 0.0
+    while thread.is_alive() and waited < timeout + 1:
+        thread.join(0.02)
+        waited += 0.02
+        if ended.is_set():
+            return Reply(0, "", "given up: the run ended")
+    return box[0] if box else Reply(0, "", f"no answer within {timeout:g} s")
+
+
+def _complete(url: str, model: str, question: str, tokens: int, timeout: float) -> Reply:
+    body = {"model": model, "max_tokens": tokens, "temperature": 0, "stream": False}
+    chat = {**body, "messages": [{"role": "user", "content": question}]}
+    reply = request("POST", f"{url}/v1/chat/completions", timeout, chat)
+    if reply.status == 400 and "chat template" in reply.text:
+        plain = {**body, "prompt": question}
+        reply = request("POST", f"{url}/v1/completions", timeout, plain)
+    return _completion(reply)
+
+
+def _completion(reply: Reply) -> Reply:
+    """The text of a completion."""
+    raw = " ".join(reply.text.split())
+    if reply.status != 200:
+        return Reply(reply.status, "", reply.error or f"HTTP {reply.status}: {raw[:300]}")
+    try:
+        choice = loads(reply.text)["choices"][0]
+        message = choice.get("message") or {}
+        text = choice.get("text") or message.get("content") or message.get("reasoning_content")
+        text = text or message.get("reasoning") or ""
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return Reply(200, "", f"the answer is no completion: {raw[:200]}")
+    # JSON can spell a lone surrogate, which no file takes.
+    text = text.encode("utf-8", "replace").decode()
+    return Reply(200, text, "" if text.strip() else "the answer has no text")
