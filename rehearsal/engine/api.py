@@ -15,6 +15,7 @@ import uuid
 from typing import Any
 
 from rehearsal.base import console
+from rehearsal.base.settings import Settings
 from rehearsal.base.web import PHRASES, Connection, Request
 from rehearsal.base.wire import Link, Message
 from rehearsal.engine.cli import ServeArgs
@@ -210,8 +211,8 @@ class Generation:
 class Api:
     """The endpoints. `on_request(n)` is called when the n-th completion arrives."""
 
-    def __init__(self, args: ServeArgs, on_request: Any, dev_mode: bool = False) -> None:
-        self.args, self.on_request = args, on_request
+    def __init__(self, args: ServeArgs, on_request: Any, settings: Settings) -> None:
+        self.args, self.on_request, self.settings = args, on_request, settings
         self.engines: dict[int, Link] = {}
         self.metrics: dict[int, EngineMetrics] = {}
         self.behaviours: set[str] = set()
@@ -235,7 +236,7 @@ class Api:
             ("POST", "/v1/completions"): self._completions,
             ("POST", "/v1/chat/completions"): self._completions,
         }
-        for path in RESETS if dev_mode else ():
+        for path in RESETS if settings.dev_mode else ():
             self.routes["POST", path] = lambda request, connection: connection.reply(200, b"")
 
     def connection(self) -> Connection:
@@ -251,19 +252,16 @@ class Api:
 
     def handle(self, request: Request, connection: Connection) -> None:
         """Answer one request."""
-        route = self.routes.get((request.method, request.path))
+        path = self.args.access.path(request.path)
+        route = self.routes.get((request.method, path))
         try:
             if route is None:
-                known = [method for method, path in self.routes if path == request.path]
+                known = [method for method, each in self.routes if each == path]
                 status = 405 if known else 404
                 connection.reply(status, {"detail": PHRASES[status]})
                 return
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if (
-                self.args.api_keys
-                and request.path.startswith("/v1")
-                and given not in self.args.api_keys
-            ):
+            given = request.headers.get("authorization", "")
+            if not self.args.access.lets_in(path, given, self.settings.api_key):
                 connection.reply(401, {"error": "Unauthorized"})
                 return
             route(request, connection)
