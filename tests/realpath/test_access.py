@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from steps import resolve
 from tests.faults.rehearse import Outcome
 from tests.realpath import fleet
 from tests.realpath.fleet import Case, case, checks, local, pool_port, routing, split
@@ -84,6 +85,23 @@ def test_another_name_of_the_model(tmp_path: Path) -> None:
     for node in data["deployment"]:
         node["server_cmd"] = node["server_cmd"].replace("-name tiny", "-name chat tiny")
     passed(local(tmp_path, data))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_plan_is_shown_without_its_keys(
+    form: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MODELS", "DATASETS"):
+        monkeypatch.setenv(name, "/data")
+    data = told(split(2), f"--api-key $DOOR {KEYS[1]}", DOOR=KEYS[0])
+    file, run = fleet.written(tmp_path, data), str(tmp_path / "run")
+    words = ["--case", str(file), "--hosts", "10.0.0.1,10.0.0.2", "--run-dir", run]
+    assert resolve.main([*words, "--format", form]) == 0
+    out = capsys.readouterr().out
+    assert "--api-key" in out and not [key for key in KEYS if key in out]
 
 
 # Certificates
