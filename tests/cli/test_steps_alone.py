@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,44 @@ def test_a_server_that_dies_in_a_benchmark_is_a_crash(hand: Hand) -> None:
     assert hand.left() == []
 
 
+def test_a_server_that_died_meanwhile(hand: Hand) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach", "wait") == 0
+    os.kill(hand.server(1), signal.SIGKILL)
+    eventually(lambda: hand.held(1).get("ended"), 20)
+    for step in ("check", "bench", "prove"):
+        assert hand(step) == 3, hand.said
+        assert "error: node 1" in hand.said
+        assert "server: was killed by signal 9" in hand.said
+        assert "invoke report" in hand.said
+    assert hand("wait") == 1, hand.said
+    assert "error: node 1 (worker, decoder) server: was killed by signal 9" in hand.said
+    assert hand("stop", "report") == 1, hand.said
+    assert hand.json("verdict.json")["cause"]["kind"] == "exit"
+
+
+@pytest.mark.parametrize("fault", ["kill9@0.proxy:bench", "crash@0.proxy:load+0.5"])
+def test_a_signal_that_a_fault_asks_for_is_sent_in_a_row(
+    hand: Hand, tmp_path: Path, fault: str
+) -> None:
+    words = ("--rehearse", "--fault", fault)
+    assert hand("plan", "--case", QUICKSTART, *words, *ROW, crashes=True) == 1, hand.said
+    assert (
+        f"fault {fault}: signal to pid"
+        in hand.said + (hand.run / "node-0/keeper-serve.log").read_text()
+    )
+    whole = rehearse(QUICKSTART, tmp_path, *words)
+    assert outline(hand.json("verdict.json"))["cause"] == outline(whole.verdict)["cause"]
+    assert hand.left() == []
+
+
+def test_a_signal_to_a_node_program_goes_to_its_keeper_once(hand: Hand) -> None:
+    words = ("--rehearse", "--fault", "kill9@1.node:probe")
+    assert hand("plan", "--case", QUICKSTART, *words, "serve", "--detach", "wait") == 3, hand.said
+    assert hand("serve", "--detach", "--node-index", "1", "wait") == 0, hand.said
+    assert hand("stop", "report") == 3, hand.said
+    assert hand.left() == []
+
+
 def test_nothing_detached_survives_its_limit(hand: Hand) -> None:
     row = ("serve", "--detach", "--limit", "3")
     assert hand("plan", "--case", QUICKSTART, *row) == 0, hand.said
@@ -216,6 +256,37 @@ def test_hosts_by_hand(tmp_path: Path) -> None:
     assert leader("fetch", "--from", str(worker.run), "report") == 0, leader.said
     assert leader.json("verdict.json")["verdict"] == "pass"
     assert leader.left() + worker.left() == []
+
+
+SLOW = """
+from steps.core.node import alone
+start = lambda run: run.sleep(60)
+raise SystemExit(alone.step("serve", "", lambda _: [("pool", start)], kinds=("server",))())
+"""
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM], ids=["limit", "TERM"])
+def test_a_keeper_ends_while_it_still_starts(hand: Hand, number: int) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    words = ["--node-index", "0", "--detach", "--limit", "60" if number else "2"]
+    argv = [sys.executable, "-c", SLOW, *words]
+    env = {**hand.env, "PYTHONPATH": str(ROOT)}
+    slow = subprocess.Popen(argv, cwd=hand.place, env=env, stderr=subprocess.PIPE, text=True)
+    if number:
+        eventually((hand.run / "node-0" / "record.json").exists, 20)
+        os.kill(hand.held(0)["pid"], number)
+    said = slow.communicate(timeout=30)[1]
+    assert slow.returncode == (130 if number else 4), said
+    assert ("told to end" if number else "its time limit passed") in said
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("limit", ["-1", "0", "inf", "nan", "soon"])
+def test_a_limit_that_is_none(hand: Hand, limit: str) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("serve", "--detach", f"--limit={limit}") == 2, hand.said
+    assert f"found '{limit}', expected seconds" in hand.said
+    assert hand.left() == []
 
 
 # Bad input

@@ -267,7 +267,8 @@ def lost(hold: Hold, now: float) -> records.Cause:
         process="node",
         phase="hold",
         at=hold.ended or now,
-        hint=f"Look at node-{hold.node}/keeper-{hold.step}.log; then begin anew with invoke plan.",
+        hint=f"Look at the logs in node-{hold.node}; invoke report gives the verdict, invoke plan "
+        "begins anew.",
     )
 
 
