@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from steps import serve
+from steps.byhand import status
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually
@@ -346,6 +349,27 @@ def test_a_whole_run_that_goes_on_is_left_alone(hand: Hand) -> None:
     assert hand("serve", "--detach") == 2, hand.said
     os.close(handle)
     assert "a whole run is going on" in hand.said
+
+
+ODD = ("", "7", "[]", '{"since": "soon"}', '{"until": 1e300, "since": 1e300}', '{"cause": 3}')
+
+
+def test_an_odd_file_of_a_step_hides_nothing(
+    hand: Hand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach") == 0, hand.said
+    path = hand.run / "steps" / "1-serve.json"
+    known = json.loads(path.read_text())
+    for odd in ODD:
+        path.write_text(json.dumps({**known, **json.loads(odd)}) if odd.startswith("{") else odd)
+        assert status.main(["--run-dir", str(hand.run)]) in (0, 3)
+        assert serve.main(["--node-index", "1", "--run-dir", str(hand.run)]) == 2
+        said = "".join(capsys.readouterr())
+        assert "serve of node 1" in said
+        assert "itself failed" not in said, said
+    path.write_text(json.dumps(known))
+    assert hand("stop") == 0, hand.said
+    assert hand.left() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
