@@ -15,6 +15,7 @@ import pytest
 
 from steps import serve
 from steps.byhand import status
+from steps.core.node.alone import holding
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually
@@ -75,6 +76,58 @@ def test_a_row_on_engines(tmp_path: Path, shape) -> None:
     assert hand.left() == []
 
 
+def by_hand(hand: Hand, tmp_path: Path, data: fleet.Case, *steps: str) -> None:
+    """A fleet of the tests' engine, each step typed."""
+    hand.env.update(fleet.environment(tmp_path))
+    for words in (["plan", "--case", str(fleet.written(tmp_path, data))], *map(str.split, steps)):
+        assert hand(*words) == 0, hand.said
+
+
+SERVE = ("serve --detach --node-index 0", "serve --detach --node-index 1")
+UP = ("pool --detach", *SERVE, "proxy --detach", "wait")
+
+
+@pytest.mark.parametrize("shape", ["group", "routing"])
+def test_each_step_alone_on_engines(hand: Hand, tmp_path: Path, shape: str) -> None:
+    data = fleet.case(2) if shape == "group" else fleet.routing(fleet.pool_port())
+    by_hand(hand, tmp_path, data, "preflight", *UP, "check", "bench", "prove", "stop", "collect")
+    assert hand("report") == 0, hand.said
+    verdict = hand.json("verdict.json")
+    assert (verdict["verdict"], verdict["rehearsed"]) == ("pass", False)
+    assert not [check for check in verdict["checks"] if check["name"].startswith("step ")]
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+@pytest.mark.parametrize("step", ["pool", "proxy"])
+def test_a_keeper_of_one_process_that_is_killed_leaves_the_others_alone(
+    hand: Hand, tmp_path: Path, step: str, number: int
+) -> None:
+    by_hand(hand, tmp_path, fleet.routing(fleet.pool_port()), *UP)
+    os.kill(hand.held(0, step)["pid"], number)
+    eventually(lambda: not holding.read(hand.run / "steps" / f"0-{step}.json").alive, 20)
+    assert hand("status") == (3 if number == signal.SIGKILL else 0), hand.said
+    assert hand.said.count(": up, ") == 3, hand.said
+    assert hand("prove") == 3, hand.said
+    assert hand("stop", "report") == 3, hand.said
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_short_steps_that_are_killed_leave_the_fleet_alone(hand: Hand, number: int) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach", "wait") == 0
+    for step in ("check", "prove", "collect", "report", "stop"):
+        doing = hand.begin(step)
+        if step not in ("report", "stop"):
+            eventually((hand.run / "steps" / f"0-{step}.json").exists, 20)
+        doing.send_signal(number)
+        doing.communicate(timeout=30)
+        assert hand("status") == 0, hand.said
+        assert hand.said.count("serve: up") == 2, hand.said
+    assert hand("bench", "prove", "stop", "report", seconds=120) == 0, hand.said
+    assert hand.left() == []
+
+
 def test_a_row_that_needs_packages(tmp_path: Path) -> None:
     hand = Hand(tmp_path / "user", **fleet.environment(tmp_path))
     path = fleet.written(tmp_path, fleet.case(1, **INSTALL))
@@ -107,6 +160,17 @@ def test_a_row_whose_plan_fails_touches_no_earlier_run(hand: Hand) -> None:
     assert hand("plan", "--case", QUICKSTART) == 0, hand.said
     assert hand("plan", "--case", "nothing.yaml", *ROW) == 2, hand.said
     assert not (hand.run / "verdict.json").exists()
+
+
+def test_a_new_plan_leaves_what_is_held_in_its_own_directory(hand: Hand) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("serve", "--detach") == 0, hand.said
+    first = hand.run
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("stop", "--run-dir", str(first)) == 0, hand.said
+    assert sorted(path.name for path in hand.run.iterdir()) == ["case.yaml", "plan.json"]
+    record = json.loads((first / "node-1" / "record.json").read_text())
+    assert [(step["name"], step["outcome"]) for step in record["steps"]] == [("serve", "done")]
 
 
 def test_a_step_that_is_left_out_is_named_and_never_green(hand: Hand) -> None:

@@ -233,7 +233,7 @@ def plan_of(asked: Wishes) -> tuple[Plan, Path]:
         hint = "Name a plan that you may read with --plan, a directory of yours with --run-dir."
         raise InfraError(f"{path}: {error.strerror}", hint) from None
     except ValueError as error:
-        hint = "Make one anew: python -m steps.resolve --case CASE --output FILE."
+        hint = "Make one anew: invoke plan --case CASE."
         raise UsageError(f"{path}: {error}", hint) from None
     return plan, asked.run_dir or path.parent
 
