@@ -15,6 +15,7 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, free_bytes
+from steps.core.record import cleaning
 from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
@@ -57,7 +58,7 @@ def clean(run: NodeRun) -> None:
     for path in _files(run.dir.path):
         if path.suffix in _TEXT and path.name not in ("events.jsonl", "record.json"):
             try:
-                run.redactor.file(path)
+                cleaning.clean(path, run.redactor)
             except OSError as error:
                 run.events.emit("warning", text=f"{path.name} was not cleaned: {error}")
     work = run.dir.path / "work"

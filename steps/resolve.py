@@ -20,6 +20,7 @@ from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import write_text
+from steps.core.redaction import here
 
 
 def text(plan: Plan) -> str:
@@ -76,9 +77,11 @@ def work(arguments: argparse.Namespace) -> int:
     asked = wishes.wishes_of(arguments)
     case = load_case(wishes.find_case(asked.case))
     plan = resolve(case, _cluster(case, asked), asked.options(asked.run))
+    here().study(plan)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
-    print(to_json(plan) if arguments.format == "json" else text(plan))
+    shown = here().value(plan)
+    print(to_json(shown) if arguments.format == "json" else text(shown))
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steps.core.record.cleaning import clean
 from steps.core.redaction import MASK, Redactor, is_secret_name
 
 SECRET = "correct-horse-battery"
@@ -94,7 +95,8 @@ def test_the_longer_secret_first() -> None:
 
 def test_of_an_environment() -> None:
     env = {"HF_TOKEN": "tok-en-123", "MAX_TOKENS": "128000", "HOME": "/home/user"}
-    redactor = Redactor.of_environment(env, ["run-token"])
+    redactor = Redactor(["run-token"])
+    redactor.study(env)
     assert redactor.text("tok-en-123 128000 /home/user run-token") == (
         f"{MASK} 128000 /home/user {MASK}"
     )
@@ -124,9 +126,9 @@ def test_a_file_of_many_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     line = b"INFO generated 128 tokens, max_tokens=512 " + b"x" * 200 + b"\n"
     path.write_bytes(line * 15_000 + b"key " + SECRET.encode() + b" \xff\r\n" + line)
-    assert ONE.file(path)
+    assert clean(path, ONE)
     assert path.read_bytes() == line * 15_000 + b"key " + MASK.encode() + b" \xff\r\n" + line
-    assert not ONE.file(path)
+    assert not clean(path, ONE)
     assert [p.name for p in tmp_path.iterdir()] == ["server.log"]
 
 
@@ -134,7 +136,7 @@ def test_a_file_of_many_megabytes(tmp_path: Path) -> None:
 def test_a_secret_over_the_border_of_two_reads_is_seen(tmp_path: Path, offset: int) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"\n" * ((1 << 20) + offset) + SECRET.encode() + b"\n")
-    assert ONE.file(path)
+    assert clean(path, ONE)
     assert SECRET.encode() not in path.read_bytes()
 
 
@@ -142,7 +144,7 @@ def test_a_key_of_many_lines_is_hidden_in_files(tmp_path: Path) -> None:
     key = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END KEY-----"
     path = tmp_path / "log"
     path.write_text(f"loaded\n{key}\n")
-    assert Redactor([key]).file(path)
+    assert clean(path, Redactor([key]))
     assert "MIIEv" not in path.read_text()
     assert "kqhki" not in path.read_text()
 
@@ -155,5 +157,5 @@ def test_a_file_that_cannot_be_cleaned_leaves_nothing_beside_it(tmp_path: Path) 
     path = tmp_path / "log"
     path.write_text(f"a {SECRET}\n")
     with pytest.raises(OSError, match="disk full"):
-        Broken([SECRET]).file(path)
+        clean(path, Broken([SECRET]))
     assert [p.name for p in tmp_path.iterdir()] == ["log"]

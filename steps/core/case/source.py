@@ -23,6 +23,7 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from steps.core import redaction
 from steps.core.errors import CaseError, Place, Problem, Severity, errors_of, sort_problems
 
 MAX_BYTES = 1 << 20
@@ -121,7 +122,11 @@ def load_yaml(path: Path) -> Source:
             one well-formed YAML document.
     """
     text = read_text(path)
-    return parse_yaml(text, str(path))
+    known = redaction.here()
+    known.study_yaml(text)  # before anything is said of it, and if it is no YAML
+    source = parse_yaml(text, str(path))
+    known.study(source.data)
+    return source
 
 
 def parse_yaml(text: str, file: str) -> Source:

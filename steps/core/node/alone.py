@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from steps.core import door, settings
+from steps.core import door
 from steps.core.errors import Exit
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
 from steps.core.node.wishes import add_plan_arguments, index_in, plan_of, wishes_of
@@ -22,7 +22,7 @@ from steps.core.plan.plan import to_json
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.rundir import RunDir, write_text
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 from steps.core.system.guard import Guard
 from steps.core.system.tail import Tail
 
@@ -66,10 +66,11 @@ def _alone(
     door.keep_in(run_dir.path)
     if not run_dir.plan.exists():
         write_text(run_dir.plan, to_json(plan))
-    redactor = Redactor.of_environment(settings.inherited())
-    events = EventLog(run_dir.node(index).events, plan.run, index, redactor, [printer()])
+    known = here()
+    known.study(plan)
+    events = EventLog(run_dir.node(index).events, plan.run, index, known, [printer()])
     guard = Guard(marker(run_dir, index))
-    run = NodeRun(plan, index, run_dir, events, redactor, guard=guard)
+    run = NodeRun(plan, index, run_dir, events, known, guard=guard)
     stop = threading.Event()
 
     def interrupt(number: int, _frame: object) -> None:
@@ -79,7 +80,7 @@ def _alone(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
+    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {known.text(line)}"), "*.log")
     if asked.verbose:
         tail.start()
     try:
