@@ -26,23 +26,27 @@ Any_ = TypeVar("Any_")
 
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _SECRET = re.compile(
-    r"TOKEN(?!S|IZ)|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
-    r"|_KEY(_DATA|_B64|_PEM)?$|_(PASS|PWD|PAT|DSN|AUTH|AUTHS)$|^(PASS|AUTH|AUTHS|COOKIE)$"
-    r"|AUTH_CONFIG|AUTHORIZATION|KUBECONFIG_(B64|DATA)|DATABASE_UR[LI]|WEBHOOK|_COOKIE$"
-    r"|CONNECTION_STRING"
+    r"TOKEN(_B64|_VALUE|_\d+)?$|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY"
+    r"|PRIVATE_?KEY|_KEY(_DATA|_B64|_PEM)?$|_(PASS|PWD|PAT|DSN|AUTH|AUTHS|COOKIE)$"
+    r"|^(AUTH|AUTHS|COOKIE)$|AUTH_CONFIG|AUTHORIZATION|KUBECONFIG_(B64|DATA)|DATABASE_UR[LI]"
+    r"|WEBHOOK|CONNECTION_STRING"
 )
 #: Counts of tokens, signs of a tokenizer, switches, and places or names of secrets are none.
 _HARMLESS = re.compile(
-    r"TOKEN_(IDS?|COUNT|LEN|PER|TYPE|LIMIT|BUDGET|RATE|SIZE|USAGE|LATENCY|TIME)"
+    r"TIKTOKEN|^(MAX|MIN|NUM|N|TOTAL)_.*TOKEN$"
     r"|(^|_)(MAX|MIN|NUM|N|TOTAL|PER|INPUT|OUTPUT|PROMPT|COMPLETION|FIRST|NEXT|LAST|NEW|EOS|BOS|PAD"
     r"|UNK|CLS|SEP|MASK|STOP|START|END|SPECIAL|IMAGE|VIDEO|AUDIO|VISION|DRAFT|CACHED|BATCHED)_TOKEN"
     r"|_(PATH|FILE|DIR)$|(?<!DATABASE)(?<!WEBHOOK)_UR[LI]$|DISABLE|PULL_SECRET"
-    r"|SECRET_(NAME|REF|ENV)|(^|_)(PUBLIC|PRIMARY|SORT|CACHE|FOREIGN|PREFIX)_KEY"
+    r"|SECRET_(NAME|REF|ENV)|(^|_)(PUBLIC|PRIMARY|SORT|CACHE|FOREIGN|PREFIX|GROUP|HOST)_KEY"
+    r"|(ALLOW|PRESERVE)_CREDENTIALS"
 )
 #: What stands under such a name and hides nothing: a switch, a variable, a tokenizer's sign.
 _PLAIN = re.compile(
-    r"(?i)\s*|[01]|true|false|none|null|yes|no|on|off|auto|\$\w+|\$\{\w+\}|</?\|?\w*\|?>|<redacted>"
+    r"(?i)\s*|[01]|true|false|none|null|yes|no|on|off|auto|\$\w+|\$?\{[\w.]+\}|</?\|?\w*\|?>"
+    r"|<redacted>"
 )
+#: What stands so in a program, which a traceback shows.
+_CODE = re.compile(r"[A-Za-z_][\w.]*[(\[{].*|[A-Za-z_.]+[])},:]*|\$\(.*")
 #: Too common to be searched for: short words, numbers and addresses, words of ours.
 _COMMON = re.compile(
     r"[a-z]{1,7}(-\d{1,2})?|[A-Z][a-z]{1,6}|[A-Z]{1,7}|[\d.,:_+-]{1,11}|(\d+\.){3}\d+(:\d+)?"
@@ -71,11 +75,11 @@ def is_secret_name(name: str) -> bool:
 # What looks like a secret
 
 _STEMS = (
-    "token", "secret", "password", "passwd", "passphrase", "pass", "pwd", "key", "auth",
+    "token", "secret", "password", "passwd", "passphrase", "_pass", "_pwd", "key", "auth",
     "credential", "credentials", "cookie", "dsn", "webhook_url", "database_url",
 )  # fmt: skip
 _QUOTED = r"(?P<quote>\\{0,8}[\"'])(?P<value>(?:(?!(?P=quote))(?:\\.|[^\n])){1,4096})"
-_VALUE = rf"(?:{_QUOTED}|(?![-'\"\\])(?P<bare>[^\s'\",;&<>]{{1,4096}}))"
+_VALUE = rf"(?:{_QUOTED}|(?![='\"\\])(?P<bare>[^\s'\",;&<>]{{1,4096}}))"
 _SHAPES = {
     "hf_": r"[\w-]{20,}",
     "gh[pousr]_": r"[\w-]{20,}",
@@ -103,7 +107,8 @@ _PATTERNS = tuple(
         r"(?:uthorization|UTHORIZATION)[\\'\"]{0,9}\s{0,9}[:=]\s{0,9}[\\'\"]{0,9}"
         r"(?i:bearer|basic|token)\s{1,9}(?P<value>[^\s'\"\\]{1,4096})",
         r"earer (?P<value>[\w.~+/=-]{20,4096})",
-        rf"--(?P<name>[A-Za-z][\w-]{{0,64}})(?:=|\s{{1,9}}|\\{{0,8}}[\"'],\s{{1,9}}){_VALUE}",
+        rf"--(?P<name>[A-Za-z][\w-]{{0,64}})(?:=|\s{{1,9}}|\\{{0,8}}[\"'],\s{{1,9}})"
+        rf"(?!\\{{0,8}}[\"']?-){_VALUE}",
         _stems("=") + _VALUE,
         _stems(":") + r"\s{1,9}" + _VALUE,
         _stems('"') + _PAIR,
@@ -131,6 +136,8 @@ def _found(match: re.Match[str]) -> str:
     if groups.get("sign") == ":" and not _HEADER.fullmatch(name or ""):
         return ""
     group = "value" if groups["value"] is not None else "bare"
+    if group == "bare" and groups.get("sign") == "=" and _CODE.fullmatch(match[group]):
+        return ""
     return "" if _PLAIN.fullmatch(match[group].strip("\"' ")) else group
 
 
@@ -155,6 +162,7 @@ def _masked(match: re.Match[str]) -> str:
 # All forms of a secret
 
 _UNCHANGED = frozenset("-._~")
+_LETTERS = dict(zip("\0\a\b\t\n\v\f\r\x1b", "0abtnvfre", strict=True))
 
 
 @cache
@@ -165,28 +173,30 @@ def _form(char: str) -> str:
     code = ord(char)
     lone = "surrogateescape" if 0xDC80 <= code <= 0xDCFF else "surrogatepass"
     octets = char.encode("utf-8", lone)
-    raw = r"\\{1,16}" if char == "\\" else rf"\\{{0,8}}{re.escape(char)}"
     units = char.encode("utf-16-be", "surrogatepass")
     pairs = [units[at : at + 2].hex() for at in range(0, len(units), 2)]
+    entity = {"'": "apos"}.get(char) or html.entities.codepoint2name.get(code, "nothing")
     forms = [
-        raw,
-        "".join(rf"\\{{1,8}}u{pair}" for pair in pairs),
-        rf"\\{{1,8}}U{code:08x}",
-        "".join(rf"\\{{1,8}}x{octet:02x}" for octet in octets),
-        "".join(f"%(?:25){{0,4}}{octet:02x}" for octet in octets),
-        f"&#0{{0,6}}{code};",
-        f"&#x0{{0,6}}{code:x};",
+        f"&(?:amp;){{0,5}}(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x}|{entity});",
+        "".join(f"%(?:25){{0,5}}{octet:02x}" for octet in octets),
+        r"\\{0,8}".join(f"u{pair}" for pair in pairs),
+        f"U{code:08x}",
+        r"\\{0,8}".join(f"x{octet:02x}" for octet in octets),
     ]
-    forms += [rf"\\{{1,8}}x{code:02x}"] if code < 0x100 else []
-    entity = "apos" if char == "'" else html.entities.codepoint2name.get(code)
-    forms += [f"&(?:amp;){{0,4}}{entity};"] if entity else []
+    forms += [f"x{code:02x}"] if code < 0x100 else []
+    forms += [_LETTERS[char]] if char in _LETTERS else []
     if char.isspace():  # lines are folded
-        letter = {"\n": "n", "\r": "r", "\t": "t"}.get(char)
-        forms += [rf"\\{{1,8}}{letter}"] if letter else [r"\+"]
-        return rf"(?i:(?:{'|'.join(forms[1:])}|\\{{0,8}}\s{{1,80}}(?:\\ )?){{1,4}})"
+        spaces = r"\\{1,8}[nrt]|\+|\s{1,80}(?:\\ )?"
+        return rf"(?i:(?:\\{{0,8}}(?:{'|'.join(forms)}|{spaces})){{1,4}})"
     if not char.isascii() or not char.isprintable():
         forms += [r"[\ufffd?]{1,4}"]
-    return rf"(?i:(?:{'|'.join(forms)})(?:\\\n[ \t]{{0,80}})?)"  # YAML goes on after an escape
+    signs = {"\\": r"\\{1,16}", "&": "&(?:amp;){0,5}", "%": "%(?:25){0,5}"}
+    forms += [signs.get(char, re.escape(char))]
+    return rf"(?i:\\{{0,8}}(?:{'|'.join(forms)}))"
+
+
+#: YAML goes on in the next line after an escape.
+_FOLD = r"(?:\\{1,8}(?:\n|n(?=[ \t]))[ \t]{0,80})?"
 
 
 @cache
@@ -195,7 +205,13 @@ def _forms(char: str) -> str:
     if char != "'":
         return _form(char)
     one, two = _form("'"), _form('"')
-    return f"(?:{one}{two}{one}{two}{one}|{one}{{1,3}})"
+    return f"{one}(?:(?:{one}|{two}){{0,24}}{one})?"
+
+
+def _written(text: str, more: bool = False) -> str:
+    """A pattern of a part of a secret; ``more`` of the secret follows."""
+    forms = [_forms(char) + ("" if char.isascii() and char.isalnum() else _FOLD) for char in text]
+    return "".join(forms) if more else "".join(forms).removesuffix(_FOLD)
 
 
 def _tree(words: Sequence[str]) -> str:
@@ -222,7 +238,7 @@ class _Matcher:
         for secret in secrets:
             core = max(re.findall(r"[A-Za-z0-9._~-]*", secret), key=len)
             before, _, after = secret.partition(core) if core else ("", "", secret)
-            first, last = ("".join(map(_forms, part)) for part in (before, after))
+            first, last = _written(before, more=True), _written(after)
             if core:
                 place = re.compile(rf"(?:{first})\Z"), 40 * len(before), re.compile(last)
                 self._around.setdefault(core, []).append(place)
