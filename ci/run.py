@@ -128,9 +128,12 @@ def _collect(asked: Wishes, run_dir: RunDir) -> None:
 
 
 def clean(run_dir: RunDir) -> None:
-    """Take the case's secrets out of the files at the top; the plan had to have them until now."""
-    for path in run_dir.path.iterdir():
-        if path.is_file() and not path.is_symlink():
+    """Take secrets out of the files at the top, the plan had to have them until now, and out of
+    those of a node that could not do it itself.
+    """
+    nodes = [path.parent for path in run_dir.path.glob("node-*/record.json")]
+    for path in cleaning.texts(run_dir.path):
+        if not {*path.parents} & {*nodes}:
             with contextlib.suppress(OSError):
                 cleaning.clean(path, here())
 

@@ -20,7 +20,6 @@ from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
 PLOG_LIMIT = 2 << 30
-_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
 
 
 def run(run: NodeRun) -> tuple[Artifact, ...]:
@@ -55,8 +54,8 @@ def plogs(run: NodeRun, source: Path) -> None:
 
 def clean(run: NodeRun) -> None:
     """Take secrets out of every text file of the node."""
-    for path in _files(run.dir.path):
-        if path.suffix in _TEXT and path.name not in ("events.jsonl", "record.json"):
+    for path in cleaning.texts(run.dir.path):
+        if path.name not in ("events.jsonl", "record.json"):
             try:
                 cleaning.clean(path, run.redactor)
             except OSError as error:

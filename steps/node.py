@@ -32,7 +32,7 @@ from steps.core.node.rendezvous.meeting import Meeting, meet
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
-from steps.core.record import evidence
+from steps.core.record import cleaning, evidence
 from steps.core.record.events import EventLog
 from steps.core.record.records import Artifact, Cause, Check, to_dict
 from steps.core.record.rundir import write_json, write_text
@@ -87,7 +87,7 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(self.redactor.text(f"error: {error}"), file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:
@@ -98,6 +98,10 @@ class Program:
             self.meeting.close()
             start.run_dir.node(start.index).release()
             self.events.close()
+            if start.case:  # who made these files takes the secrets out of them
+                for path in (start.run_dir.case, start.run_dir.plan):
+                    with contextlib.suppress(OSError):
+                        cleaning.clean(path, self.redactor)
 
     def make_run(self, plan: Plan, guard: Guard | None = None, nice: int | None = None) -> NodeRun:
         """This node's run of a plan; what was heard before reaches it too."""

@@ -76,7 +76,7 @@ def no_options(_parser: argparse.ArgumentParser) -> None:
 def warn(text: str) -> None:
     """Say that something beside the result went wrong; nobody has to read it."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(_without_secrets(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 def guarded(work: Callable[[], int]) -> int:

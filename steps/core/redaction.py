@@ -61,6 +61,8 @@ _NAMING = frozenset({
     "name", "kind", "phase", "verdict", "role", "side", "group", "process", "run", "case_name",
     "case_type", "driver", "backend",
 })  # fmt: skip
+#: No command is longer.
+_COMMAND = 1 << 17
 #: The options that take several words.
 _SEVERAL = frozenset({"API_KEY"})
 
@@ -357,7 +359,7 @@ class Redactor:
             for match in pattern.finditer(text):
                 if group := _found(match):
                     self.learn([match[group]], _name(match) or "")
-        if " " in text and "--" in text:
+        if " " in text and "--" in text and len(text) < _COMMAND:
             with contextlib.suppress(ValueError):
                 self.study(shlex.split(text))
 

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 import yaml
 
+from ci import run as ci_run
+from steps.core.record.rundir import RunDir
 from steps.core.redaction import MASK
 from tests.faults.rehearse import ROOT
-from tests.realpath.fleet import case, environment, local, written
+from tests.realpath.fleet import Nodes, case, environment, local, written
 
 #: Where a secret stands -> names, with what is put around the part that may be seen nowhere.
 RUNNER = {
@@ -198,6 +200,37 @@ def test_no_secret_leaves_a_run(tmp_path: Path) -> None:
     assert not leaks, "\n".join(leaks)
     assert MASK in (found.path / "node-0" / "server.log").read_text(errors="replace")
     assert found.verdict["cause"]["process"] == "server"
+
+
+def test_no_secret_is_left_by_a_node_by_hand(tmp_path: Path) -> None:
+    table = Table()
+    fleet = Nodes(tmp_path, telling(table, tmp_path), **table.runner)
+    assert fleet.codes() == [1], fleet.text
+    leaks = list(table.leaks("console", fleet.text.encode()))
+    for file in files(fleet.dirs[0]):
+        leaks += table.leaks(str(file.relative_to(tmp_path)), file.read_bytes())
+        readable(file)
+    assert not leaks, "\n".join(leaks)
+
+
+def test_what_a_killed_node_left_is_cleaned_by_the_runner(tmp_path: Path) -> None:
+    for name in ("node-0", "node-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "server.log").write_text("use github_pat_" + "a1" * 20)
+    (tmp_path / "node-0" / "record.json").write_text("{}")
+    ci_run.clean(RunDir(tmp_path))
+    assert MASK in (tmp_path / "node-1" / "server.log").read_text()
+    assert MASK not in (tmp_path / "node-0" / "server.log").read_text()  # it did that itself
+
+
+def test_a_repair_shows_no_secret(tmp_path: Path) -> None:
+    table = Table()
+    data = telling(table, tmp_path)
+    path = written(tmp_path, data)
+    text = path.read_text().replace("--served-model-name tiny", "--served-model-name tiny --prot 1")
+    path.write_text(text.replace("--headless", ""))
+    out = command("-m", "steps.fix", "--dry-run", str(path), **environment(tmp_path))
+    assert not list(table.leaks("fix", out)), out.decode()
 
 
 @pytest.mark.parametrize("broken", ["field", "yaml", "value"])

@@ -100,7 +100,7 @@ def _alone(
         if asked.verbose:
             tail.close()
         events.close()
-    causes = [told.cause for told in run.own_causes()]
+    causes = known.value([told.cause for told in run.own_causes()])
     if causes:
         print(f"error: {causes[0].reason}", file=sys.stderr)
         for line in causes[0].evidence:

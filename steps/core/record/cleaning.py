@@ -19,6 +19,22 @@ from steps.core.record.rundir import READ_LIMIT
 from steps.core.redaction import Redactor
 
 _CHUNK = 1 << 20
+#: Text, whatever signs an engine writes there.
+_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml"}
+
+
+def texts(root: Path) -> list[Path]:
+    """The files below a directory that may hold text."""
+    every = (path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink())
+    return [path for path in every if path.suffix in _TEXT or not _binary(path)]
+
+
+def _binary(path: Path) -> bool:
+    try:
+        with path.open("rb") as source:
+            return b"\0" in source.read(8192)
+    except OSError:
+        return False
 
 
 def clean(path: Path, redactor: Redactor) -> bool:
