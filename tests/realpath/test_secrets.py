@@ -227,9 +227,9 @@ def test_a_repair_shows_no_secret(tmp_path: Path) -> None:
     table = Table()
     data = telling(table, tmp_path)
     path = written(tmp_path, data)
-    text = path.read_text().replace("--served-model-name tiny", "--served-model-name tiny --prot 1")
-    path.write_text(text.replace("--headless", ""))
+    path.write_text(path.read_text().replace("--served-model-name", "--served_model_nam"))
     out = command("-m", "steps.fix", "--dry-run", str(path), **environment(tmp_path))
+    assert b"+- server_cmd" in out, out.decode()
     assert not list(table.leaks("fix", out)), out.decode()
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from steps.core.case.source import MAX_BYTES, Loader
+from steps.core.case.source import Loader
 from steps.core.redaction import Redactor, here
 
+#: A longer text is no case that anybody wrote; its tree would take much memory.
+_LARGE = 1 << 17
 #: Where a piece of the text begins and ends, and what stands there instead.
 Edit = tuple[int, int, str]
 
@@ -22,7 +24,7 @@ def mask(text: str, redactor: Redactor | None = None) -> str:
     """The text with the secrets in its values and comments hidden; keys stay."""
     known = redactor or here()
     try:
-        if len(text) > MAX_BYTES:
+        if len(text) > _LARGE:
             return known.unparsed(text)
         root = yaml.compose(text, Loader)
     except (yaml.YAMLError, RecursionError, ValueError):
@@ -46,11 +48,12 @@ def _edits(node: Node, name: str, text: str, known: Redactor, seen: set[int]) ->
             yield from _kept(key, text, seen)
             yield from _edits(value, str(key.value), text, known, seen)
     elif isinstance(node, SequenceNode):
-        words = [entry.value if isinstance(entry, ScalarNode) else None for entry in node.value]
-        for entry, shown in zip(node.value, known.value({name: words})[name], strict=True):
+        first = {id(entry): entry for entry in node.value if id(entry) not in seen}.values()
+        words = [entry.value if isinstance(entry, ScalarNode) else None for entry in first]
+        for entry, shown in zip(first, known.value({name: words})[name], strict=True):
             if shown is None:
                 yield from _edits(entry, name, text, known, seen)
-            elif id(entry) not in seen:
+            else:
                 seen.add(id(entry))
                 yield _edit(entry, text, known, shown)
 
