@@ -30,6 +30,7 @@ from ci.report.live import Live
 from steps.core import door, settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.masked import mask
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
-    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     _latest(run_dir)
     live = Live(asked.verbose)
     warmer = closing.Warmer()
@@ -249,7 +250,7 @@ def _refuse(asked: Wishes, run_dir: RunDir, run_id: str, path: Path, error: Case
     now = time.time()
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
     with contextlib.suppress(OSError, UnicodeError):
-        write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+        write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     closing.planless(run_dir, verdict)
     clean(run_dir)
     closing.publish(run_dir)

@@ -34,7 +34,7 @@ from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
 from steps.core.record import cleaning, evidence
 from steps.core.record.events import EventLog
-from steps.core.record.records import Artifact, Cause, Check, to_dict
+from steps.core.record.records import Artifact, Cause, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
 from steps.core.redaction import here
@@ -98,10 +98,9 @@ class Program:
             self.meeting.close()
             start.run_dir.node(start.index).release()
             self.events.close()
-            if start.case:  # who made these files takes the secrets out of them
-                for path in (start.run_dir.case, start.run_dir.plan):
-                    with contextlib.suppress(OSError):
-                        cleaning.clean(path, self.redactor)
+            if start.case:  # the plan is this program's own, which needed its secrets until now
+                with contextlib.suppress(OSError):
+                    cleaning.clean(start.run_dir.plan, self.redactor)
 
     def make_run(self, plan: Plan, guard: Guard | None = None, nice: int | None = None) -> NodeRun:
         """This node's run of a plan; what was heard before reaches it too."""
@@ -208,7 +207,7 @@ def lead(run: NodeRun, leader: Leader) -> None:
         with run.phase("pool"):
             serve.pool(run)
     if run.me.packages and run.plan.rehearsed:
-        run.checks.append(Check("special_dependencies", "skipped", "rehearsed: not installed"))
+        run.checks.append(install.NOT_INSTALLED)
     leader.tell(phase="load", go=True)
     with run.phase("load"):
         serve.servers(run)

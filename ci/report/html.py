@@ -28,7 +28,6 @@ from ci.tools import plots
 from ci.tools.plots import Bar, Row
 from steps.core import door, settings
 from steps.core.case.gates import METRICS
-from steps.core.case.masked import mask
 from steps.core.errors import UsageError
 from steps.core.plan.plan import NodePlan, Plan
 from steps.core.record import outcome, summary
@@ -115,7 +114,7 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
         cause=verdict.cause,
         headline=summary.headline(verdict),
         when=_when(verdict.started),
-        case_lines=mask(case_text).splitlines(),
+        case_lines=case_text.splitlines(),
         style=_style(),
     )
     path = run_dir.path / "report.html"
