@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from steps.core import settings
 from steps.core.errors import Exit
 from steps.core.node.alone import holding
 from steps.core.node.alone.faults import Aim
@@ -24,11 +23,12 @@ from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
 from steps.core.plan import faults
 from steps.core.plan.faults import Signal
 from steps.core.plan.plan import LEADER, TOOL, Plan
+from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.records import Artifact, Cause, StepRecord, cause_from, to_dict
 from steps.core.record.rundir import RunDir, sha256_of
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import here
 from steps.core.system.guard import Guard
 from steps.core.system.tail import Tail
 
@@ -129,10 +129,8 @@ class Go:
     ) -> None:
         self.step, self.taken = step, taken
         self.artifacts: list[Artifact] = []
-        self.redactor = Redactor.of_environment(settings.inherited())
-        for node in plan.nodes:
-            for process in node.processes:
-                self.redactor.learn(secrets_in(process.env))
+        self.redactor = here()
+        self.redactor.study(plan)
         path = run_dir.node(index).make().events
         self.events = EventLog(path, plan.run, index, self.redactor, [printer()])
         self.guard = Guard(marker(run_dir, index, step.name)) if step.holds or step.starts else None
@@ -230,6 +228,7 @@ class Go:
         outcome = "failed" if cause else "done"
         self._append(outcome, cause)
         if cause:
+            cause = self.redactor.value(cause)
             print(f"error: {cause}", file=sys.stderr)
             for line in cause.evidence:
                 print(f"    | {line}", file=sys.stderr)
@@ -264,7 +263,7 @@ class Go:
         """Take secrets out of the logs that this step's processes have written."""
         for log in {running.log for running in self.run.supervisor.running}:
             with contextlib.suppress(OSError):
-                self.redactor.file(log)
+                cleaning.clean(log, self.redactor)
                 name = str(log.relative_to(self.run.dir.path))
                 self.artifacts.append(Artifact(name, log.stat().st_size, sha256_of(log)))
 
