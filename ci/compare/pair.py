@@ -91,7 +91,7 @@ class Pair:
 
     metrics: Mapping[str, bool]
     margin: float = 0.02
-    error: float = 0.002
+    error: float = 0.0015
     doubt: float = 0.05
     starts: tuple[int, int] = (3, 10)
 
