@@ -15,7 +15,7 @@ from pathlib import Path
 
 from steps.core import settings
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 SECONDS = 300
 _OURS = (
@@ -68,9 +68,9 @@ def git(
     except FileNotFoundError:
         raise InfraError("git is not installed", "Install it; nothing replaces it here.") from None
     except subprocess.TimeoutExpired:
-        raise InfraError(Redactor().text(f"{command}: not done after {SECONDS} s"), hint) from None
+        raise InfraError(here().text(f"{command}: not done after {SECONDS} s"), hint) from None
     except OSError as error:
-        raise InfraError(Redactor().text(f"{command}: {error}")) from None
+        raise InfraError(here().text(f"{command}: {error}")) from None
     if dubious := _DUBIOUS.search(done.stderr):
         raise InfraError(
             f"{command}: {dubious['where']} belongs to another user, and git reads no repository "
@@ -79,5 +79,5 @@ def git(
         )
     if done.returncode:
         told = done.stderr.strip()[-300:] or f"exit code {done.returncode}"
-        raise refused(Redactor().text(f"{command}: {told}"), hint)
+        raise refused(here().text(f"{command}: {told}"), hint)
     return done.stdout

@@ -32,7 +32,7 @@ from steps.core.record.events import EventLog
 from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.record.rundir import NodeDir, RunDir, full
 from steps.core.record.verdict import PRODUCT_FAULTS
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, here, secret_names
 from steps.core.system.envscripts import sourced
 from steps.core.system.guard import Guard
 from steps.core.vllm import access
@@ -61,6 +61,13 @@ def marker(run_dir: RunDir, index: int, step: str = "") -> str:
     return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
 
 
+def withheld(plan: Plan) -> list[str]:
+    """The secrets of this machine that local engines do not get: nobody asked for them."""
+    if plan.cluster.backend != "local":
+        return []
+    return [n for n in secret_names(settings.inherited()) if n not in plan.cluster.inherit]
+
+
 class NodeRun:
     """The state of one node's run, shared by its steps and its threads.
 
@@ -85,16 +92,17 @@ class NodeRun:
         nice: int | None = None,
         step: str = "",
     ) -> None:
+        left_out = set(withheld(plan))
+        inherited = {n: v for n, v in settings.inherited().items() if n not in left_out}
         # The profile's environment scripts are sourced before anything is started.
-        inherited = sourced(plan.cluster.scripts, settings.inherited())
+        inherited = sourced(plan.cluster.scripts, inherited)
         plan = plan.opened(inherited.get(access.KEY_VARIABLE, ""))
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
         self.run_dir = run_dir
         self.dir: NodeDir = run_dir.node(index, step).make()
         self.events = events
-        self.redactor = redactor or Redactor()
-        self.redactor.learn(plan.secrets())
+        self.redactor = redactor or here()
         self.started = time.time()
         self.began = time.monotonic()
         self.ended = threading.Event()

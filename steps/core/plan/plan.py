@@ -18,7 +18,6 @@ from steps.core.case.case import Benchmark
 from steps.core.case.numbers import Refused, dumps, loads
 from steps.core.case.values import decode
 from steps.core.plan.cluster import Cluster
-from steps.core.redaction import secrets_in
 from steps.core.vllm import access, commandline
 
 SCHEMA = 1
@@ -229,11 +228,6 @@ class Plan:
         """Every address under which nodes and their servers are asked."""
         apis = [urlsplit(process.api).hostname for _, process in self.servers()]
         return list(filter(None, [*(node.address for node in self.nodes), *apis]))
-
-    def secrets(self) -> list[str]:
-        """What nobody may read in a log."""
-        processes = [process for node in self.nodes for process in node.processes]
-        return [s for p in processes for s in (*secrets_in(p.env), *p.keys)]
 
     def opened(self, key: str) -> Plan:
         """The plan where a machine's own environment holds the key of servers that name none."""

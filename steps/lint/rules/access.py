@@ -11,9 +11,7 @@ from steps.core.vllm import access
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 
-ERROR, WARNING = Severity.ERROR, Severity.WARNING
-#: A shorter key stands in too many words to be hidden in logs.
-HIDEABLE = 6
+ERROR = Severity.ERROR
 _WHY = {
     "--uds": "other nodes, proxies and AISBench cannot reach a socket file",
     "--middleware": "nobody here knows what it wants of a client",
@@ -54,15 +52,12 @@ def _behind_script(fleet: Fleet) -> bool:
 
 
 def _keys(fleet: Fleet, server: Server) -> Iterator[Finding]:
-    """Keys that cannot be sent, or not be hidden."""
+    """Keys that cannot be sent."""
     place = _key_place(fleet, server)
     for key in server.process.keys:
         if not _HEADER.fullmatch(key):
             text = "a key with other signs than ASCII's, which no header carries"
             yield Finding(text, place, "Take letters and digits.")
-        elif len(key) < HIDEABLE:
-            text = f"a key of {len(key)} characters, which cannot be hidden in every log"
-            yield Finding(text, place, f"Take {HIDEABLE} or more.", severity=WARNING)
 
 
 @rule("MN118", ERROR, "No key opens every server")
