@@ -217,7 +217,7 @@ class Go:
 
     def _end(self, why: str) -> int:
         run, step = self.run, self.step
-        cause = next((told.cause for told in run.own_causes()), None)
+        cause = self.redactor.value(next((told.cause for told in run.own_causes()), None))
         why = str(cause) if cause else why or self._told()
         self.taken.end(why, to_dict(cause) if cause else None)
         if self.guard:
@@ -228,7 +228,6 @@ class Go:
         outcome = "failed" if cause else "done"
         self._append(outcome, cause)
         if cause:
-            cause = self.redactor.value(cause)
             print(f"error: {cause}", file=sys.stderr)
             for line in cause.evidence:
                 print(f"    | {line}", file=sys.stderr)
