@@ -26,7 +26,7 @@ from k8s.api import client
 from k8s.api.client import Api, ApiError, Exec
 from k8s.pod import OFFSET
 from steps import report
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.numbers import loads
 from steps.core.errors import InfraError, UsageError
 from steps.core.record.rundir import RunDir, read_json, sha256_of, write_json
@@ -313,9 +313,9 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
     for result in results:
         text = f"node {result.node}: {result.files} files, {result.bytes:,} bytes"
         how = result.done.get("how", "its program has not ended yet")
-        print(f"{text}; {how}", flush=True)
+        print(foreign.line(f"{text}; {how}"), flush=True)
         for problem in result.problems:
-            print(f"    {problem}", file=sys.stderr)
+            print(f"    {foreign.line(problem)}", file=sys.stderr)
     if place.plan.exists():
         verdict = report.run(place).verdict
         print(f"\n{place.summary.read_text(encoding='utf-8')}")

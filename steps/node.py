@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Iterable
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
 from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker
@@ -86,7 +86,7 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(foreign.block(f"error: {error}"), file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:

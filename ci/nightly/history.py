@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ci.tools.git import git
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, UsageError
@@ -349,7 +349,7 @@ def work(arguments: argparse.Namespace) -> int:
     over = outcome.read(RunDir(arguments.run_dir))
     result = result_of(over.plan, over.verdict, over.records, over.spent.total, commit_here())
     open_store(where).append(result)
-    print(f"{where}: kept {result.run}, {result.case}: {result.verdict}")
+    print(foreign.line(f"{where}: kept {result.run}, {result.case}: {result.verdict}"))
     return 0
 
 

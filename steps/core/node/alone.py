@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.errors import Exit
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
 from steps.core.node.wishes import add_plan_arguments, index_in, plan_of, wishes_of
@@ -79,7 +79,11 @@ def _alone(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    tail = Tail(run.dir.path, lambda name, line: print(f"[{name}] {redactor.text(line)}"), "*.log")
+
+    def show(name: str, line: str) -> None:
+        print(foreign.line(f"[{name}] {redactor.text(line)}"))
+
+    tail = Tail(run.dir.path, show, "*.log")
     if asked.verbose:
         tail.start()
     try:
@@ -101,10 +105,10 @@ def _alone(
         events.close()
     causes = [told.cause for told in run.own_causes()]
     if causes:
-        print(f"error: {causes[0].reason}", file=sys.stderr)
+        print(foreign.block(f"error: {causes[0].reason}"), file=sys.stderr)
         for line in causes[0].evidence:
-            print(f"    | {line}", file=sys.stderr)
+            print(f"    | {foreign.line(line)}", file=sys.stderr)
         if causes[0].hint:
-            print(f"    {causes[0].hint}", file=sys.stderr)
+            print(foreign.block(f"    {causes[0].hint}"), file=sys.stderr)
         return int(CLASSES[causes[0].verdict])
     return int(Exit.INTERRUPTED) if stop.is_set() and not hold else int(Exit.PASS)

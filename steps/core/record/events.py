@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core import foreign
 from steps.core.case.numbers import dumps, is_time, loads
 from steps.core.record.rundir import READ_LIMIT, read_bounded
 from steps.core.redaction import Redactor
@@ -179,4 +180,4 @@ def console_line(event: Event, started: float) -> str:
         return ""
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     who = "runner" if event.node == RUNNER else f"node {event.node}"
-    return f"{clock} {event.time - started:+7.1f}s  {who:<7} {event.phase:<9} {text}"
+    return foreign.block(f"{clock} {event.time - started:+7.1f}s  {who:<7} {event.phase:<9} {text}")
