@@ -182,7 +182,7 @@ class DirectoryStore:
         folder = self.path / result.case / time.strftime("%Y-%m", moment)
         name = f"{time.strftime('%Y%m%dT%H%M%S', moment)}-{_plain(result.run)}.json"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _shared(folder)
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -301,6 +301,14 @@ def open_store(where: str) -> Store:
         url, _, branch = where.removeprefix("git:").partition("#")
         return GitStore(url, branch or "history")
     return DirectoryStore(Path(where).expanduser())
+
+
+def _shared(folder: Path) -> None:
+    """Make a folder that others may read, whatever the umask: a history is everybody's."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
 
 
 def _plain(text: str) -> str:

@@ -157,10 +157,14 @@ def _keep(error: BaseException) -> str:
     for home in (_home, None):
         with contextlib.suppress(OSError):
             path = (home or Path(tempfile.mkdtemp(prefix="multinode-"))) / TRACEBACK
-            with path.open("a", encoding="utf-8", errors="replace") as out:
+            with open(path, "a", encoding="utf-8", errors="replace", opener=_no_link) as out:
                 out.write(_without_secrets(text))
             return str(path)
     return "these words: no file could be written for more"
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _without_secrets(text: str) -> str:

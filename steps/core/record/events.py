@@ -17,7 +17,7 @@ from typing import Any
 
 from steps.core import foreign
 from steps.core.case.numbers import dumps, is_time, loads
-from steps.core.record.rundir import READ_LIMIT, read_bounded
+from steps.core.record.rundir import READ_LIMIT, appending, read_bounded
 from steps.core.redaction import Redactor
 
 RUNNER = -1
@@ -96,7 +96,7 @@ class EventLog:
         self._path = path
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.open("ab").close()
+            appending(path).close()
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -125,7 +125,7 @@ class EventLog:
     def _write(self, path: Path) -> None:
         """Write what is not written; opened anew each time, for the report replaces the file."""
         try:
-            with path.open("ab", buffering=0) as out:
+            with appending(path) as out:
                 while self._unwritten:
                     del self._unwritten[: out.write(self._unwritten)]
             self.trouble = None
