@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import pty
@@ -30,6 +31,7 @@ from tests.core.cases import ROOT
 from tests.core.records import death
 from tests.core.test_house import modules
 from tests.faults.rehearse import environment
+from tests.realpath import fleet
 
 OBEYED = "".join(map(chr, [*range(1, 9), 11, 12, *range(14, 32), *range(0x7F, 0xA0)]))
 LINE = (
@@ -238,6 +240,31 @@ def test_a_report_of_hostile_words(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "Cause" in shown
     assert not SIGNS.search(re.sub(r"\x1b\[[0-9;]*m", "", shown))
+
+
+@pytest.mark.parametrize("crash", ["", " crash=load"])
+def test_a_run_whose_engine_is_hostile(tmp_path: Path, crash: str) -> None:
+    """Its console with every line of the engine, and all that is made of it for a reader."""
+    words = f"ERROR RuntimeError: {HOSTILE}".encode("utf-8", "surrogatepass")
+    knobs = f"says={base64.b64encode(words).decode()}{crash}"
+    summary = tmp_path / "github.md"
+    found = fleet.local(
+        tmp_path, fleet.case(1, {0: knobs}), "--verbose", GITHUB_ACTIONS="true", CI="true",
+        GITHUB_STEP_SUMMARY=str(summary), PYTHONIOENCODING="utf-8",
+    )  # fmt: skip
+    assert found.code == bool(crash), found.output
+    assert "[node-0/server]" in found.output
+    assert "add-mask" in found.output
+    ours = re.compile(f"::(error|warning) file={re.escape(str(tmp_path / 'case.yaml'))},.*")
+    orders = [line[:7] for line in found.output.split("\n") if ours.fullmatch(line)]
+    assert orders == ["::error"] * bool(crash) + ["::warni"]
+    told = "\n".join(line for line in found.output.split("\n") if not ours.fullmatch(line))
+    assert not escapes(told)
+    assert not SIGNS.search(found.output)
+    assert not of_markdown(summary.read_text())
+    assert not of_markdown((found.path / "summary.md").read_text())
+    assert ElementTree.parse(found.path / "junit.xml") is not None
+    looks_like_a_page((found.path / "report.html").read_text())
 
 
 def test_history_and_its_pictures(tmp_path: Path) -> None:

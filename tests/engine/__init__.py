@@ -15,6 +15,7 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``crash=WHEN``      ends with ``code=N``, below 0 by that signal; WHEN is start, load, request:N
 ``hang=WHEN``       answers nothing any more, and lives on
 ``log_mb=N``        writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
+``says=BASE64``     prints these bytes before it listens
 ``stray=KIND``      leaves a child: plain, session (setsid), bare (setsid, no environment)
 ``forgets``         the proxy hands no KV over; ``master=S``, ``master_code=N``: the pool's master
 ==================  ==========================================================================

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
 import itertools
@@ -75,6 +76,8 @@ class Engine:
             print(f"INFO loading shard {number:>8} {'.' * 74}")
         if "dashes" in self.knobs:
             print("ERROR " + "-" * int(1000 * self.number("dashes")), flush=True)
+        if "says" in self.knobs:
+            sys.stdout.buffer.write(base64.b64decode(self.knobs["says"]) + b"\n")
         print(f"INFO loading {self.argv[1]}", flush=True)
         self.moment("load")
         time.sleep(self.number("load", 0.1))
