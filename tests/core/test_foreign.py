@@ -12,10 +12,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from ci.backends import Request
 from ci.nightly import history
 from ci.report import closing, junit
 from ci.tools import plots
@@ -25,6 +28,7 @@ from steps.core.errors import InfraError, Place, Problem
 from steps.core.record import outcome
 from steps.core.record.events import Event, console_line
 from steps.core.record.rundir import read_json, write_json, write_text
+from steps.core.redaction import Redactor
 from steps.lint import formats
 from tests.ci import runs
 from tests.core.cases import ROOT
@@ -308,6 +312,15 @@ def test_events_and_errors_forge_no_line() -> None:
     assert not escapes(foreign.printed(str(problem)))
     assert not SIGNS.search(formats.as_github([problem], ()))
     assert formats.as_github([problem], ()).count("\n") == 1
+
+
+def test_a_line_of_a_log_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the engine says, and however its log is named."""
+    request: Any = SimpleNamespace(events=SimpleNamespace(redactor=Redactor()))
+    Request.show(request, HOSTILE, HOSTILE)
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1
+    assert not escapes(foreign.printed(shown))
 
 
 def test_an_error_forges_no_line(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from steps.byhand import fetch
 from steps.core.errors import UsageError
 from steps.core.node import start
 from steps.core.node.wishes import Wishes
 from steps.core.record import rundir
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir, write_text
+from tests.ci import runs
 from tests.core.cases import ROOT
 from tests.faults.rehearse import command, environment
 
@@ -136,6 +138,22 @@ def test_names_of_any_length_are_written(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == name
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_is_brought_from_another_host_is_files_for_their_owner(tmp_path: Path) -> None:
+    here, there = (runs.make(tmp_path / name) for name in ("here", "there"))
+    node = there.node(1).path
+    (node / "link").symlink_to("/etc/passwd")
+    (node / "folder").symlink_to("/etc")
+    os.mkfifo(node / "pipe")
+    (node / "open.log").write_text("x")
+    (node / "open.log").chmod(0o644)
+    assert 1 in fetch.run(here, there)
+    assert not open_to_others(here.path)
+    names = {path.name for path in here.node(1).path.iterdir()}
+    assert "open.log" in names
+    assert not names & {"link", "folder", "pipe"}
+    here.make()
 
 
 @as_root
