@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-#: Whole sequences of a terminal: strings such as OSC, then CSI, then the short ones.
+#: Whole sequences of a terminal: strings such as OSC, then CSI, then the short ones. No part of
+#: one can begin another, so that a text of beginnings only costs no more than its length.
 _SEQUENCE = re.compile(
-    "(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\\\|\x9c)"
+    "(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x80-\x9f\n]{0,4096}(?:\x07|\x1b\\\\|\x9c)"
     "|(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"
     "|\x1b[ -/]*[0-OQ-WYZ`-~]"
 )
@@ -26,7 +27,7 @@ _SIGNS = re.compile(
 )
 _MARK = "\N{REPLACEMENT CHARACTER}"
 #: GitHub obeys a line that begins with ``::``, after any space, and ``##[`` wherever it stands.
-_ORDER = re.compile(r"^(\s*)::", re.MULTILINE)
+_ORDER = re.compile(r"^([^\S\n]*)::", re.MULTILINE)
 _MARKUP = re.compile(r"\\(?=[!-/:-@\[-`{-~])|<(?=[A-Za-z/!?])|[|]|^[#>]")
 _INDENT = "    "
 

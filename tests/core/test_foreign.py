@@ -10,6 +10,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,34 @@ def test_a_stream_obeys_nothing() -> None:
     assert foreign.plain("\x1b[36m(EngineCore pid=1)\x1b[0m up\r\nß→😀\t.") == (
         "(EngineCore pid=1) up\nß→😀\t."
     )
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\x9d",
+        "\x1b]",
+        "\x9b0",
+        "\x9b0 ",
+        "\x1b[",
+        "\x1b ",
+        "\n",
+        " \n",
+        "`",
+        "\\",
+        "<",
+        "]",
+        "::",
+        "#",
+    ],
+)
+def test_long_hostile_text_costs_no_time(piece: str) -> None:
+    text = f"::{piece * 50_000}::"
+    began = time.process_time()
+    for clean in (foreign.printed, foreign.block, foreign.markdown, foreign.code, foreign.json):
+        clean(text)
+    foreign.fence([text])
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("end", ["\n", "", " \n"])
