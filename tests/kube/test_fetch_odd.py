@@ -14,13 +14,16 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from k8s import fetch
+from k8s import fetch, harvest
 from k8s.api.client import ApiError
 from steps.core import foreign
+from steps.core.record import arrivals
+from steps.core.record.rundir import RunDir
 from tests.core.cases import ROOT
 
 GOOD = {"node-0/a.log": b"one", "node-0/z/b.log": b"two" * 1000, "node-0/record.json": b"{}"}
@@ -248,6 +251,28 @@ def test_a_failure_of_ours_names_the_files_too(tmp_path: Path) -> None:
     pod.run = lambda *_: (_ for _ in ()).throw(AssertionError("ours"))  # type: ignore[assignment]
     assert "ours" in taken(pod, tmp_path).problems[0]
     pod.run = lambda *_: (_ for _ in ()).throw(ApiError(404, "", "gone"))  # type: ignore[assignment]
+
+
+def test_every_lost_file_is_named_before_it_is_deleted(tmp_path: Path) -> None:
+    said: list[str] = []
+    made: Any = harvest.Harvest.__new__(harvest.Harvest)
+    made.events = SimpleNamespace(emit=lambda what, text: said.append(text))
+    made.request = SimpleNamespace(run_dir=RunDir(tmp_path / "run").make())
+    for count in (2, 700):
+        made._name_lost(fetch.Fetched(0, problems=[f"file-{n}: gone" for n in range(count)]))
+    assert len(said) == 2 + 6
+    assert "700 files" in said[-1]
+    lines = (tmp_path / "run" / "node-0" / "not-fetched.log").read_text().splitlines()
+    assert len(lines) == 700
+
+
+def test_a_full_disk_here_costs_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = arrivals.Part("a", 9, tmp_path / "a")
+    monkeypatch.setattr(part, "_open", lambda begin: io.FileIO("/dev/full", "w"))
+    assert part.take(lambda size: b"x" * size) == 0
+    assert part.lost == "No space left on device"
 
 
 def test_a_pod_lists_what_does_not_travel(tmp_path: Path) -> None:

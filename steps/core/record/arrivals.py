@@ -8,6 +8,7 @@ it was agreed, and a file that cannot be kept costs only itself.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import tempfile
@@ -93,8 +94,9 @@ class Part:
         with out:
             while (left := self.size - self.have) > 0 and (data := read(min(CHUNK, left))):
                 try:
-                    out.write(data)
-                    out.flush()
+                    rest = memoryview(data)
+                    while rest:  # unbuffered, so that no error waits until it is closed
+                        rest = rest[out.write(rest) :]
                 except OSError as error:
                     self.lost = _why(error)
                     break
@@ -102,13 +104,13 @@ class Part:
                 taken += len(data)
         return taken
 
-    def _open(self, begin: int):  # type: ignore[no-untyped-def]
+    def _open(self, begin: int) -> io.FileIO:
         if self.path is None:
             self.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle, made = tempfile.mkstemp(dir=self.target.parent, prefix=".new-")
             self.path = Path(made)
-            return os.fdopen(handle, "wb", buffering=0)
-        out = self.path.open("r+b", buffering=0)
+            return io.FileIO(handle, "w")
+        out = io.FileIO(self.path, "r+")
         out.seek(begin)
         out.truncate()
         return out
