@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import UsageError
@@ -109,7 +109,7 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
     point_latest(run_dir.path)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
-    print(to_json(plan) if arguments.format == "json" else text(plan))
+    print(foreign.json(to_json(plan)) if arguments.format == "json" else text(plan))
     told = f"plan {plan.fingerprint()[:12]} in {run_dir.path}; nothing was started"
     print(told, file=sys.stderr, flush=True)
     return 0
