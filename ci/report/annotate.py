@@ -13,6 +13,7 @@ from steps.core import door, settings
 from steps.core.case.case import Case
 from steps.core.errors import Problem
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import here
 from steps.lint.formats import as_github
 
 
@@ -40,5 +41,5 @@ def show(problems: Sequence[Problem]) -> None:
     """Print them where GitHub reads them."""
     if problems and settings.read().github_actions:
         own = door.own(sys.stdout)
-        own.write(as_github(problems, ()))
+        own.write(as_github(here().value(tuple(problems)), ()))
         own.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import json
 import os
 import pty
@@ -279,7 +278,8 @@ def test_a_report_of_hostile_words(tmp_path: Path) -> None:
 def test_a_run_whose_engine_is_hostile(tmp_path: Path, crash: str) -> None:
     """Its console with every line of the engine, and all that is made of it for a reader."""
     words = f"ERROR RuntimeError: {HOSTILE}".encode("utf-8", "surrogatepass")
-    knobs = f"says={base64.b64encode(words).decode()}{crash}"
+    (tmp_path / "says").write_bytes(words + b"\n")
+    knobs = f"says={tmp_path / 'says'}{crash}"
     summary = tmp_path / "github.md"
     found = fleet.local(
         tmp_path, fleet.case(1, {0: knobs}), "--verbose", GITHUB_ACTIONS="true", CI="true",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import itertools
@@ -76,9 +75,11 @@ class Engine:
             print(f"INFO loading shard {number:>8} {'.' * 74}")
         if "dashes" in self.knobs:
             print("ERROR " + "-" * int(1000 * self.number("dashes")), flush=True)
-        if "says" in self.knobs:
-            sys.stdout.buffer.write(base64.b64decode(self.knobs["says"]) + b"\n")
         print(f"INFO loading {self.argv[1]}", flush=True)
+        if "environment" in self.knobs:
+            Path(self.knobs["environment"]).write_text(json.dumps(dict(os.environ)))
+        if "says" in self.knobs:
+            sys.stdout.buffer.write(Path(self.knobs["says"]).read_bytes())
         self.moment("load")
         time.sleep(self.number("load", 0.1))
 

@@ -153,6 +153,9 @@ class RunDir:
     def make(self) -> RunDir:
         """Create it, for the owner only, as all that this process and its children make then.
 
+        What comes back is the same by a name that stays its own: ``runs/latest`` may mean another
+        one soon, and processes start elsewhere.
+
         Raises:
             UsageError: there can be no directory of this name, or others have a hand in it.
         """
@@ -165,7 +168,7 @@ class RunDir:
                 f"the run directory {self.path} cannot be made: {error.strerror or error}",
                 "Name another one with --run-dir.",
             ) from None
-        return self
+        return RunDir(self.path.resolve())
 
     def _own(self) -> None:
         """Let a directory that was there before be for its owner only; an empty one becomes so."""
