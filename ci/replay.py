@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ci import run as ci_run
 from ci.report import closing
-from steps.core import VERSION, door
+from steps.core import VERSION, door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import CaseError, UsageError
@@ -54,8 +53,8 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
     directory = Path(given) if given else before.path.parent / new_run_id()
     words = [str(path), *options(plan, path), "--run-dir", str(directory), *more]
     for text in warnings(plan):
-        print(f"warning: {text}", file=sys.stderr)
-    print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
+        door.warn(text)
+    print(foreign.line(f"replay of {before.path}: multinode {shlex.join(words)}"), flush=True)
     code = ci_run.main(words)
     closing.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
     return code
@@ -63,7 +62,7 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
 
 def _compare(before: RunDir, after: RunDir) -> None:
     for line in compared(before, after):
-        print(line)
+        print(foreign.line(line))
 
 
 def load(run_dir: RunDir) -> Plan:

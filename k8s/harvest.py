@@ -23,6 +23,7 @@ from steps.core.errors import Exit
 from steps.core.node import contract
 from steps.core.plan.budgets import BUDGETS
 from steps.core.record.records import Cause
+from steps.core.record.rundir import write_text
 
 #: How long a container that died gets to come back, holding its files.
 REVIVAL = 20.0
@@ -88,9 +89,7 @@ class Harvest:
             ready,
         )
         for result in results:
-            for problem in result.problems[:5]:
-                text = f"node {result.node} was not fetched whole: {problem}"
-                self.events.emit("warning", text=text)
+            self._name_lost(result)
         self._previous_logs()
         size = sum(result.bytes for result in results)
         self.events.emit(
@@ -99,6 +98,18 @@ class Harvest:
             f"in {time.monotonic() - began:.1f} s",
         )
         return results
+
+    def _name_lost(self, result: Fetched) -> None:
+        """Every file that did not come: some in the log, all in a file, before they are deleted."""
+        lost = result.problems
+        for problem in lost[:5]:
+            text = f"node {result.node} was not fetched whole: {problem}"
+            self.events.emit("warning", text=text)
+        if len(lost) > 5:
+            path = self.request.run_dir.node(result.node).make().path / "not-fetched.log"
+            write_text(path, "".join(f"{problem}\n" for problem in lost))
+            text = f"node {result.node}: {len(lost)} files were not fetched; {path} names all"
+            self.events.emit("warning", text=text)
 
     def _share(self, deadline: float) -> float:
         """Two thirds of what is left may go into waiting, the rest is for the transfer."""

@@ -75,6 +75,7 @@ class Main:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        os.umask(0o077)
         WORK.mkdir(parents=True, exist_ok=True)
         lives = self._count_lives()
         if DONE.exists():
@@ -231,8 +232,9 @@ class Main:
 
 
 def say(text: str) -> None:
-    """One line of the pod's log."""
-    print(f"multinode: {text}", flush=True)
+    """One line of the pod's log, whatever is in it."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    print(f"multinode: {shown}".replace("##[", "## ["), flush=True)
 
 
 def unpack(start: dict[str, Any]) -> None:
@@ -295,13 +297,20 @@ def files() -> Iterator[tuple[str, Path, int]]:
     """Name, path and size of every file, in an order that stays the same."""
     found = [(DONE, "done.json")] if DONE.exists() else []
     if RUN.is_dir():
-        names = sorted(p for p in RUN.rglob("*") if p.is_file() and not p.is_symlink())
+        names = sorted(p for p in RUN.rglob("*") if not odd(p) and p.is_file())
         # Records first: when time is short, they are worth most.
         names.sort(key=lambda p: (p.name not in ("record.json", "plan.json"), str(p)))
         found += [(path, str(path.relative_to(RUN))) for path in names]
     for path, name in found:
         with contextlib.suppress(OSError):
             yield name, path, path.stat().st_size
+
+
+def odd(path: Path) -> str:
+    """Why what is in the run directory does not travel; empty for files and directories."""
+    if path.is_symlink():
+        return "is a symbolic link, and is not followed"
+    return "" if path.is_file() or path.is_dir() else "is neither a file nor a directory"
 
 
 def digests() -> dict[str, tuple[int, str]]:
@@ -328,6 +337,9 @@ def listing() -> Iterator[dict[str, Any]]:
                     hasher.update(data)
             digest = hasher.hexdigest()
         yield {"path": name, "size": size, "sha256": digest}
+    for path in sorted(RUN.rglob("*")):
+        if odd(path):
+            yield {"path": str(path.relative_to(RUN)), "size": 0, "sha256": "", "odd": odd(path)}
 
 
 def send(first: str, offset: int) -> int:
@@ -353,7 +365,7 @@ def send(first: str, offset: int) -> int:
 
 
 class Whole(io.RawIOBase):
-    """Exactly so many bytes of a file: zeros when it has become shorter meanwhile."""
+    """Exactly so many bytes of a file: zeros where it is shorter by now, or cannot be read."""
 
     def __init__(self, source: io.BufferedReader, size: int) -> None:
         self._source = source
@@ -362,7 +374,10 @@ class Whole(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes."""
         wanted = self._left if size < 0 else min(size, self._left)
-        data = self._source.read(wanted)
+        try:
+            data = self._source.read(wanted)
+        except OSError:  # what follows it in the archive must stay where it is expected
+            data = b""
         data += bytes(wanted - len(data))
         self._left -= wanted
         return data

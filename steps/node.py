@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Iterable
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
 from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, withheld
@@ -87,7 +87,8 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(self.redactor.text(f"error: {error}"), file=sys.stderr, flush=True)
+                said = foreign.block(self.redactor.text(f"error: {error}"))
+                print(said, file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:

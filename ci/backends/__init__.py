@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from steps.core import foreign
 from steps.core.case.case import Case
 from steps.core.node.wishes import Wishes
 from steps.core.record.events import EventLog
@@ -49,7 +50,7 @@ class Request:
 
     def show(self, name: str, line: str) -> None:
         """A line of a process's output, with the process in front."""
-        print(f"[{name}] {self.events.redactor.text(line)}", flush=True)
+        print(foreign.line(f"[{name}] {self.events.redactor.text(line)}"), flush=True)
 
     def say(self, text: str) -> None:
         """A line of progress."""

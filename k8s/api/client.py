@@ -36,6 +36,8 @@ CONNECT, READ = 5.0, 20.0
 PATIENCE = 60.0
 #: A watch is renewed after this many seconds, so that a dead connection cannot hide for long.
 WATCH_SECONDS = 120
+#: What a short command may say.
+OUTPUT_LIMIT = 64 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -311,6 +313,8 @@ class Api:
             output = bytearray()
             while data := command.read():
                 output += data
+                if len(output) > OUTPUT_LIMIT:
+                    raise ApiError(0, "", "the command says more than can be of use")
             text = bytes(output) if command.code == 0 else bytes(output) + command.errors
             return command.code, text.decode("utf-8", "replace")
 

@@ -273,7 +273,7 @@ class Meeting:
         """A worker's record, kept beside our own where its own directory is elsewhere."""
         place = self.start.run_dir.node(node).make()
         if record and not place.record.exists():
-            with contextlib.suppress(OSError, TypeError):
+            with contextlib.suppress(OSError, TypeError, RecursionError):
                 write_json(place.record, record)
 
 
