@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from k8s import fetch, manifest, preflight, render
+from k8s import cleanup, fetch, manifest, preflight, render
 from k8s.api import client
 from k8s.api.client import Api, ApiError, Json, path
 from k8s.api.follow import Follower
@@ -123,7 +123,7 @@ class Run:
         finally:
             for watch in self.watches:
                 watch.close()
-            patience = time.monotonic() + 1.0
+            patience = time.monotonic() + (0.0 if self.api.hurry.is_set() else 1.0)
             for follower in self.followers.values():
                 follower.close(max(patience - time.monotonic(), 0.0))
             self.harvest.remove()
@@ -147,7 +147,7 @@ class Run:
         if count > 1:
             self.api.patience = min(self.api.patience, 10.0)
         if count > 2:
-            self.api.hurry.set()
+            self.api.cut()
         self.wake.set()
 
     def _trouble(self, text: str) -> None:
@@ -337,7 +337,8 @@ class Run:
         The nodes themselves wait longer, as long as any pod may take to start.
         """
         limit = BUDGETS["join"].seconds
-        if self._planned or seconds <= limit:
+        # Names resolve late after an outage of the API server.
+        if self._planned or seconds <= limit or self.api.late(cleanup.AFTERMATH):
             return None
         return Finding(
             None,

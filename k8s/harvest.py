@@ -55,7 +55,7 @@ class Harvest:
         try:
             return self.api.run(*where, argv, idle)
         except ApiError as error:
-            if not error.transient:
+            if not error.transient or self.api.hurry.is_set():
                 raise
             time.sleep(0.2)
             return self.api.run(*where, argv, idle)
@@ -115,7 +115,7 @@ class Harvest:
             deadline = min(deadline, time.monotonic() + REVIVAL)
         while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
             try:
-                code, _ = self.exec(index, "wait", f"{min(left, 20.0):.1f}")
+                code, _ = self.exec(index, "wait", f"{min(left, 5.0):.1f}")
             except ApiError as error:
                 if error.code in (403, 404):
                     return

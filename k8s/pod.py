@@ -17,22 +17,28 @@ The readiness probe tests ``done.json``: ready means that this member has finish
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import hashlib
-import io
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
-import tarfile
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+EARLY: list[int] = []
+if __name__ == "__main__" and not sys.argv[1:]:
+    # Before all else: the kernel keeps from process 1 what it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: EARLY.append(number))
+
+import contextlib  # noqa: E402
+import gzip  # noqa: E402
+import hashlib  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import select  # noqa: E402
+import subprocess  # noqa: E402
+import tarfile  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 ROOT = Path(os.environ.get("MULTINODE_ROOT") or "/multinode")
 BUNDLE = ROOT / "bundle"
@@ -75,6 +81,7 @@ class Main:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.terminated = self.terminated or bool(EARLY)
         WORK.mkdir(parents=True, exist_ok=True)
         lives = self._count_lives()
         if DONE.exists():
@@ -102,6 +109,9 @@ class Main:
         except (Broken, OSError) as error:
             say(f"error: {error}")
             self._done(3, str(error))
+            return
+        if self.terminated:
+            self._done(130, "was told to stop before the node program began")
             return
         RUN.mkdir(mode=0o700, exist_ok=True)
         self.child = subprocess.Popen(

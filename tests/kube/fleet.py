@@ -245,12 +245,12 @@ def said(kube: KubeDouble, node: int, words: str) -> bool:
     return any(words in path.read_text() for path in files)
 
 
-def running(kube: KubeDouble) -> list[str]:
-    """Pods whose container runs."""
+def running(kube: KubeDouble) -> list[dict[str, str]]:
+    """Name and uid of pods whose container runs."""
     found = []
     for pod in kube.pods():
         states = [c["state"] for c in pod["status"].get("containerStatuses") or []]
-        found += [pod["metadata"]["name"]] if any("running" in state for state in states) else []
+        found += [pod["metadata"]] if any("running" in state for state in states) else []
     return found
 
 
@@ -260,9 +260,9 @@ def ready(kube: KubeDouble) -> int:
     return sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
-def gone(kube: KubeDouble, pod: str) -> bool:
-    """Whether no pod has this name."""
-    return all(entry["metadata"]["name"] != pod for entry in kube.pods())
+def gone(kube: KubeDouble, uid: str) -> bool:
+    """Whether a pod is gone; its successor has the same name."""
+    return all(entry["metadata"]["uid"] != uid for entry in kube.pods())
 
 
 def leftovers(kube: KubeDouble) -> list[str]:

@@ -87,3 +87,55 @@ def test_a_leader_that_fails_early_ends_the_worker_with_its_cause_six_of_six(
     print(found)
     assert [cause for _, cause in found] == [0] * 6
     assert max(seconds for seconds, _ in found) <= 2.0, found
+
+
+def test_a_leader_whose_program_is_killed_keeps_nobody_waiting(
+    kube: KubeDouble, tmp_path: Path
+) -> None:
+    with fleet.start(kube, tmp_path / "user", "--load-seconds", "20") as started:
+        started.until("started server")
+        time.sleep(0.5)
+        os.kill(fleet.program(kube, 0), signal.SIGKILL)
+        began = time.monotonic()
+        done = started.finish()
+    assert (done.code, done.verdict["cause"]["node"]) == (3, 0), done.text
+    assert time.monotonic() - began < 16  # 6 on an idle machine
+    assert (done.run_dir / "node-1" / "record.json").exists()
+    assert fleet.leftovers(kube) == []
+
+
+def test_the_third_ctrl_c_deletes_at_once(kube: KubeDouble, tmp_path: Path) -> None:
+    with fleet.start(kube, tmp_path / "user", "--load-seconds", "60") as started:
+        started.until("started server")
+        os.kill(fleet.program(kube, 1), signal.SIGSTOP)
+        for _ in range(3):
+            time.sleep(1)
+            started.signal(signal.SIGINT)
+        began = time.monotonic()
+        fleet.await_(lambda: any(method == "DELETE" for method, _ in kube.api.requests))
+        assert time.monotonic() - began < 3
+        done = started.finish()
+    assert done.code == 130, done.text
+    assert fleet.leftovers(kube) == []
+
+
+def test_deletion_is_given_longer_after_an_outage(
+    kube: KubeDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from k8s import cleanup
+    from k8s.api import client
+    from k8s.manifest import Names
+
+    monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig()))
+    api = client.connect()
+    finalised = {"kind": "ConfigMap", "apiVersion": "v1", "data": {}}
+    finalised["metadata"] = {"name": "odd", "labels": {"multinode/run": "r"}}
+    kube.create(finalised)
+    monkeypatch.setattr(cleanup, "AFTERMATH", 2.0)
+    began = time.monotonic()
+    assert cleanup.remove(api, Names("mn-x", "rec"), "r", 0, 0.3) == ["configmaps/odd"]
+    assert time.monotonic() - began < 1.5
+    kube.fault("503", times=1)
+    began = time.monotonic()
+    assert cleanup.remove(api, Names("mn-x", "rec"), "r", 0, 0.3) == ["configmaps/odd"]
+    assert 1.5 < time.monotonic() - began < 6
