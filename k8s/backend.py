@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from k8s import cleanup, fetch, manifest, preflight, render
@@ -33,11 +34,11 @@ from steps.core.node import contract
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
-from steps.core.plan.profile import find_profile, load_profile
+from steps.core.plan.profile import Profile, find_profile, load_profile
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir
-from steps.core.redaction import Redactor
+from steps.core.record.rundir import RunDir, write_text
+from steps.core.redaction import Redactor, secrets_in
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0
@@ -73,12 +74,22 @@ def run(request: Request) -> tuple[Cause, ...]:
         InfraError: the cluster cannot run it; nothing was created.
     """
     profile = load_profile(find_profile(request.wishes.profile))
+    _keep(request, profile)
     api = client.connect()
     namespace = profile.namespace or api.namespace
     order = render.order(
         request.case, profile, request.wishes, request.run, namespace, output="events"
     )
     return Run(request, api, order).main()
+
+
+def _keep(request: Request, profile: Profile) -> None:
+    """The profile beside the case, for a replay; without what is secret in it."""
+    redactor = request.events.redactor
+    redactor.learn(secrets_in(profile.env))
+    copy = request.run_dir.profile(profile.name)
+    copy.parent.mkdir(exist_ok=True)
+    write_text(copy, redactor.text(Path(profile.file).read_text(encoding="utf-8-sig")))
 
 
 class Run:

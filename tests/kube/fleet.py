@@ -73,10 +73,10 @@ class Place:
         more.setdefault("profile", self.profile)
         return start(None, self.directory / "user", *options, env=self.env, **more)
 
-    def tool(self, module: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run one of our modules there."""
+    def tool(self, module: str, *argv: str, given: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of our modules there; case and profile are ``given``, or not there any more."""
         (self.directory / "user").mkdir(exist_ok=True)
-        for name, content in (("case.yaml", CASE), ("lab.yaml", self.profile)):
+        for name, content in (("case.yaml", CASE), ("lab.yaml", self.profile)) if given else ():
             (self.directory / "user" / name).write_text(content)
         return subprocess.run(
             [sys.executable, "-m", module, *argv],
