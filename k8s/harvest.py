@@ -18,10 +18,11 @@ from k8s.api.client import Api, ApiError
 from k8s.api.follow import previous
 from k8s.fetch import Fetched
 from k8s.manifest import Order
-from k8s.triage import Triage
+from k8s.triage import MEMORY, Triage
 from steps.core.errors import Exit
 from steps.core.node import contract
 from steps.core.plan.budgets import BUDGETS
+from steps.core.record.events import read_events
 from steps.core.record.records import Cause
 
 #: How long a container that died gets to come back, holding its files.
@@ -176,17 +177,20 @@ def without_record(place: Path, index: int, done: dict[str, Any], began: float) 
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line for line in lines if not line.startswith(("{", "multinode: "))]
     errors = [line for line in told if line.startswith("error:")]
-    reason = errors[-1].removeprefix("error: ") if errors else contract.ended(code)
+    memory = str(done.get("memory") or "")
+    how = f"{done['how']} and left no record"
+    happened = read_events(place / "events.jsonl")
     cause = contract.lost(
         index,
-        reason,
+        errors[-1].removeprefix("error: ") if errors else f"{how}: {memory}" if memory else how,
         began,
         log="pod.log",
         at=float(done.get("at") or 0),
-        phase="join",
-        exit_code=code,
+        phase=(happened[-1].phase if happened else "") or "join",
+        exit_code=None if done.get("signal") else code,
+        signal=str(done.get("signal") or ""),
         evidence=tuple(told[-10:]),
-        hint=f"Look at node-{index}/pod.log.",
+        hint=MEMORY if memory else f"Look at node-{index}/pod.log.",
     )
-    kind = "config" if code == Exit.USAGE else "exit"
+    kind = "config" if code == Exit.USAGE else "lost" if cause.signal else "exit"
     return replace(cause, kind=kind, verdict=_BY_CODE.get(code, "infra"))

@@ -114,6 +114,10 @@ class Main:
             self._done(130, "was told to stop before the node program began")
             return
         RUN.mkdir(mode=0o700, exist_ok=True)
+        sys.path.insert(0, str(SITE))
+        from steps.core.system import oom
+
+        kills = oom.kills()
         self.child = subprocess.Popen(
             argv, cwd=SITE, stdin=subprocess.PIPE, start_new_session=True, close_fds=True
         )
@@ -125,7 +129,9 @@ class Main:
         status = self.ended[self.child.pid]
         code = os.waitstatus_to_exitcode(status)
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        self._done(code if code >= 0 else 128 - code, f"the node program {how}")
+        memory = oom.evidence(self.child.pid, kills) if -code == signal.SIGKILL else ""
+        name = signal.Signals(-code).name if code < 0 else ""
+        self._done(code if code >= 0 else 128 - code, f"the node program {how}", name, memory)
 
     def _command(self) -> list[str]:
         """The node program's command line, for the names this group really has."""
@@ -179,7 +185,7 @@ class Main:
                 child.stdin.write(words)
                 child.stdin.flush()
 
-    def _done(self, code: int | None, how: str) -> None:
+    def _done(self, code: int | None, how: str, name: str = "", memory: str = "") -> None:
         verdict = {}
         with contextlib.suppress(OSError, ValueError):
             verdict = json.loads((RUN / "verdict.json").read_text())
@@ -187,6 +193,8 @@ class Main:
             "node": self.index,
             "exit_code": code,
             "how": how,
+            "signal": name,
+            "memory": memory,
             "verdict": verdict.get("verdict", ""),
             "at": round(time.time(), 3),
         }

@@ -44,7 +44,9 @@ def lay(root: Path) -> None:
     """A bundle whose node program waits for SIGTERM and exits with 7."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, text in (("steps/__init__.py", ""), ("steps/node.py", PROGRAM)):
+        oom = (fleet.ROOT / "steps" / "core" / "system" / "oom.py").read_text()
+        core = [(f"steps/{room}__init__.py", "") for room in ("", "core/", "core/system/")]
+        for name, text in (*core, ("steps/core/system/oom.py", oom), ("steps/node.py", PROGRAM)):
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(text), 0o600
             tar.addfile(member, io.BytesIO(text.encode()))
