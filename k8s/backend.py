@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from k8s import cleanup, fetch, manifest, preflight, render
 from k8s.api import client
 from k8s.api.client import Api, ApiError, Json, path
-from k8s.api.follow import Follower
+from k8s.api.follow import LAST_WORDS, Follower
 from k8s.api.watch import Watch
 from k8s.fetch import Fetched
 from k8s.harvest import Harvest, without_record
@@ -46,6 +46,8 @@ OUTAGE = 300.0
 CANCELLED, CANCELLED_AGAIN = 200.0, 20.0
 #: How long nodes get to end after the first of them ended, beyond their own budgets.
 SLACK = 30.0
+#: Phases of a node in which its files are waited for.
+ENDING = ("stop", "collect", "verdict")
 SAY_EVERY = 10.0
 TICK = 0.25
 
@@ -61,6 +63,7 @@ class Request(Protocol):
     interrupted: threading.Event
     interrupts: int
     on_interrupt: list[Callable[[int], None]]
+    ends: list[Callable[[], None]]
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -137,7 +140,10 @@ class Run:
             patience = time.monotonic() + (0.0 if self.api.hurry.is_set() else 1.0)
             for follower in self.followers.values():
                 follower.close(max(patience - time.monotonic(), 0.0))
-            self.harvest.remove()
+            # Nothing of the report depends on it.
+            removal = threading.Thread(target=self.harvest.remove, name="delete")
+            removal.start()
+            self.request.ends.append(removal.join)
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
 
@@ -277,12 +283,18 @@ class Run:
         def line(text: str) -> None:
             event = Event.from_json(text) if text[:1] == "{" else None
             if event is None:
+                if text.startswith(LAST_WORDS):
+                    with self.lock:
+                        self.triage.pods[index].ended = True
+                    self.wake.set()
                 if text.startswith("multinode: ") or not text.strip():
                     return
                 clean = {"text": self.redactor.text(text)}
                 event = Event(time.time(), self.request.run, index, "log", "note", clean)
             if index == LEADER and event.phase not in ("", "join", "log"):
                 self._planned = True
+            if event.phase in ENDING:
+                self.harvest.begin(index)
             for listener in listeners:
                 listener(event)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -48,6 +49,8 @@ class Harvest:
         self.triage = triage
         self.lock = lock
         self.deadline = float("inf")
+        self.pool = ThreadPoolExecutor(fetch.AT_ONCE, thread_name_prefix="fetch")
+        self.fetches: dict[int, Future[Fetched]] = {}
 
     def exec(self, index: int, *words: str, idle: float = 60.0) -> tuple[int, str]:
         """Run ``pod.py`` in a pod; a broken connection is tried once more."""
@@ -61,6 +64,24 @@ class Harvest:
             time.sleep(0.2)
             return self.api.run(*where, argv, idle)
 
+    def begin(self, index: int) -> None:
+        """A node is stopping: wait inside its pod for its end, and fetch its files at once."""
+        with self.lock:
+            if index not in self.fetches:
+                self.fetches[index] = self.pool.submit(self._one, index)
+
+    def _one(self, index: int) -> Fetched:
+        began = time.monotonic()
+        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
+
+        def deadline() -> float:
+            return min(began + FETCH_SECONDS, self.deadline)
+
+        self._await_end(index, min(began + stop, self._share(deadline())))
+        place, python = self.request.run_dir.path, self.order.profile.python
+        pod, space = self.names.pod(index), self.names.namespace
+        return fetch.Fetch(self.api, space, pod, index, place, python, deadline).run()
+
     def fetch(self) -> list[Fetched]:
         """Every node's files, each as soon as its program has ended."""
         self.events.phase = "fetch"
@@ -68,26 +89,11 @@ class Harvest:
         with self.lock:
             gone = self.triage.gone()
             there = [i for i, seen in self.triage.pods.items() if seen.started and i not in gone]
-        latest = began + FETCH_SECONDS
-        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
-
-        def deadline() -> float:
-            return min(latest, self.deadline)
-
-        def ready(index: int) -> None:
-            self._await_end(index, min(began + stop, self._share(deadline())))
-
         self.events.emit("note", text=f"fetching from {len(there)} pods")
-        pods = {i: self.names.pod(i) for i in there}
-        results = fetch.everything(
-            self.api,
-            self.names.namespace,
-            pods,
-            self.request.run_dir.path,
-            self.order.profile.python,
-            deadline,
-            ready,
-        )
+        for index in there:
+            self.begin(index)
+        results = [self.fetches[index].result() for index in sorted(there)]
+        self.pool.shutdown(wait=False)
         for result in results:
             for problem in result.problems[:5]:
                 text = f"node {result.node} was not fetched whole: {problem}"
@@ -109,7 +115,7 @@ class Harvest:
     def _await_end(self, index: int, deadline: float) -> None:
         """Wait until a node's program has ended; a container that died may come back to hold."""
         with self.lock:
-            if self.triage.pods[index].ready:
+            if index in self.triage.finished():
                 return
             dead = self.triage.pods[index].death is not None
         if dead:

@@ -88,11 +88,12 @@ def _again(before: Trouble | None, text: str, now: float) -> Trouble:
 
 @dataclass
 class Seen:
-    """What is known of one node's pod."""
+    """What is known of one node's pod; ``ended``: its log said that its program has."""
 
     uid: str = ""
     phase: str = ""
     ready: bool = False
+    ended: bool = False
     running: bool = False
     started: bool = False
     scheduled: bool = False
@@ -342,7 +343,7 @@ class Triage:
 
     def finished(self) -> list[int]:
         """Nodes whose program has ended."""
-        return [index for index, seen in self.pods.items() if seen.ready]
+        return [index for index, seen in self.pods.items() if seen.ready or seen.ended]
 
     def gone(self) -> list[int]:
         """Nodes whose pod was deleted or replaced."""
