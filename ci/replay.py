@@ -16,6 +16,7 @@ the directory is passed on to ``ci.run`` and comes last.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 import socket
@@ -27,12 +28,13 @@ from typing import Any
 from ci import run as ci_run
 from ci.report import closing
 from steps.core import VERSION, door
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import budgets, drivers
 from steps.core.plan.plan import Plan, from_json, to_dict
-from steps.core.plan.profile import CLUSTERS
+from steps.core.plan.profile import masked
 from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
 from steps.core.redaction import MASK
 
@@ -104,13 +106,16 @@ def case_of(run_dir: RunDir, plan: Plan) -> Path:
 
 
 def profile_of(run_dir: RunDir, plan: Plan) -> str:
-    """The cluster's profile: by name while it is what it was, else the run's copy."""
-    name, copy = plan.cluster.name, run_dir.profile(plan.cluster.name)
+    """The cluster's own profile while it is what it was, else the run's copy."""
+    copy = run_dir.profile(plan.cluster.name)
     if plan.cluster.backend != "k8s" or not copy.is_file():
-        return name
-    own = CLUSTERS / copy.name
-    same = own.is_file() and own.read_bytes() == copy.read_bytes()
-    return name if same else str(copy)
+        return plan.cluster.name
+    text = copy.read_text(encoding="utf-8")
+    own = Path(text.partition("\n")[0].removeprefix("# "))
+    with contextlib.suppress(CaseError, OSError, ValueError):
+        if masked(own) == text:
+            return str(own)
+    return str(copy)
 
 
 def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:

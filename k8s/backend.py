@@ -34,11 +34,12 @@ from steps.core.node import contract
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
-from steps.core.plan.profile import Profile, find_profile, load_profile
+from steps.core.plan.profile import Profile, find_profile, load_profile, masked
+from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, write_text
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import here
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0
@@ -88,11 +89,9 @@ def run(request: Request) -> tuple[Cause, ...]:
 
 def _keep(request: Request, profile: Profile) -> None:
     """The profile beside the case, for a replay; without what is secret in it."""
-    redactor = request.events.redactor
-    redactor.learn(secrets_in(profile.env))
     copy = request.run_dir.profile(profile.name)
     copy.parent.mkdir(exist_ok=True)
-    write_text(copy, redactor.text(Path(profile.file).read_text(encoding="utf-8-sig")))
+    write_text(copy, masked(Path(profile.file)))
 
 
 class Run:
@@ -105,7 +104,8 @@ class Run:
         self.names: Names = order.names
         self.size = order.case.num_nodes
         self.events = request.events
-        self.redactor = Redactor([order.token])
+        self.redactor = here()
+        self.redactor.learn([order.token])
         self.wake = threading.Event()
         self.lock = threading.RLock()
         self.triage = Triage(self.names, self.size, order.profile.budgets, time.monotonic())
@@ -446,7 +446,7 @@ class Run:
             place = self.request.run_dir.node(result.node)
             for name in ("pod.log", "pod-previous.log"):
                 with contextlib.suppress(OSError):
-                    self.redactor.file(place.path / name)
+                    cleaning.clean(place.path / name, self.redactor)
             done = result.done
             if place.record.exists() or not done or done.get("exit_code") is None:
                 continue

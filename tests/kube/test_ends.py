@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.timing]
 def orders(root: Path, count: int) -> list[list[dict[str, object]]]:
     """The documents of several runs by hand of one case."""
     from k8s import manifest, render
-    from steps.core.case.case import load_case
+    from steps.core.case.build import load_case
     from steps.core.node.wishes import Wishes
     from steps.core.plan.cluster import Rehearsal
     from steps.core.plan.profile import load_profile

@@ -3,7 +3,7 @@
 Enters: nothing. Leaves: ``FIELDS``, rule sets with a sentence for each key, and
 look-ups in them. Touches nothing.
 
-It is the single source: ``steps.core.case.form`` checks with it, the reference page
+It is the single source: ``steps.core.case.check`` checks with it, the reference page
 and the editors' JSON Schema are made from it. The dialects are those of
 the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
 ``ours`` are multinode's additions, all optional.
@@ -172,6 +172,12 @@ _COMMON: Field = {
         "strict_integer", "Devices of each node.", required=True, min=0, max=1024
     ),
     "env_common": _environment("Environment of every node's processes."),
+    "inherit": _field(
+        "list",
+        "Secrets of this machine's environment that local engines get all the same, by name.",
+        ours=True,
+        schema={"type": "string", "regex": r"^[A-Za-z_][A-Za-z0-9_]*$"},
+    ),
     "cluster_hosts": _field(
         "list",
         "Addresses of the nodes in order, for plain hosts.",

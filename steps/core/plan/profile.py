@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import fields, form
+from steps.core.case import fields
 from steps.core.case.case import seconds
+from steps.core.case.check import check_form
 from steps.core.case.fields import DURATION, Field
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.plan import clusters
+from steps.core.redaction import here
 
 CLUSTERS = clusters.ROOT / "configs" / "clusters"
 
@@ -243,6 +245,12 @@ def load_profile(path: Path) -> Profile:
     return _build(source, path)
 
 
+def masked(path: Path) -> str:
+    """A profile's text without what is secret in it, its place first."""
+    here().study(dict(load_profile(path).env))
+    return f"# {path.resolve()}\n{here().text(path.read_text(encoding='utf-8-sig'))}"
+
+
 def problems(path: Path) -> list[Problem]:
     """Every problem of a profile's file, also that it cannot be read."""
     try:
@@ -253,7 +261,7 @@ def problems(path: Path) -> list[Problem]:
 
 def check(source: Source) -> list[Problem]:
     """Every problem of a profile: its form, then what Kubernetes would accept and never run."""
-    return form.check_form(source, "profile") or list(_rules(source))
+    return check_form(source, "profile") or list(_rules(source))
 
 
 def _rules(source: Source) -> Iterator[Problem]:
