@@ -105,10 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         events.emit("note", text=f"{warning.rule} {warning.place}: {warning.message}")
     try:
         with _signals(request):
-            observed = _carry_out(request)
-            warmer.close()
-            run_dir.release()
-            code = conclude(request, observed, issues, began, warnings)
+            try:
+                observed = _carry_out(request)
+                warmer.close()
+                run_dir.release()
+                code = conclude(request, observed, issues, began, warnings)
+            finally:
+                for end in request.ends:
+                    end()
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)

@@ -17,22 +17,28 @@ The readiness probe tests ``done.json``: ready means that this member has finish
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import hashlib
-import io
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
-import tarfile
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+EARLY: list[int] = []
+if __name__ == "__main__" and not sys.argv[1:]:
+    # Before all else: the kernel keeps from process 1 what it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: EARLY.append(number))
+
+import contextlib  # noqa: E402
+import gzip  # noqa: E402
+import hashlib  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import select  # noqa: E402
+import subprocess  # noqa: E402
+import tarfile  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 ROOT = Path(os.environ.get("MULTINODE_ROOT") or "/multinode")
 BUNDLE = ROOT / "bundle"
@@ -76,6 +82,7 @@ class Main:
         signal.signal(signal.SIGINT, self._terminate)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         os.umask(0o077)
+        self.terminated = self.terminated or bool(EARLY)
         WORK.mkdir(parents=True, exist_ok=True)
         lives = self._count_lives()
         if DONE.exists():
@@ -104,7 +111,14 @@ class Main:
             say(f"error: {error}")
             self._done(3, str(error))
             return
+        if self.terminated:
+            self._done(130, "was told to stop before the node program began")
+            return
         RUN.mkdir(mode=0o700, exist_ok=True)
+        sys.path.insert(0, str(SITE))
+        from steps.core.system import oom
+
+        kills = oom.kills()
         self.child = subprocess.Popen(
             argv, cwd=SITE, stdin=subprocess.PIPE, start_new_session=True, close_fds=True
         )
@@ -116,7 +130,9 @@ class Main:
         status = self.ended[self.child.pid]
         code = os.waitstatus_to_exitcode(status)
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        self._done(code if code >= 0 else 128 - code, f"the node program {how}")
+        memory = oom.evidence(self.child.pid, kills) if -code == signal.SIGKILL else ""
+        name = signal.Signals(-code).name if code < 0 else ""
+        self._done(code if code >= 0 else 128 - code, f"the node program {how}", name, memory)
 
     def _command(self) -> list[str]:
         """The node program's command line, for the names this group really has."""
@@ -170,7 +186,7 @@ class Main:
                 child.stdin.write(words)
                 child.stdin.flush()
 
-    def _done(self, code: int | None, how: str) -> None:
+    def _done(self, code: int | None, how: str, name: str = "", memory: str = "") -> None:
         verdict = {}
         with contextlib.suppress(OSError, ValueError):
             verdict = json.loads((RUN / "verdict.json").read_text())
@@ -178,6 +194,8 @@ class Main:
             "node": self.index,
             "exit_code": code,
             "how": how,
+            "signal": name,
+            "memory": memory,
             "verdict": verdict.get("verdict", ""),
             "at": round(time.time(), 3),
         }

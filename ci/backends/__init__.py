@@ -36,6 +36,7 @@ class Request:
         interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them,
             ``number`` is the latest signal.
         on_interrupt: what the backend wants to be told at each of them.
+        ends: what the backend still does while the report is made; each returns when it is done.
     """
 
     case: Case
@@ -47,6 +48,7 @@ class Request:
     interrupts: int = 0
     number: int = signal.SIGTERM
     on_interrupt: list[Callable[[int], None]] = field(default_factory=list)
+    ends: list[Callable[[], None]] = field(default_factory=list)
 
     def show(self, name: str, line: str) -> None:
         """A line of a process's output, with the process in front."""

@@ -25,7 +25,7 @@ SILENCE = 300.0
 #: How far back lines are remembered and asked for again; several clocks of one node's streams.
 OVERLAP_NS = 2_000_000_000
 #: ``pod.py`` says this when the node program has ended.
-LAST_WORDS = b"multinode: MULTINODE-DONE"
+LAST_WORDS = "multinode: MULTINODE-DONE"
 
 
 class Follower:
@@ -122,8 +122,9 @@ class Follower:
                 if now - flushed > 0.5:
                     out.flush()
                     flushed = now
-            self.line(text.decode("utf-8", "replace"))
-            if text.startswith(LAST_WORDS):
+            words = text.decode("utf-8", "replace")
+            self.line(words)
+            if words.startswith(LAST_WORDS):
                 self._last.set()
 
     def _remember(self, at: int, text: bytes) -> None:

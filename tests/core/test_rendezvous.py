@@ -505,7 +505,20 @@ def test_no_one_takes_the_record_of_a_leader_that_is_gone(fleet: Callable[..., F
     link = run.worker(1)
     eventually(lambda: run.states[1])
     run.leader.close()
-    assert not link.done({}, seconds=0.5)
+    began = time.monotonic()
+    assert not link.done({}, seconds=20)
+    assert time.monotonic() - began < GONE_AFTER + 2.0
+
+
+def test_a_leader_known_to_be_lost_is_asked_once_more(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    run.leader.close()
+    eventually(lambda: run.lost)
+    began = time.monotonic()
+    assert not link.done({}, seconds=20)
+    assert time.monotonic() - began < 1.5
 
 
 def test_the_plan_is_told_to_those_who_ask(fleet: Callable[..., Fleet]) -> None:

@@ -116,6 +116,10 @@ class RunDir:
         """The case as it was validated."""
         return self.path / "case.yaml"
 
+    def profile(self, name: str) -> Path:
+        """The cluster's profile as it was used; its name is the file's."""
+        return self.path / "clusters" / f"{name}.yaml"
+
     @property
     def events(self) -> Path:
         """Events of all nodes and of the runner, in the order of their times."""

@@ -175,10 +175,13 @@ class Meeting:
 
         Raises:
             RunEnded: interrupted.
+            InfraError: a node that is waited for will not come.
             DeadlineError: the budget to join is used up.
         """
         if self.inbox.early.wait(0.2):
             raise RunEnded
+        if self.inbox.hopeless:
+            raise InfraError(self.inbox.hopeless, "Look at the log of that node.")
         now = time.monotonic()
         if now > self._deadline:
             raise DeadlineError(
