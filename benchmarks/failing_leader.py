@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from steps.core.case.case import load_case  # noqa: E402
+from steps.core.case.build import load_case  # noqa: E402
 from steps.core.plan.cluster import Rehearsal  # noqa: E402
 from steps.core.plan.clusters import free_network, local  # noqa: E402
 from steps.core.plan.resolver import resolve  # noqa: E402

@@ -25,7 +25,7 @@ LOG_BYTES = 1_000_000_000
 
 def big_run(path: Path) -> None:
     """4 nodes, 3 benchmarks of 2,800 requests, 1 GB of logs."""
-    from steps.core.case.case import load_case
+    from steps.core.case.build import load_case
     from steps.core.plan.plan import Plan
     from steps.core.plan.resolver import Options, resolve
     from steps.core.record.records import BenchResult

@@ -26,7 +26,8 @@ from typing import Any
 from ci import run as ci_run
 from ci.report import closing
 from steps.core import VERSION, door
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import budgets, drivers
 from steps.core.plan.plan import Plan, from_json, to_dict

@@ -28,7 +28,8 @@ from ci.nightly.known import Known
 from ci.report import annotate, closing, junit
 from ci.report.live import Live
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import (
     CaseError,
     Exit,

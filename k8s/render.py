@@ -22,7 +22,8 @@ import yaml
 from k8s import bundle, manifest
 from k8s.manifest import Names, Order
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core import door
-from steps.core.case.case import build_case
+from steps.core.case.build import build_case
 from steps.core.case.source import parse_yaml, read_text
 from steps.core.errors import CaseError, Exit, Place
 from steps.core.plan.resolver import examine

@@ -20,11 +20,10 @@ from pathlib import Path
 from steps import bench_drivers
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
-from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
 from steps.core.system import machine
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline, installed
 
 #: Before a port that is in use is asked once more.
 AGAIN_SECONDS = 0.05
@@ -76,10 +75,9 @@ def addresses(run: NodeRun) -> Iterator[str]:
                     f"first: sudo ifconfig lo0 alias {run.me.address}"
                 )
         return
-    table = own_addresses()
-    if not any(str(own) == entry for entries in table.values() for entry in entries):
-        found = ", ".join(entry for entries in table.values() for entry in entries)
-        yield f"the plan gives this node the address {own}, but it has {found}"
+    wrong = alone.foreign(run.me.address)
+    if wrong:
+        yield wrong
 
 
 def ports(run: NodeRun) -> Iterator[str]:
@@ -116,7 +114,7 @@ def _bound(run: NodeRun, port: Port) -> str:
     argv = next((p.argv for p in run.me.processes if p.name == port.process), ())
     if port.purpose != "api" or run.plan.rehearsed:
         return run.me.address
-    host = (arguments.value(argv, "--host") or "0.0.0.0").strip("[]")
+    host = (commandline.read(argv).text("--host") or "0.0.0.0").strip("[]")
     return "127.0.0.1" if host == "localhost" else host
 
 
@@ -172,7 +170,7 @@ def models(run: NodeRun) -> Iterator[str]:
     if run.plan.rehearsed:
         return
     for process in run.me.processes:
-        model = arguments.model(process.argv) if process.kind == "server" else None
+        model = commandline.read(process.argv).model if process.kind == "server" else None
         if model and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
             yield f"the model directory {model} is not there"
             return
@@ -222,10 +220,10 @@ def versions(run: NodeRun) -> dict[str, str]:
         return {"engine": "rehearsal stand-in"}
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    return machine.versions_of([run.plan.cluster.python], env)
+    return machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)
 
 
-main = alone.step("preflight", __doc__, run, hold=False)
+main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

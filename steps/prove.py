@@ -4,32 +4,22 @@ Enters: a :class:`NodeRun` on the leader after its benchmarks. Leaves: checks.
 Touches: reads /metrics of every API server.
 
 A split fleet whose decoders quietly compute everything themselves looks
-healthy and fast; only the engines' own counters tell. Names of metrics are
-vLLM's (``/metrics``, vLLM 0.32).
+healthy and fast; only the engines' own counters tell.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from steps.core.case.numbers import Refused, finite
+from steps.core.case.numbers import Refused
 from steps.core.node import alone, http
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Plan, Process
 from steps.core.record.records import Check
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline, kvports, metrics
 
-_LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-REQUESTS = "vllm:request_success_total"
-TOKENS = "vllm:prompt_tokens_by_source_total"
-#: The connector that hands KV over in files; real engines count it as any other.
-BY_FILES = "ExampleConnector"
-#: vLLM's default block size in tokens on CPUs and NPUs; on other devices it is smaller.
-LARGEST_BLOCK = 128
 #: Fewer requests than this for each engine prove nothing about an idle one.
 ENOUGH = 2
 
@@ -89,7 +79,7 @@ def run(run: NodeRun) -> None:
 
 def read(node: NodePlan, process: Process) -> Served:
     """The counters of one server; unknown when it does not tell them."""
-    reply = http.request("GET", f"{process.api}/metrics", 10, most=http.METRICS)
+    reply = http.request("GET", f"{process.api}{metrics.PATH}", 10, most=http.METRICS)
     if reply.status != 200:
         return Served(node, process, {}, {}, False)
     return served(node, process, reply.text)
@@ -98,23 +88,11 @@ def read(node: NodePlan, process: Process) -> Served:
 def served(node: NodePlan, process: Process, text: str) -> Served:
     """What a server's /metrics say."""
     try:
-        requests, tokens = _sum(text, REQUESTS, "engine"), _sum(text, TOKENS, "source")
+        requests = metrics.by_label(text, metrics.REQUESTS, metrics.ENGINE)
+        tokens = metrics.by_label(text, metrics.TOKENS, metrics.SOURCE)
     except Refused as error:
         return Served(node, process, {}, {}, False, str(error))
-    return Served(node, process, requests, tokens, REQUESTS in text)
-
-
-def _sum(text: str, metric: str, label: str) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match and match["name"] == metric:
-            labels = dict(_LABEL.findall(match["labels"] or ""))
-            try:
-                found[labels.get(label, "")] += finite(match["value"], least=0)
-            except Refused as error:
-                raise Refused(f"its /metrics has for {metric}: {error}") from None
-    return dict(found)
+    return Served(node, process, requests, tokens, metrics.REQUESTS in text)
 
 
 def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
@@ -123,19 +101,19 @@ def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
         if entry.odd:
             yield Check(f"traffic {entry.name}", "fail", entry.odd)
         elif not entry.known:
-            yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {REQUESTS}")
+            yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {metrics.REQUESTS}")
     told = [entry for entry in served if entry.known]
     yield from _engines(told)
     if plan.proxy is None:
         return
     if plan.rehearsed and _by_files(plan):
-        yield Check("handoff", "skipped", f"rehearsed: stand-ins do not play {BY_FILES}")
+        yield Check("handoff", "skipped", f"rehearsed: stand-ins do not play {kvports.BY_FILES}")
     else:
         yield from _sides(told)
 
 
 def _by_files(plan: Plan) -> bool:
-    return any(BY_FILES in word for _, process in plan.servers() for word in process.argv)
+    return any(kvports.BY_FILES in word for _, process in plan.servers() for word in process.argv)
 
 
 def _engines(told: list[Served]) -> Iterator[Check]:
@@ -167,14 +145,14 @@ def _sides(told: list[Served]) -> Iterator[Check]:
     """The decoders' prompt tokens came from the prefillers, not from themselves."""
     decoders = [entry for entry in told if entry.node.side == "decoder" and entry.tokens]
     if not decoders:
-        yield Check("handoff", "skipped", f"no decoder tells {TOKENS}")
+        yield Check("handoff", "skipped", f"no decoder tells {metrics.TOKENS}")
         return
     tokens: dict[str, float] = defaultdict(float)
     for entry in decoders:
         for source, count in entry.tokens.items():
             tokens[source] += count
     wrong = [why for entry in decoders for why in _computed(entry)]
-    if not tokens.get("external_kv_transfer"):
+    if not tokens.get(metrics.HANDED_OVER):
         reason = f"no prompt token reached a decoder as KV ({_listed(tokens)})"
         yield Check("handoff", "fail", reason)
     elif wrong:
@@ -185,9 +163,9 @@ def _sides(told: list[Served]) -> Iterator[Check]:
 
 def _computed(decoder: Served) -> Iterator[str]:
     """What a decoder computed itself, where it is more than a connector of whole blocks leaves."""
-    external = decoder.tokens.get("external_kv_transfer", 0.0)
-    local = decoder.tokens.get("local_compute", 0.0)
-    remainder = _block(decoder.process) - 1
+    external = decoder.tokens.get(metrics.HANDED_OVER, 0.0)
+    local = decoder.tokens.get(metrics.COMPUTED, 0.0)
+    remainder = commandline.read(decoder.process.argv).block_size - 1
     if not sum(decoder.tokens.values()):
         return
     told = f"({_listed(decoder.tokens)})"
@@ -202,17 +180,11 @@ def _computed(decoder: Served) -> Iterator[str]:
         )
 
 
-def _block(server: Process) -> int:
-    """Tokens of a KV block of a server."""
-    given = arguments.value(server.argv, "--block-size") or ""
-    return int(given) if given.isdigit() and int(given) else LARGEST_BLOCK
-
-
 def _listed(tokens: Mapping[str, float]) -> str:
     return ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
 
 
-main = alone.step("prove", __doc__, run, hold=False)
+main = alone.step("prove", __doc__, lambda _: [("proof", run)], needs=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
 from steps.core.case.source import enough
 from steps.core.errors import (

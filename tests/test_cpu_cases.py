@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from steps import prove
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import Options, resolve
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 from steps.validate import validate_one
 
 CASES = sorted(Path(__file__).parent.parent.joinpath("configs", "cpu").glob("*.yaml"))
@@ -63,7 +63,7 @@ def test_servers_listen_where_their_node_is_and_share_the_cores(path):
     for node, process in plan.servers():
         cores[process.env["VLLM_CPU_OMP_THREADS_BIND"]].append(process.name)
         if not process.headless:
-            assert arguments.value(process.argv, "--host") == node.address
+            assert commandline.read(process.argv).text("--host") == node.address
     assert len(cores["0"]) - len(cores["1"]) in (0, 1)
 
 
@@ -87,5 +87,5 @@ def test_a_handoff_by_files_is_proved_on_real_engines_only(rehearsal, status):
 def test_files_are_shared_whole_blocks_and_never_from_the_prefix_cache():
     for name in ("smollm2-1p1d-files", "tiny-external-dp"):
         for _, process in plan_of(CASES[0].with_name(f"{name}.yaml")).servers():
-            assert arguments.has(process.argv, "--no-enable-prefix-caching")
-            assert arguments.value(process.argv, "--block-size") == "32"
+            assert commandline.read(process.argv).off("--enable-prefix-caching")
+            assert commandline.read(process.argv).text("--block-size") == "32"

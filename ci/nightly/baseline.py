@@ -25,7 +25,8 @@ from typing import Any
 from ci.nightly.history import Result
 from ci.nightly.trend import ENOUGH, Point, add_arguments, level, results_of, series, span, store_of
 from steps.core import door
-from steps.core.case.case import Benchmark, Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Benchmark, Case
 from steps.core.case.source import Source, parse_yaml
 from steps.core.errors import CaseError, UsageError
 from steps.core.node import wishes

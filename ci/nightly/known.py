@@ -15,14 +15,13 @@ import datetime
 import fnmatch
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerberus import Validator
-
 from steps.core import door
+from steps.core.case import check
 from steps.core.case.source import load_yaml
 from steps.core.errors import CaseError, Place, Problem
 from steps.core.plan import clusters
@@ -88,12 +87,11 @@ def load(path: Path = clusters.ROOT / FILE) -> tuple[Known, ...]:
     if not path.is_file():
         return ()
     source = load_yaml(path)
-    validator = Validator({"issues": {"type": "list", "schema": {"type": "dict", "schema": ENTRY}}})
+    schema = {"issues": {"type": "list", "schema": {"type": "dict", "schema": ENTRY}}}
     data = source.data if isinstance(source.data, dict) else {"issues": source.data}
-    validator.validate({"issues": data.get("issues") or []}, normalize=False)
     problems = [
         Problem("known", f"{'.'.join(map(str, where))}: {text}", source.place(*where))
-        for where, text in _flatten(validator.errors, ())
+        for where, text in check.told(schema, {"issues": data.get("issues") or []})
     ]
     found = []
     for at, raw in enumerate(data.get("issues") or [] if not problems else []):
@@ -108,15 +106,6 @@ def load(path: Path = clusters.ROOT / FILE) -> tuple[Known, ...]:
     if problems:
         raise CaseError(problems)
     return tuple(found)
-
-
-def _flatten(errors: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
-    for key, found in errors.items():
-        for item in found:
-            if isinstance(item, dict):
-                yield from _flatten(item, (*path, key))
-            else:
-                yield (*path, key), item
 
 
 def expired(known: Iterable[Known], today: datetime.date) -> list[Problem]:

@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cerberus import Validator
-
 from ci.tools.git import git
 from steps.core import door
+from steps.core.case import check
 from steps.core.case.numbers import dumps
 from steps.core.case.source import Source, load_yaml, parse_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of, sort_problems
@@ -133,21 +132,11 @@ def _form(source: Source) -> Iterator[Problem]:
         "keysrules": {"type": "string", "allowed": [str(soc) for soc in socs]},
         "valuesrules": {"type": "integer", "min": 1},
     }
-    validator = Validator(schema)
-    validator.validate(source.data, normalize=False)
-    yield from _explain(source, validator.errors, ())
-
-
-def _explain(source: Source, errors: Any, path: tuple[Any, ...]) -> Iterator[Problem]:
-    for key, found in errors.items():
-        for item in found:
-            if isinstance(item, dict):
-                yield from _explain(source, item, (*path, key))
-                continue
-            where = ".".join(str(part) for part in (*path, key))
-            known = ", ".join(ENTRY)
-            hint = f"An entry has: {known}." if "unknown" in item or "required" in item else ""
-            yield Problem("matrix", f"{where}: {item}", source.place(*path, key), hint)
+    for path, text in check.told(schema, source.data):
+        known = ", ".join(ENTRY)
+        hint = f"An entry has: {known}." if "unknown" in text or "required" in text else ""
+        where = ".".join(map(str, path))
+        yield Problem("matrix", f"{where}: {text}", source.place(*path), hint)
 
 
 def _profiles(source: Source) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ Enters: the requirements of each side in setup.cfg, and those of the recipes in
 package index that uv is configured for (`UV_DEFAULT_INDEX`, `UV_FIND_LINKS`, ...); a lock names
 none, so that it installs from any mirror.
 
-A lock is kept where it still fits; `--upgrade` takes the newest of everything. The CPU build of
+What still fits is kept; `--upgrade` takes the newest of everything. The CPU build of
 torch is on no PyPI: uv finds it with UV_TORCH_BACKEND=cpu, or in a directory UV_FIND_LINKS=DIR.
 """
 
@@ -131,7 +131,9 @@ def run(names: Sequence[str], upgrade: bool) -> int:
     asked = tuple(word for lock in ours for word in lock.requirements)
     everything = Lock("all sides", asked, ours[0].python)
     kept = "".join(dict.fromkeys(text for lock in ours for _, text in blocks(before[lock.name])))
-    wanted = [lock for name, lock in known.items() if not names or name in names]
+    wanted = [lock for lock in known.values() if lock.name in names]
+    if not names:  # sides have to agree; a tool is resolved anew only if it must be
+        wanted = [*ours, *(lock for lock in tools() if not before[lock.name].startswith(lock.head))]
     together = resolve(everything, kept) if set(wanted) & set(ours) else ""
     made = {}
     for lock in wanted:

@@ -19,17 +19,8 @@ from typing import Any
 
 from steps.core.node import http
 from steps.core.plan.plan import BenchmarkPlan, Plan, Process
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline, kvports, metrics
 
-#: Connectors that hand KV from one engine to another and keep none of it.
-HAND_OVER = {
-    "NixlConnector",
-    "MooncakeConnector",
-    "MooncakeConnectorV1",
-    "MooncakeLayerwiseConnector",
-    "LLMDataDistCMgrConnector",
-    "P2pNcclConnector",
-}
 PREFIX = "/reset_prefix_cache"
 #: What else an engine remembers of a prompt; not every version has these.
 OTHERS = ("/reset_mm_cache", "/reset_encoder_cache")
@@ -38,9 +29,6 @@ ATTEMPTS = 6
 #: More of the prompt tokens than this, beyond the first measurement's share, make it a warm one.
 TOLERANCE = 0.02
 _CONNECTOR = re.compile(r"[\"']kv_connector[\"']\s*:\s*[\"']([^\"']*)")
-_COUNTER = re.compile(
-    r"^vllm:(?:external_)?prefix_cache_(hits|queries)(?:_total)?(?:\{.*\})?\s+(\S+)", re.MULTILINE
-)
 
 
 @dataclass(frozen=True)
@@ -90,9 +78,9 @@ def keeps(plan: Plan) -> str:
         for process in node.processes:
             if process.kind == "pool":
                 return "the KV pool keeps prefixes, and cannot be reset"
-            config = arguments.value(process.argv, "--kv-transfer-config") or ""
+            config = commandline.read(process.argv).text("--kv-transfer-config")
             for name in _CONNECTOR.findall(config):
-                if name not in HAND_OVER | {"MultiConnector"}:
+                if name not in kvports.HAND_OVER | {"MultiConnector"}:
                     return f"the connector {name} may keep prefixes, and cannot be reset"
     return ""
 
@@ -115,9 +103,7 @@ def _data(entry: BenchmarkPlan) -> tuple[str, str, str]:
 
 
 def _off(server: Process) -> bool:
-    on = arguments.positions(server.argv, "--enable-prefix-caching")
-    off = arguments.positions(server.argv, "--no-enable-prefix-caching")
-    return bool(off) and off[-1] > max(on, default=-1)
+    return commandline.read(server.argv).off("--enable-prefix-caching")
 
 
 def reset(plan: Plan, sleep: Callable[[float], Any]) -> str:
@@ -165,14 +151,14 @@ def given(plan: Plan) -> tuple[float, float] | None:
     for _, server in plan.servers():
         if not server.api:
             continue
-        status, text = _ask("GET", f"{server.api}/metrics")
+        status, text = _ask("GET", f"{server.api}{metrics.PATH}")
         if status != 200:
             return None
-        for name, value in _COUNTER.findall(text):
-            try:
-                found[name] = found.get(name, 0.0) + float(value)
-            except ValueError:
-                return None
+        try:
+            for name, value in metrics.prefix_cache(text).items():
+                found[name] = found.get(name, 0.0) + value
+        except ValueError:
+            return None
     if len(found) < 2 or not all(map(math.isfinite, found.values())):
         return None
     return found["hits"], found["queries"]

@@ -18,8 +18,6 @@ from steps.core.plan.plan import NodePlan, Plan, Process
 from steps.core.vllm import kvports
 from steps.core.vllm.commandline import Command, Option, parse
 
-#: Connectors that keep blocks in a pool, for which roles and sizes mean nothing.
-
 
 @dataclass(frozen=True)
 class Server:
@@ -30,24 +28,20 @@ class Server:
     process: Process
     command: Command
 
-    @cached_property
+    @property
     def dp_size(self) -> int:
         """Ranks of its data-parallel group."""
-        return self.command.number("--data-parallel-size", 1)
+        return self.command.dp_size
 
     @cached_property
     def local(self) -> int:
         """Data-parallel ranks it holds itself."""
-        if self.command.option("--data-parallel-rank"):
-            return 1
-        return self.command.number("--data-parallel-size-local", self.dp_size)
+        return self.command.local_ranks
 
     @cached_property
     def start(self) -> int:
         """Its first global rank."""
-        if self.command.option("--data-parallel-rank"):
-            return self.command.number("--data-parallel-rank", 0)
-        return self.command.number("--data-parallel-start-rank", 0)
+        return self.command.first_rank
 
     @cached_property
     def tp(self) -> int:
@@ -67,7 +61,7 @@ class Server:
     @cached_property
     def nnodes(self) -> int:
         """Nodes that one rank spans."""
-        return max(self.command.number("--nnodes", 1), 1)
+        return self.command.nnodes
 
     @cached_property
     def devices(self) -> int:

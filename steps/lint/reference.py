@@ -15,7 +15,8 @@ from pathlib import Path
 
 from steps.core import door
 from steps.lint import rules  # noqa: F401  (registers every rule)
-from steps.lint.registry import RULES, THEMES, Example, Rule
+from steps.lint.examples import Example
+from steps.lint.registry import RULES, THEMES, Rule
 
 PAGE = Path("docs/rules.md")
 _INTRODUCTION = """\

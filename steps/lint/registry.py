@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steps.core.errors import Place, Severity
+from steps.lint import examples
+from steps.lint.examples import Example
 
 #: First two characters of the number -> theme, in the order of the reference page.
 THEMES = {
@@ -45,16 +47,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A base case (a name in ``steps.lint.examples``) with small edits, each (old, new)."""
-
-    base: str
-    edits: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
 class Rule:
-    """One rule: what it looks for, and the examples that are its tests.
+    """One rule: what it looks for; its examples (``data/examples.yaml``) are its tests.
 
     Attributes:
         check: takes a :class:`steps.lint.fleet.Fleet` (for matrix rules a
@@ -65,9 +59,17 @@ class Rule:
     title: str
     severity: Severity
     explanation: str
-    fails: tuple[Example, ...] = ()
-    passes: tuple[Example, ...] = ()
     check: Callable[[Any], Iterator[Finding]] | None = None
+
+    @property
+    def fails(self) -> tuple[Example, ...]:
+        """Examples in which it finds something."""
+        return examples.of(self.code, "fails")
+
+    @property
+    def passes(self) -> tuple[Example, ...]:
+        """Examples in which it finds nothing."""
+        return examples.of(self.code, "passes")
 
     @property
     def theme(self) -> str:
@@ -90,18 +92,13 @@ def register(entry: Rule) -> None:
 
 
 def rule(
-    code: str,
-    severity: Severity,
-    title: str,
-    *,
-    fails: tuple[Example, ...],
-    passes: tuple[Example, ...] = (),
+    code: str, severity: Severity, title: str
 ) -> Callable[[Callable[[Any], Iterator[Finding]]], Callable[[Any], Iterator[Finding]]]:
     """Register the decorated function; its docstring is the rule's explanation."""
 
     def add(function: Callable[[Any], Iterator[Finding]]) -> Callable[[Any], Iterator[Finding]]:
         text = " ".join((function.__doc__ or "").split())
-        register(Rule(code, title, severity, text, fails, passes, function))
+        register(Rule(code, title, severity, text, function))
         return function
 
     return add

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from steps.bench_drivers import Job
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.node.noderun import NodeRun
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steps.core.case.case import Case, load_case
+from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.plan.clusters import ROOT
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import Options, resolve

@@ -18,7 +18,7 @@ import tasks
 from ci.backends.hosts import inventory
 from ci.nightly import matrix
 from ci.tools import reference
-from steps.core.case.case import build_case
+from steps.core.case.build import build_case
 from steps.core.case.source import parse_yaml
 from tests.core.test_house import FLOORS
 

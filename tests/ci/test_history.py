@@ -20,7 +20,7 @@ from ci.nightly.history import (
     encode,
     open_store,
 )
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan.clusters import ROOT

@@ -132,6 +132,30 @@ def test_one_lock_that_fails_changes_none(tmp_path: Path, monkeypatch: pytest.Mo
     assert lock.main(["nonsense"]) == Exit.USAGE
 
 
+def test_a_tool_whose_lock_is_fresh_is_not_resolved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may need the CPU build of torch, which few machines find."""
+    asked = []
+
+    def resolve(made: lock.Lock, kept: str, fixed: str = "") -> str:
+        asked.append(made.name)
+        return ""
+
+    monkeypatch.setattr(lock, "resolve", resolve)
+    monkeypatch.setattr(environments, "LOCKS", tmp_path)
+    monkeypatch.setattr(lock, "LOCKS", tmp_path)
+    assert lock.main([]) == Exit.PASS
+    assert set(asked) == {"all sides", *LOCKS}
+    asked.clear()
+    (tmp_path / "aisbench.txt").write_text("# of other requirements\n")
+    assert lock.main([]) == Exit.PASS
+    assert set(asked) == {"all sides", *SIDES, "aisbench"}
+    asked.clear()
+    assert lock.main(["--upgrade"]) == Exit.PASS
+    assert set(asked) == {"all sides", *LOCKS}
+
+
 def test_without_uv_the_lock_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock.sys, "executable", "/bin/false")
     with pytest.raises(InfraError, match="no lock for runner") as caught:

@@ -123,7 +123,7 @@ def test_another_version_of_the_harness_is_a_warning(run: Path) -> None:
 
 
 def test_the_case_is_the_copy_when_its_file_has_changed(run: Path, tmp_path: Path) -> None:
-    from steps.core.case.case import load_case
+    from steps.core.case.build import load_case
     from steps.core.record.rundir import RunDir
 
     own = tmp_path / "own.yaml"

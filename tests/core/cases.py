@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from steps.core.case.case import Case, build_case
+from steps.core.case.build import build_case
+from steps.core.case.case import Case
 from steps.core.case.source import parse_yaml
 from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal, loopback_nodes
 from steps.core.plan.plan import Plan

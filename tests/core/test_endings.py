@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from steps.core import settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import UsageError
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.link import Link

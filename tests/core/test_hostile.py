@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from steps import fix
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import CaseError, Problem, Severity
 from steps.core.plan import profile, resolver
 from steps.core.plan.variables import TooLong, fill
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 from steps.core.vllm.commandline import integer, parse_json, whole
 from steps.lint.examples import PARALLEL
 from steps.validate import neutral_cluster, validate, validate_one
@@ -156,8 +156,8 @@ def test_a_failing_example_is_kept_smaller(
 
 def test_numbers_of_commands_are_bounded() -> None:
     argv = ["--nnodes", "9" * 400, "--port", "8_0", "--x", "-1"]
-    assert arguments.number(argv, "--nnodes", 1) == 1
-    assert arguments.number(argv, "--port", 1) == 80
+    assert commandline.read(argv).number("--nnodes", 1) == 1
+    assert commandline.read(argv).number("--port", 1) == 80
     assert whole("9" * 400) is None
     assert whole("8k") == 8000
     assert [integer(v) for v in (float("inf"), "²", "9" * 5000, 1e300, "7", 7.0)] == [
@@ -182,13 +182,13 @@ def test_ranks_share_what_variables_make(tmp_path: Path, monkeypatch: pytest.Mon
     text = PARALLEL.replace("env_common:\n", f"env_common:\n  A: {'x' * 900}\n  B: $A$A\n")
     case = load_case(_write(tmp_path, text))
     resolver.resolve(case, neutral_cluster(2))
-    monkeypatch.setattr(resolver, "MAX_FILLED", 4)
+    monkeypatch.setattr("steps.core.plan.scope.MAX_FILLED", 4)
     with pytest.raises(CaseError, match="variables multiply"):
         resolver.resolve(case, neutral_cluster(2))
 
 
 def test_a_pool_is_told_to_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steps.core.case.case.MAX_POOL", 1000)
+    monkeypatch.setattr("steps.core.case.build.MAX_POOL", 1000)
     path = tmp_path / "case.yaml"
     path.write_text(hostile.TEXTS["large pool"]())
     assert "characters of config" in validate_one(path)[1][0].message

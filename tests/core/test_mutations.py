@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steps.core.case.case import Case, build_case
+from steps.core.case.build import build_case
+from steps.core.case.case import Case
 from steps.core.case.fields import FIELDS
 from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError

@@ -69,7 +69,7 @@ def test_what_is_no_port_gives_none(port: object) -> None:
 )
 def test_which_side_waits(connector: str, role: str, wanted: bool) -> None:
     config = json.dumps({**V1, "kv_connector": connector, "kv_role": role})
-    (ports,) = kvports.of(["vllm", "--kv-transfer-config", config], 0, 1)
+    (ports,) = kvports.of(["vllm", "serve", "m", "--kv-transfer-config", config], 0, 1)
     assert ports.listens is wanted
 
 

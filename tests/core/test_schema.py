@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steps.core.case.case import seconds
-from steps.core.case.unknown import unread
+from steps.core.case.check import unread
 from steps.core.errors import CaseError, Problem
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 
@@ -204,3 +204,9 @@ def test_durations(text: Any, found: float) -> None:
 def test_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match="found"):
         seconds(text)
+
+
+def test_missing_keys_are_told_in_one_order() -> None:
+    missing = [problem.field for problem in problems("deployment: []\n") if problem.rule == "MN004"]
+    assert len(missing) > 3
+    assert missing == sorted(missing)

@@ -21,7 +21,7 @@ from steps.core.plan import variables
 from steps.core.plan.plan import BenchmarkPlan
 from steps.core.record.records import Cause, Check
 from steps.core.record.verdict import compute
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 from tests.core.cases import ROUTING, SPLIT, plan_of
 from tests.core.records import death, records_of
 
@@ -95,12 +95,12 @@ def test_options_are_read_as_the_real_parser_does() -> None:
         "--port",
         "9",
     ]
-    assert arguments.number(argv, "--tensor-parallel-size", 1) == 2
-    assert arguments.value(argv, "--port") == "9"
-    assert arguments.number(argv, "--data-parallel-size", 1) == 4
-    assert arguments.number([*argv, "--port", "x"], "--port", 8000) == 8000
-    assert arguments.value([*argv, "--host"], "--host") is None
-    assert not arguments.has(argv, "--headless")
+    assert commandline.read(argv).number("--tensor-parallel-size", 1) == 2
+    assert commandline.read(argv).text("--port") == "9"
+    assert commandline.read(argv).number("--data-parallel-size", 1) == 4
+    assert commandline.read([*argv, "--port", "x"]).number("--port", 8000) == 8000
+    assert commandline.read([*argv, "--host"]).text("--host") == ""
+    assert not commandline.read(argv).has("--headless")
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_options_are_read_as_the_real_parser_does() -> None:
         (["/opt/bin/vllm", "serve", "m", "--served-model-name", "a", "b"], "a"),
         (["vllm", "serve", "--model", "n"], "n"),
         (["python", "-m", "vllm.entrypoints.openai.api_server", "--model=n"], "n"),
-        (["vllm", "serve"], None),
-        ([], None),
+        (["vllm", "serve"], ""),
+        ([], ""),
     ],
 )
-def test_the_name_clients_ask_for(argv: list[str], name: str | None) -> None:
-    assert arguments.served_name(argv) == name
+def test_the_name_clients_ask_for(argv: list[str], name: str) -> None:
+    assert commandline.read(argv).served_name == name
 
 
 # Variables

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from steps.core.plan import clusters
 from steps.core.system import machine
+from steps.core.vllm import installed
 from tests.hosts.rig import PORT, Rig, at_home
 
 GOOD = {
@@ -58,8 +59,10 @@ def test_every_problem_of_every_host_at_once(rig: Rig) -> None:
 def test_differences_name_the_odd_one_out() -> None:
     found = {f"h{i}": {"python": "3.11.2", "vllm": "0.11.0"} for i in range(3)}
     found["h3"] = {"python": "3.11.2", "vllm": "0.10.2"}
-    assert machine.differences(found) == {"vllm": {"0.11.0": ["h0", "h1", "h2"], "0.10.2": ["h3"]}}
-    assert list(machine.sentences(found)) == ["vllm differs: 0.11.0 on h0, h1, h2; 0.10.2 on h3"]
+    assert installed.differences(found) == {
+        "vllm": {"0.11.0": ["h0", "h1", "h2"], "0.10.2": ["h3"]}
+    }
+    assert list(installed.sentences(found)) == ["vllm differs: 0.11.0 on h0, h1, h2; 0.10.2 on h3"]
 
 
 def test_problems_of_one_machine() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from k8s import bundle, manifest, render
 from k8s.manifest import Names, Order
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import CaseError, UsageError
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.profile import CLUSTERS, find_profile, load_profile

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from steps.fix import fixed, run
-from steps.lint.examples import BASES, parallel, routing, split, text_of
+from steps.lint.examples import BASES, text_of
 from steps.lint.registry import Example
 from steps.validate import validate
+from tests.lint.edits import parallel, routing, split
 
 SEQS = "      --max-num-seqs 32\n"
 MODEL_LEN = '- --max-model-len\n      - "8192"'

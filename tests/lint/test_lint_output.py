@@ -15,8 +15,9 @@ from steps.core.case.excerpt import render, summary
 from steps.core.case.fields import FIELDS
 from steps.core.errors import Place, Problem, Severity
 from steps.lint import formats, jsonschema
-from steps.lint.examples import BASES, PARALLEL, parallel, text_of
+from steps.lint.examples import BASES, PARALLEL, text_of
 from steps.validate import main, validate
+from tests.lint.edits import parallel
 
 TWICE = ("--max-num-seqs 32\n", "--max-num-seqs 32\n      --max-num-seqs 64\n")
 

@@ -8,8 +8,8 @@ import pytest
 
 from steps.core.errors import Problem
 from steps.lint import matrix, reference
-from steps.lint.examples import BASES, text_of
-from steps.lint.registry import RULES, Example
+from steps.lint.examples import BASES, Example, data, text_of
+from steps.lint.registry import RULES
 from steps.validate import validate
 
 CASE_RULES = [code for code in sorted(RULES) if code[2] != "8"]
@@ -21,6 +21,12 @@ def found(example: Example, folder: Path) -> list[Problem]:
     path = folder / "example.yaml"
     path.write_text(text_of(example), encoding="utf-8")
     return validate([path])
+
+
+def test_examples_belong_to_rules() -> None:
+    assert set(data("examples")) <= set(RULES)
+    kinds = {kind for entry in data("examples").values() for kind in entry}
+    assert kinds == {"fails", "passes"}
 
 
 @pytest.mark.parametrize("base", BASES)

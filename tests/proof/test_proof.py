@@ -12,7 +12,7 @@ import pytest
 
 from ci.tools import environments
 from steps import prove
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.plan import clusters
 from steps.core.plan.resolver import Options, resolve
 

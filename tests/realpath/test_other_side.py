@@ -39,12 +39,16 @@ from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
+from steps.core.vllm import kvports
 from tests.core.cases import SPLIT, case_of, cluster_of, plan_of
 from tests.faults.rehearse import ROOT, Outcome
 from tests.realpath import fleet
 
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
+    "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -73,15 +77,14 @@ PLACES = {
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
-    "resolve._cluster": "test_a_plan_for_hosts",
+    "resolve._far": "test_a_plan_for_hosts",
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._environment": "test_what_a_run_says_of_itself",
-    "resolver._Resolver._pool": "test_local.py::test_a_kv_pool",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
@@ -244,7 +247,8 @@ def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
     assert found.known["WORKSPACE"] == str(tmp_path)
 
 
-def test_a_plan_for_hosts(tmp_path, capsys):
+def test_a_plan_for_hosts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "case.yaml"
     path.write_text(SPLIT)
     words = ["--case", str(path), "--hosts", "10.0.0.1,10.0.0.2", "--format", "json"]
@@ -401,7 +405,7 @@ def with_files(plan: Plan) -> Plan:
         replace(
             node,
             processes=tuple(
-                replace(p, argv=(*p.argv, prove.BY_FILES)) if p.kind == "server" else p
+                replace(p, argv=(*p.argv, kvports.BY_FILES)) if p.kind == "server" else p
                 for p in node.processes
             ),
         )

@@ -20,12 +20,13 @@ from ci.backends.hosts.client import Client
 from ci.backends.hosts.inventory import Host, Inventory
 from ci.backends.hosts.ssh import Remote
 from steps.core import door, settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.node import wishes
 from steps.core.system import machine
 from steps.core.system.machine import Facts
+from steps.core.vllm import installed
 
 _RUN = (
     "import sys;v=sys.version_info;"
@@ -34,7 +35,7 @@ _RUN = (
 )
 
 
-_SHOWN = ("host", "interpreter", *machine.ALIKE, "engine", "memory", "free", "addresses", "taken")
+_SHOWN = ("host", "interpreter", *installed.ALIKE, "engine", "memory", "free", "addresses", "taken")
 
 
 def text(found: Mapping[str, Facts]) -> Iterator[str]:
@@ -44,7 +45,7 @@ def text(found: Mapping[str, Facts]) -> Iterator[str]:
         values: dict[str, list[str]] = {}
         for host, told in found.items():
             values.setdefault(_shown(name, told.get(name)), []).append(host)
-        unlike = name in machine.ALIKE and len(values) > 1
+        unlike = name in installed.ALIKE and len(values) > 1
         for value, they in sorted(values.items(), key=lambda item: -len(item[1])):
             if value or len(values) > 1:
                 where = everybody if len(values) == 1 else ", ".join(they)
@@ -75,7 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Look at all hosts at once, or at this machine, and print what was found."""
     ports = ports_of(arguments)
     if not arguments.hosts and not arguments.case:
-        told = machine.facts(arguments.directory or "/tmp", ports, arguments.model)
+        told = machine.facts(
+            arguments.directory or "/tmp",
+            ports,
+            arguments.model,
+            "",
+            installed.PROGRAM,
+            installed.PACKAGES,
+        )
         return _say({told["host"]: told}, list(machine.problems(told)), arguments.format)
     hosts = _inventory(arguments).hosts
     with Client() as client, ThreadPoolExecutor(len(hosts)) as pool:
@@ -91,14 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say(found: Mapping[str, Facts], problems: Sequence[str], style: str, hosts: int = 0) -> int:
     """Print what was found on ``hosts``, or with 0 on this machine alone; the exit code."""
-    unlike = machine.differences(found)
+    unlike = installed.differences(found)
     if style == "json" and hosts:
         print(dumps({"hosts": found, "differences": unlike, "problems": problems}, indent=2))
     elif style == "json":
         print(dumps({"facts": next(iter(found.values())), "problems": problems}, indent=2))
     else:
         lines = list(text(found)) if found else []
-        lines += [f"warning: {sentence}" for sentence in machine.sentences(found)]
+        lines += [f"warning: {sentence}" for sentence in installed.sentences(found)]
         lines += [f"error: {problem}" for problem in problems]
         if hosts:
             lines.append(f"{hosts} hosts, {len(problems)} problems, {len(unlike)} differences")
@@ -127,7 +135,8 @@ def look(
         remote.connect()
         source = Path(str(machine.__file__)).read_text(encoding="utf-8")
         directory = arguments.directory or host.directory
-        wanted = (directory, ",".join(map(str, ports)), arguments.model, host.address)
+        looked = (directory, ",".join(map(str, ports)), arguments.model, host.address)
+        wanted = (*looked, installed.PROGRAM, ",".join(installed.PACKAGES))
         asked = time.time()
         out = remote.call("-c", _RUN, *wanted, given=source)
         answered = time.time()

@@ -19,7 +19,7 @@ from steps.bench_drivers.hub import DATASET, MODEL, Hub, NotHere
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps, loads
 from steps.core.plan.plan import LEADER, Plan
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
 
 #: Questions of a made-up data set, when the benchmark asks for all of it.
 REHEARSED = 32
@@ -74,8 +74,8 @@ def wanted_models(plan: Plan, benchmark: Benchmark) -> list[str]:
     names = [benchmark.model_path] if benchmark.model_path else []
     for process in plan.nodes[LEADER].processes:
         if process.kind == "server":
-            given = arguments.value(process.argv, "--tokenizer"), arguments.model(process.argv)
-            names += [name for name in given if name]
+            command = commandline.read(process.argv)
+            names += [name for name in (command.text("--tokenizer"), command.model) if name]
     return list(dict.fromkeys([*names, plan.model]))
 
 

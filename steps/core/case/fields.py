@@ -3,7 +3,7 @@
 Enters: nothing. Leaves: ``FIELDS``, rule sets with a sentence for each key, and
 look-ups in them. Touches nothing.
 
-It is the single source: ``steps.core.case.form`` checks with it, the reference page
+It is the single source: ``steps.core.case.check`` checks with it, the reference page
 and the editors' JSON Schema are made from it. The dialects are those of
 the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
 ``ours`` are multinode's additions, all optional.

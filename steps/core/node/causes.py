@@ -5,15 +5,12 @@ Enters: an exit, a log. Leaves: class, reason, hint. Touches: reads the log.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from steps.core.node.supervisor import ExitStatus, Running
 from steps.core.plan.plan import Process
 from steps.core.record import evidence
-
-#: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
-_DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
+from steps.core.vllm.logs import dead_ranks
 
 
 @dataclass(frozen=True)
@@ -64,5 +61,5 @@ def blames_another(process: Process, found: evidence.Evidence) -> bool:
     if process.rank is None:
         return False
     own = range(process.rank, process.rank + process.ranks)
-    ranks = [int(rank) for line in found.lines for rank in _DEAD_RANK.findall(line)]
+    ranks = [rank for line in found.lines for rank in dead_ranks(line)]
     return bool(ranks) and not any(rank in own for rank in ranks)

@@ -25,6 +25,7 @@ from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode, own_addresses, own_interface
 from steps.core.plan.resolver import Options
 from steps.core.system import machine
+from steps.core.vllm import installed
 
 #: What must be the same on every node; the rest of a hello is told, not compared.
 COMPARED = ("case", "cluster", "harness", "options", "plan")
@@ -51,7 +52,7 @@ def hello(identity: Identity, case: Case, cluster: Cluster, options: Options) ->
         harness=harness(),
         address=identity.address,
         interface=identity.interface,
-        facts=machine.brief(),
+        facts=machine.brief(installed.PACKAGES),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.case import load_case
+from steps.core.case.build import load_case
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
@@ -121,6 +121,7 @@ class Wishes:
         run: the run's id; empty: one made of the time.
         bound: the node program ends when its standard input closes.
         output: ``text`` for people, ``events`` for a starter.
+        detach: a keeper holds what a step starts; ``limit``: for so many seconds at most.
     """
 
     case: str = ""
@@ -144,6 +145,8 @@ class Wishes:
     cluster: str = ""
     bound: bool = False
     output: str = "text"
+    detach: bool = False
+    limit: float = 0.0
 
     def options(self, run: str) -> Options:
         """What these wishes add to case and cluster."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import fields, form
+from steps.core.case import fields
 from steps.core.case.case import seconds
+from steps.core.case.check import check_form
 from steps.core.case.fields import DURATION, Field
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
@@ -253,7 +254,7 @@ def problems(path: Path) -> list[Problem]:
 
 def check(source: Source) -> list[Problem]:
     """Every problem of a profile: its form, then what Kubernetes would accept and never run."""
-    return form.check_form(source, "profile") or list(_rules(source))
+    return check_form(source, "profile") or list(_rules(source))
 
 
 def _rules(source: Source) -> Iterator[Problem]:

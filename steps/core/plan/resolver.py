@@ -10,18 +10,17 @@ where benchmarks go follow the upstream harness (vllm-ascend, multi_node).
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steps.core import VERSION
 from steps.core.case import gates
-from steps.core.case.case import Benchmark, Case, CaseNode, KvPool, Ranks
-from steps.core.case.source import MAX_PROBLEMS, cut, enough
-from steps.core.errors import CaseError, Problem, Severity, errors_of, sort_problems
-from steps.core.plan import budgets, drivers, faults, kvpool, proxies
+from steps.core.case.case import Benchmark, Case, CaseNode, KvPool
+from steps.core.case.source import enough
+from steps.core.errors import CaseError, Problem, errors_of, sort_problems
+from steps.core.plan import budgets, drivers, kvpool, proxies
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import (
     KV_TRANSFER,
@@ -34,16 +33,9 @@ from steps.core.plan.plan import (
     Probe,
     Process,
 )
-from steps.core.plan.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
-from steps.core.vllm import arguments, kvports
-
-DEFAULT_SERVER_PORT = "8080"
-DEFAULT_ENV = {
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
-    "SERVER_PORT": DEFAULT_SERVER_PORT,
-}
+from steps.core.plan.scope import Scope
+from steps.core.plan.variables import TooLong
+from steps.core.vllm import commandline, kvports
 
 
 @dataclass(frozen=True)
@@ -124,13 +116,12 @@ class _Resolver:
         self.case = case
         self.cluster = cluster
         self.options = options
-        self.problems: list[Problem] = []
+        self.scope = Scope(case, cluster)
+        self.problems = self.scope.problems
         self.notes: list[str] = []
         self.ports: list[Port] = []
         self._groups: dict[Any, str] = {}
         self._named: Counter[str] = Counter()
-        self._filled = 0
-        self._unknown: set[tuple[Any, str]] = set()
         self._budgets = budgets.of(case, cluster, self.options.timeouts, self.options.driver)
 
     def plan(self) -> Plan:
@@ -162,7 +153,7 @@ class _Resolver:
             case_file=case.file,
             case_sha256=case.sha256,
             engine=case.engine,
-            model=self._value(case.model, cluster.env, ("model",)),
+            model=self.scope.value(case.model, cluster.env, ("model",)),
             cluster=cluster,
             nodes=tuple(nodes),
             endpoint=endpoint,
@@ -191,8 +182,7 @@ class _Resolver:
             servers = [self._server(node, side, master)]
         else:
             servers = [
-                self._rank(node, node.ranks, rank, side, master)
-                for rank in range(node.ranks.dp_size_local)
+                self._server(node, side, master, local) for local in range(node.ranks.dp_size_local)
             ]
         processes += [
             replace(server, env={**server.env, **told.env}, files=told.paths) for server in servers
@@ -211,170 +201,41 @@ class _Resolver:
             packages=tuple(_requirement(*item) for item in self.case.special_dependencies.items()),
         )
 
-    def _injected(self, index: int, master: str) -> dict[str, str]:
-        at = self.cluster.nodes[index]
-        env = {"HCCL_IF_IP": at.address, "LOCAL_IP": at.address, "MASTER_IP": master}
-        if at.interface:
-            for name in ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
-                env[name] = at.interface
-            env["NIC_NAME"] = at.interface
-        return env
-
-    def _environment(
-        self,
-        node: CaseNode,
-        master: str,
-        process: str,
-        braced: Mapping[str, str] | None = None,
-    ) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-        injected = self._injected(node.index, master)
-        given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
-
-        def unknown(name: str, missing: str) -> None:
-            path = (*node.paths["envs"], name)
-            self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
-
-        own, paths = fill_environment(node.envs, given, unknown, braced)
-        self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
-        env = {**DEFAULT_ENV, **self.cluster.env, **own, **injected}
-        merged = {key: tuple(value) for key, value in self.cluster.paths.items()}
-        for key, value in paths.items():
-            merged[key] = (*merged.get(key, ()), *value)
-        if self.cluster.rehearsal:
-            env.update(self._rehearsal_env(node.index, process))
-        return env, merged
-
-    def _rehearsal_env(self, index: int, process: str) -> dict[str, str]:
-        rehearsal = self.cluster.rehearsal
-        assert rehearsal is not None
-        return {
-            "REHEARSAL_ADDRESS": self.cluster.nodes[index].address,
-            "REHEARSAL_NODE_INDEX": str(index),
-            "REHEARSAL_PROCESS": process,
-            "REHEARSAL_DEVICES": str(self.case.npu_per_node),
-            "REHEARSAL_LOAD_SECONDS": f"{rehearsal.load_seconds:g}",
-            "REHEARSAL_FAULTS": ";".join(faults.sort(rehearsal.faults)[0]),
-        }
-
-    def _server(self, node: CaseNode, side: str, master: str) -> Process:
-        env, paths = self._environment(node, master, "server")
-        table = {**self.cluster.known, **env}
-        argv = []
-        for word in node.command:
-            place = word.place
-
-            def unknown(name: str, place: Any = place) -> None:
-                self._unresolved(name, "server_cmd", node.paths["command"], table, place)
-
-            argv.append(fill(word.text, table, unknown))
-        self._made(map(len, argv))
-        size = arguments.number(argv, "--data-parallel-size", 1)
-        local = arguments.number(argv, "--data-parallel-size-local", size)
-        start = arguments.number(argv, "--data-parallel-start-rank", 0)
-        if arguments.has(argv, "--data-parallel-rank"):
-            start, local = arguments.number(argv, "--data-parallel-rank", 0), 1
-        return self._finish(
-            Process(
-                name="server",
-                kind="server",
-                argv=tuple(argv),
-                env=env,
-                paths=paths,
-                headless=node.headless,
-                rank=start if size > 1 else None,
-                ranks=max(local, 1),
-            ),
-            node.index,
-            side,
-            master,
-        )
-
-    def _rank(
-        self, node: CaseNode, ranks: Ranks, local_rank: int, side: str, master: str
-    ) -> Process:
-        name = f"server-{local_rank}"
-        braced = self._rank_variables(node, ranks, local_rank, master)
-        env, paths = self._environment(node, master, name, braced)
-        table = {**self.cluster.known, **env}
-        argv = []
-        for word in node.command:
-            place = word.place
-
-            def unknown(missing: str, place: Any = place) -> None:
-                known = {**braced, **table}
-                self._unresolved(
-                    missing, "server_cmd_template", node.paths["command"], known, place
-                )
-
-            argv.append(fill(word.text, table, unknown, braced))
-        self._made(map(len, argv))
-        process = Process(
-            name=name,
-            kind="server",
-            argv=tuple(argv),
-            env=env,
-            paths=paths,
-            headless=arguments.has(argv, "--headless"),
-            rank=ranks.dp_rank_start + local_rank,
-        )
+    def _server(self, node: CaseNode, side: str, master: str, local: int | None = None) -> Process:
+        """The node's server, or that of a rank: the node's ``local``-th."""
+        ranks = node.ranks
+        if ranks is None or local is None:
+            name, where, braced = "server", "server_cmd", None
+        else:
+            name, where = f"server-{local}", "server_cmd_template"
+            braced = self.scope.of_rank(node, ranks, local, master)
+        env, paths = self.scope.environment(node, master, name, braced)
+        argv = self.scope.command(node, where, env, braced)
+        said = commandline.read(argv)
+        process = Process(name=name, kind="server", argv=argv, env=env, paths=paths)
+        if ranks is None or local is None:
+            rank = said.first_rank if said.dp_size > 1 else None
+            count = max(said.local_ranks, 1)
+            process = replace(process, headless=node.headless, rank=rank, ranks=count)
+        else:
+            rank = ranks.dp_rank_start + local
+            process = replace(process, headless=said.has("--headless"), rank=rank)
         return self._finish(process, node.index, side, master)
-
-    def _rank_variables(
-        self, node: CaseNode, ranks: Ranks, local_rank: int, master: str
-    ) -> dict[str, str]:
-        addresses = {f"NODE_{n.index}_IP": n.address for n in self.cluster.nodes}
-        own = self.cluster.nodes[node.index].address
-        width = ranks.devices_per_rank
-        devices = range(local_rank * width, (local_rank + 1) * width)
-        table = {
-            **addresses,
-            "LOCAL_IP": own,
-            "MASTER_IP": master,
-            "MODEL": self.case.model,
-            "HOST": ranks.host,
-            "PORT_START": str(ranks.port_start),
-            "PORT": str(ranks.port_start + local_rank),
-            "DP_SIZE": str(ranks.dp_size),
-            "DP_SIZE_LOCAL": str(ranks.dp_size_local),
-            "DP_RANK_START": str(ranks.dp_rank_start),
-            "DP_RANK": str(ranks.dp_rank_start + local_rank),
-            "LOCAL_RANK": str(local_rank),
-            "TP_SIZE": str(ranks.tp_size),
-            "CP_SIZE": str(ranks.cp_size),
-            "SP_SIZE": str(ranks.sp_size),
-            "PP_SIZE": str(ranks.pp_size),
-            "DP_RPC_PORT": str(ranks.dp_rpc_port),
-            "VISIBLE_DEVICES": ",".join(map(str, devices)),
-            "NODE_INDEX": str(node.index),
-            "CONFIG_INDEX": str(node.paths["config"][1]),
-            "LWS_WORKER_INDEX": str(node.index),
-        }
-        path = (*node.paths["config"], "dp_address")
-        table["DP_ADDRESS"] = (
-            fill(
-                ranks.dp_address,
-                {**self.cluster.env, **table},
-                lambda name: self._unresolved(name, "dp_address", path, table),
-            )
-            if ranks.dp_address
-            else master
-        )
-        return table
 
     def _finish(self, process: Process, index: int, side: str, master: str) -> Process:
         """Adds what the finished command says: API, probe, ports, group."""
-        argv = process.argv
+        command = commandline.read(process.argv)
         address = self.cluster.nodes[index].address
-        size = arguments.number(argv, "--data-parallel-size", 1)
-        rpc = arguments.number(argv, "--data-parallel-rpc-port", arguments.DEFAULT_RPC_PORT)
-        meets = arguments.value(argv, "--data-parallel-address") or address
+        size = command.dp_size
+        rpc = command.number("--data-parallel-rpc-port", commandline.DEFAULT_RPC_PORT)
+        meets = command.text("--data-parallel-address") or address
         group = self._group(process, index, side, (meets, rpc), size)
         api, probe = "", None
         if not process.headless:
-            port = arguments.number(argv, "--port", arguments.DEFAULT_PORT)
-            host = arguments.value(argv, "--host") or "0.0.0.0"
+            port = command.number("--port", commandline.DEFAULT_PORT)
+            host = command.text("--host") or "0.0.0.0"
             reached = address if host in ("0.0.0.0", "::", "[::]", "localhost") else host
-            scheme = "https" if arguments.has(argv, "--ssl-certfile") else "http"
+            scheme = "https" if command.has("--ssl-certfile") else "http"
             api = f"{scheme}://{url_host(reached)}:{port}"
             probe = Probe("http", f"{api}/health")
             self._take(index, port, "api", process.name)
@@ -406,9 +267,7 @@ class _Resolver:
 
     def _pool(self, pool: KvPool) -> Process:
         address = self.cluster.nodes[LEADER].address
-        env = {**DEFAULT_ENV, **self.cluster.env, **self._injected(LEADER, address)}
-        if self.cluster.rehearsal:
-            env.update(self._rehearsal_env(LEADER, "pool"))
+        env = self.scope.around(LEADER, address, "pool")
         for key, port in pool.ports.items():
             self._take(LEADER, port, f"kv-pool {key}", "pool")
         return kvpool.process(pool, self.cluster, env)
@@ -423,7 +282,7 @@ class _Resolver:
 
         def text(value: Any) -> Any:
             if isinstance(value, str):
-                return self._value(value, table, ("kv_pool", "config"))
+                return self.scope.value(value, table, ("kv_pool", "config"))
             if isinstance(value, Mapping):
                 return {key: text(inner) for key, inner in value.items()}
             return [text(inner) for inner in value] if isinstance(value, list) else value
@@ -466,7 +325,7 @@ class _Resolver:
         plain_node = replace(
             node, envs={k: v for k, v in node.envs.items() if "${" not in v or not routing}
         )
-        env, paths = self._environment(plain_node, leader.master, "proxy")
+        env, paths = self.scope.environment(plain_node, leader.master, "proxy")
         wanted = (
             spec.script
             or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
@@ -486,7 +345,7 @@ class _Resolver:
             script=self.cluster.proxy_script or wanted,
             command=spec.command,
             env=env,
-            fill=lambda word, table: self._value(word, table, ("proxy", "command")),
+            fill=lambda word, table: self.scope.value(word, table, ("proxy", "command")),
             ports=ports,
             startup=int(self._budgets["load"].seconds) + 60,
         )
@@ -517,7 +376,7 @@ class _Resolver:
                 *self.case.nodes[LEADER].paths["config"],
             )
             return Endpoint("", "", "server")
-        model = arguments.served_name(servers[0].argv) or self.case.model
+        model = commandline.read(servers[0].argv).served_name or self.case.model
         proxies = [p for p in leader.processes if p.kind == "proxy"]
         if proxies:
             return Endpoint(proxies[0].api, model, "proxy")
@@ -533,7 +392,7 @@ class _Resolver:
 
     def _benchmark(self, entry: Benchmark) -> BenchmarkPlan:
         path = ("benchmarks", entry.name, "dataset_path_local")
-        local = self._value(entry.dataset_path_local, self.cluster.env, path)
+        local = self.scope.value(entry.dataset_path_local, self.cluster.env, path)
         entry = replace(entry, dataset_path_local=local)
         rehearsed = self.cluster.rehearsal is not None
         driver = drivers.chosen(self.options.driver, rehearsed)
@@ -566,50 +425,9 @@ class _Resolver:
             if port.node == LEADER:
                 yield from range(port.port, port.port + port.count)
 
-    def _value(self, text: str, table: Mapping[str, str], path: tuple[Any, ...]) -> str:
-        known = {**self.cluster.known, **table}
-        return fill(text, known, lambda name: self._unresolved(name, path[-1], path, known))
-
     def _problem(self, rule: str, message: str, hint: str, *path: Any) -> None:
         self.problems.append(
             Problem(rule, message, self.case.place(*path), hint, field=".".join(map(str, path)))
-        )
-
-    def _made(self, lengths: Iterable[int]) -> None:
-        """Counts the text that filling makes of all servers together."""
-        self._filled += sum(lengths)
-        if self._filled > 256 * MAX_FILLED:
-            raise TooLong(f"variables multiply to more than {256 * MAX_FILLED:,} characters")
-
-    def _unresolved(
-        self,
-        name: str,
-        where: str,
-        path: tuple[Any, ...],
-        known: Mapping[str, str],
-        place: Any = None,
-        must: bool = True,
-    ) -> None:
-        """``must``: it has to have a value; a directory of a list can be left out."""
-        at = place or self.case.place(*path)
-        if (at, name) in self._unknown or len(self._unknown) > 2 * MAX_PROBLEMS:
-            return
-        self._unknown.add((at, name))
-        close = difflib.get_close_matches(name, list(known), 1, 0.75) if len(name) < 100 else []
-        hint = (
-            f"Did you mean '${close[0]}'?"
-            if close
-            else "Define it under env_common or the node's envs, or in the cluster's profile."
-        )
-        self.problems.append(
-            Problem(
-                "MN020",
-                f"{where}: nobody defines the variable '{cut(name, 200)}'",
-                at,
-                hint,
-                Severity.ERROR if must or close else Severity.WARNING,
-                field=".".join(map(str, path)),
-            )
         )
 
 

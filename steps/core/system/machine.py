@@ -1,7 +1,7 @@
 """What a machine has: the facts that decide whether a fleet can run on it.
 
-Enters: a directory, ports and a model's path to look at. Leaves: facts as plain
-JSON values, and how the facts of several machines differ. Touches: reads this
+Enters: a directory, ports, a model's path, an engine's program and packages to look
+at. Leaves: facts as plain JSON values, and what is wrong with them. Touches: reads this
 machine; binds and releases ports; asks npu-smi. Starts nothing else.
 
 Only the standard library, and nothing of ours, is imported here: the same text
@@ -22,13 +22,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("vllm", "vllm-ascend", "torch", "torch-npu", "transformers", "mooncake-transfer-engine")
-#: Facts that should be the same on all machines of a fleet.
-ALIKE = ("python", "system", "kernel", "devices", "driver", "cann", "model", *PACKAGES)
+#: Facts that should be the same on all machines of a fleet, besides versions of packages.
+ALIKE = ("python", "system", "kernel", "devices", "driver", "cann", "model")
 NEEDED_BYTES = 1 << 30
 _DRIVER = Path("/usr/local/Ascend/driver/version.info")
 _CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
@@ -38,29 +37,40 @@ _SECONDS = 30
 Facts = Mapping[str, Any]
 
 
-def brief() -> dict[str, str]:
+def brief(names: Sequence[str]) -> dict[str, str]:
     """What is quickly told, for nodes that meet: versions of what must fit together."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "driver": _value_of(_DRIVER, "Version"),
         "cann": cann(),
-        **packages(),
+        **packages(names),
     }
 
 
 def facts(
-    directory: str, ports: Iterable[int] = (), model: str = "", address: str = ""
+    directory: str,
+    ports: Iterable[int],
+    model: str,
+    address: str,
+    engine: str,
+    names: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything worth knowing before a run; ports are tried on ``address``, or on all."""
+    """Everything worth knowing before a run.
+
+    Args:
+        address: ports are tried on it; empty: on all.
+        engine: the engine's program.
+        names: packages that matter to it.
+    """
     count, health, driver = devices()
     return {
-        **brief(),
+        **brief(names),
         "host": socket.gethostname(),
         "interpreter": sys.executable,
         "kernel": platform.release(),
-        "engine": shutil.which("vllm") or "",
-        **engine_packages(),
+        "engine": shutil.which(engine) or "",
+        **engine_packages(engine, names),
         "devices": count,
         "unhealthy": health,
         **({"driver": driver} if driver else {}),
@@ -73,33 +83,35 @@ def facts(
     }
 
 
-def packages() -> dict[str, str]:
+def packages(names: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that matter, of this interpreter."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
 
 
-def engine_packages() -> dict[str, str]:
-    """Versions of the packages that matter, of the interpreter that ``vllm`` on PATH runs on."""
-    program = shutil.which("vllm")
+def engine_packages(engine: str, names: Sequence[str]) -> dict[str, str]:
+    """Versions of the packages that matter, of the interpreter that ``engine`` runs on."""
+    program = shutil.which(engine)
     if program is None:
         return {}
     with contextlib.suppress(OSError, ValueError, UnicodeDecodeError, subprocess.SubprocessError):
         first = Path(program).read_text(encoding="utf-8").splitlines()[0]
         python = first.removeprefix("#!").split()
         if first.startswith("#!") and Path(python[0]).name.startswith("python"):
-            return versions_of(python)
+            return versions_of(python, names)
     return {}
 
 
-def versions_of(python: list[str], env: Mapping[str, str] | None = None) -> dict[str, str]:
+def versions_of(
+    python: list[str], names: Sequence[str], env: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Versions of the packages that matter, of another interpreter; empty when it has none."""
     script = (
         "import importlib.metadata as m, json\nfound = {}\n"
-        f"for name in {PACKAGES!r}:\n    try:\n        found[name] = m.version(name)\n"
+        f"for name in {tuple(names)!r}:\n    try:\n        found[name] = m.version(name)\n"
         "    except Exception:\n        pass\nprint(json.dumps(found))"
     )
     try:
@@ -160,25 +172,6 @@ def addresses() -> Iterator[str]:
             words = line.split()
             if len(words) > 3 and words[1] != "lo" and words[2] in ("inet", "inet6"):
                 yield f"{words[1]} {words[3]}"
-
-
-def differences(found: Mapping[str, Facts]) -> dict[str, dict[str, list[str]]]:
-    """Facts that are not alike: fact -> value -> who has it, the most common value first."""
-    unlike = {}
-    for name in ALIKE:
-        values: dict[str, list[str]] = {}
-        for who, told in found.items():
-            values.setdefault(str(told.get(name, "")), []).append(who)
-        if len(values) > 1:
-            unlike[name] = dict(sorted(values.items(), key=lambda item: -len(item[1])))
-    return unlike
-
-
-def sentences(found: Mapping[str, Facts]) -> Iterator[str]:
-    """A sentence for each fact that differs."""
-    for name, values in differences(found).items():
-        each = "; ".join(f"{value or 'none'} on {', '.join(who)}" for value, who in values.items())
-        yield f"{name} differs: {each}"
 
 
 def problems(told: Facts, skew: float = 0.0) -> Iterator[str]:
@@ -248,10 +241,11 @@ def _model(path: str) -> str:
 
 
 def main() -> int:
-    """``DIRECTORY PORTS MODEL ADDRESS`` to facts, for a host that has nothing of ours."""
-    directory, ports, model, address = sys.argv[1:5]
+    """``DIRECTORY PORTS MODEL ADDRESS ENGINE PACKAGES`` to facts, where nothing of ours is."""
+    directory, ports, model, address, engine, names = sys.argv[1:7]
     numbers = [int(port) for port in ports.split(",") if port]
-    print(json.dumps(facts(directory, numbers, model, address), allow_nan=False))
+    told = facts(directory, numbers, model, address, engine, names.split(","))
+    print(json.dumps(told, allow_nan=False))
     return 0
 
 

@@ -1,7 +1,9 @@
 """A `vllm serve` command to its options, read as vLLM's own parser reads it.
 
-Enters: argv and the place of each word. Leaves: a :class:`Command`. Touches
-nothing. Judging what is read is the work of ``rules.flags`` and ``rules.json_values``.
+Enters: argv and perhaps the place of each word. Leaves: a :class:`Command`, for plans and for
+rules. Touches nothing. The linter judges what is read. The parser's liberties (vLLM 0.32, ``vllm
+serve --help=all``): underscores for dashes, ``--name=value``, short names, the beginning of a
+name, the last one wins.
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
 from steps.core.errors import Place
-from steps.core.vllm import arguments, options
+from steps.core.vllm import options
 from steps.core.vllm.options import Spec
 
+#: No number that a plan is made of is larger.
+MAX_NUMBER = 10**9
+#: vLLM's ports when a command does not name them.
+DEFAULT_PORT = 8000
+DEFAULT_RPC_PORT = 29550
+#: vLLM's default block size in tokens on CPUs and NPUs; on other devices it is smaller.
+LARGEST_BLOCK = 128
 _NUMBER = re.compile(r"^-\d+(\.\d+)?$|^-\.\d+$")
 _HUMAN = re.compile(r"^(\d+(?:\.\d+)?)([kKmMgGtT]?)$")
 _FACTORS = {
@@ -85,8 +94,12 @@ class Command:
 
     def has(self, name: str) -> bool:
         """Whether the switch is on: given, and not as ``--no-...`` after that."""
+        return name in self.by_name and not self.off(name)
+
+    def off(self, name: str) -> bool:
+        """Whether the switch is turned off: ``--no-...`` is given last."""
         found = self.by_name.get(name)
-        return found is not None and not found.spelled.startswith("--no-")
+        return found is not None and found.spelled.startswith("--no-")
 
     def text(self, name: str, default: str = "") -> str:
         """Its value."""
@@ -94,12 +107,16 @@ class Command:
         return found.value if found and found.values else default
 
     def number(self, name: str, default: int) -> int:
-        """Its value as a whole number, ``130k`` included; ``default`` when absent or absurd."""
+        """Its value as a whole number; ``130k`` where vLLM takes such a one.
+
+        ``default`` when absent, no number, negative, or absurd.
+        """
         found = self.by_name.get(name)
         if found is None or not found.values:
             return default
-        value = whole(found.value)
-        return default if value is None or value > arguments.MAX_NUMBER else value
+        human = found.spec is not None and str(found.spec.type).startswith("human")
+        value = whole(found.value) if human else integer(found.value)
+        return value if value is not None and 0 <= value <= MAX_NUMBER else default
 
     def json(self, name: str) -> Any:
         """Its JSON value; None when absent or not JSON."""
@@ -115,6 +132,40 @@ class Command:
         """Its JSON value if that is a mapping, else an empty one."""
         value = self.json(name)
         return value if isinstance(value, dict) else {}
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients ask for: the first ``--served-model-name``, else the model."""
+        return self.text("--served-model-name") or self.model
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks of its data-parallel group."""
+        return self.number("--data-parallel-size", 1)
+
+    @property
+    def local_ranks(self) -> int:
+        """Data-parallel ranks it holds itself."""
+        if self.option("--data-parallel-rank"):
+            return 1
+        return self.number("--data-parallel-size-local", self.dp_size)
+
+    @property
+    def first_rank(self) -> int:
+        """Its first global rank."""
+        if self.option("--data-parallel-rank"):
+            return self.number("--data-parallel-rank", 0)
+        return self.number("--data-parallel-start-rank", 0)
+
+    @property
+    def nnodes(self) -> int:
+        """Nodes that one rank spans."""
+        return max(self.number("--nnodes", 1), 1)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block; the largest default when the command does not say."""
+        return self.number("--block-size", 0) or LARGEST_BLOCK
 
     def place(self, at: int) -> Place:
         """Where the word at position ``at`` stands."""
@@ -198,11 +249,21 @@ def looks_like_option(word: str) -> bool:
 
 
 def parse(argv: Sequence[str], places: Sequence[Place]) -> Command:
-    """Read a command.
+    """Read a command whose words stand in a file.
 
     ``places`` may be shorter than ``argv``: words that the harness added have
     the place of the last one.
     """
+    return replace(_read(tuple(argv)), places=tuple(places))
+
+
+def read(argv: Sequence[str]) -> Command:
+    """Read a command for its values alone."""
+    return _read(tuple(argv))
+
+
+@lru_cache(maxsize=4096)
+def _read(argv: tuple[str, ...]) -> Command:
     start = _start(argv)
     options: list[Option] = []
     stray: list[int] = []
@@ -229,9 +290,7 @@ def parse(argv: Sequence[str], places: Sequence[Place]) -> Command:
     elif model_at < 0 and stray:
         model_at = stray.pop(0)
         model = argv[model_at]
-    return Command(
-        tuple(argv), tuple(places), model, model_at, tuple(options), tuple(stray), by_name
-    )
+    return Command(argv, (), model, model_at, tuple(options), tuple(stray), by_name)
 
 
 def _start(argv: Sequence[str]) -> int:
@@ -240,7 +299,7 @@ def _start(argv: Sequence[str]) -> int:
             return at + 1
         if word.startswith("vllm.entrypoints"):
             return at + (2 if list(argv[at + 1 : at + 2]) == ["serve"] else 1)
-    return min(2, len(argv))
+    return 0 if argv and argv[0].startswith("-") else min(2, len(argv))
 
 
 @dataclass(frozen=True)
@@ -275,7 +334,7 @@ def _spelling(word: str) -> _Spelling:
         candidates = options.abbreviated(name)
         if len({table[found].name for found in candidates}) == 1:
             abbreviation, spec = True, table[candidates[0]]
-    known = spec.name if spec is not None else arguments.SHORT.get(name, name)
+    known = spec.name if spec is not None else name
     nargs = "*" if spec is None else spec.nargs
     return _Spelling(
         spelled,

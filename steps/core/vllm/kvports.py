@@ -10,15 +10,26 @@ size, and each of its devices takes one port from there on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steps.core.vllm import arguments
+from steps.core.vllm import commandline
+from steps.core.vllm.commandline import integer
 
 #: Words in the names of connectors that keep blocks and hand none over.
 STORES = ("Store", "LMCache", "UCM", "Offload", "Pool", "Decode")
+#: Connectors that hand KV from one engine to another and keep none of it.
+HAND_OVER = {
+    "NixlConnector",
+    "MooncakeConnector",
+    "MooncakeConnectorV1",
+    "MooncakeLayerwiseConnector",
+    "LLMDataDistCMgrConnector",
+    "P2pNcclConnector",
+}
+#: The connector that hands KV over in files; real engines count it as any other.
+BY_FILES = "ExampleConnector"
 _DIVIDERS = (
     "--tensor-parallel-size",
     "--pipeline-parallel-size",
@@ -51,17 +62,14 @@ class KvPorts:
 
 def of(argv: Sequence[str], rank: int, ranks: int) -> Iterator[KvPorts]:
     """The ports of a command that holds ``ranks`` data-parallel ranks from ``rank`` on."""
+    command = commandline.read(argv)
     width = 1
     for name in _DIVIDERS:
-        width *= max(arguments.number(argv, name, 1), 1)
-    nodes = max(arguments.number(argv, "--nnodes", 1), 1)
-    share = -(-width // nodes)
-    offset = max(rank, 0) * width + arguments.number(argv, "--node-rank", 0) * share
-    for entry in transfers(_config(argv)):
-        try:
-            base = int(entry.get("kv_port") or 0)
-        except (ValueError, TypeError, OverflowError):
-            continue
+        width *= max(command.number(name, 1), 1)
+    share = -(-width // command.nnodes)
+    offset = max(rank, 0) * width + command.number("--node-rank", 0) * share
+    for entry in transfers(command.mapping("--kv-transfer-config")):
+        base = integer(entry.get("kv_port") or 0) or 0
         if 0 < base <= 65535:
             yield KvPorts(base, base + offset, max(ranks, 1) * share, _listens(entry))
 
@@ -85,11 +93,3 @@ def _listens(entry: Mapping[str, Any]) -> bool:
     """A prefiller waits for those who fetch; where it pushes layer by layer, the decoder waits."""
     pushes = "Layerwise" in str(entry.get("kv_connector"))
     return entry.get("kv_role") != ("kv_producer" if pushes else "kv_consumer")
-
-
-def _config(argv: Sequence[str]) -> Mapping[str, Any]:
-    try:
-        found = json.loads(arguments.value(argv, "--kv-transfer-config") or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, Mapping) else {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from steps.core.errors import Place, Severity
-from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Group, Server
 from steps.lint.registry import Finding, rule
 
@@ -49,29 +48,7 @@ def _differs(
             yield group, member, place, other
 
 
-@rule(
-    "MN201",
-    ERROR,
-    "Ranks do not tile the group",
-    fails=(
-        parallel(("start-rank 2", "start-rank 1")),
-        parallel(("start-rank 2", "start-rank 3")),
-        parallel(("--data-parallel-size-local 2", "--data-parallel-size-local 1")),
-        routing(
-            ("dp_size: 4\n    dp_size_local: 4", "dp_size: 8\n    dp_size_local: 4"),
-        ),
-    ),
-    passes=(
-        parallel(
-            ("--data-parallel-size-local 2", "--data-parallel-size-local 3"),
-            ("npu_per_node: 16", "npu_per_node: 24"),
-            (
-                "-local 2\n      --data-parallel-start-rank 2",
-                "-local 1\n      --data-parallel-start-rank 3",
-            ),
-        ),
-    ),
-)
+@rule("MN201", ERROR, "Ranks do not tile the group")
 def ranks_tile(fleet: Fleet) -> Iterator[Finding]:
     """The ranks of all members of a group are 0 to size - 1, each once. With a gap the group waits
     for a rank that nobody starts; with an overlap two engines claim the same one."""
@@ -157,13 +134,7 @@ def _lacks_start(group: Group, member: Server) -> bool:
     )
 
 
-@rule(
-    "MN202",
-    ERROR,
-    "Group sizes disagree",
-    fails=(parallel(("--data-parallel-size 4", "--data-parallel-size 8")),),
-    passes=(parallel(),),
-)
+@rule("MN202", ERROR, "Group sizes disagree")
 def sizes_agree(fleet: Fleet) -> Iterator[Finding]:
     """Every member of a group says the same `--data-parallel-size`; else they wait for different
     numbers of ranks."""
@@ -178,13 +149,7 @@ def sizes_agree(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
-@rule(
-    "MN203",
-    ERROR,
-    "Rpc ports disagree",
-    fails=(parallel(("--data-parallel-rpc-port 13389", "--data-parallel-rpc-port 13390")),),
-    passes=(parallel(),),
-)
+@rule("MN203", ERROR, "Rpc ports disagree")
 def ports_agree(fleet: Fleet) -> Iterator[Finding]:
     """The members of a group meet at one rpc port of the master; a member that knocks at another
     one waits for ever."""
@@ -204,29 +169,7 @@ def ports_agree(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
-@rule(
-    "MN204",
-    ERROR,
-    "Not the address of the group's master",
-    fails=(
-        parallel(("--data-parallel-address $MASTER_IP", "--data-parallel-address $LOCAL_IP")),
-        routing(("dp_address: ${NODE_1_IP}", "dp_address: ${NODE_0_IP}")),
-        split(
-            (
-                "--data-parallel-size 4\n",
-                "--data-parallel-size 4 --data-parallel-address 10.9.8.7\n",
-            )
-        ),
-    ),
-    passes=(
-        split(
-            (
-                "--data-parallel-size 4\n",
-                "--data-parallel-size 4 --data-parallel-address $MASTER_IP\n",
-            )
-        ),
-    ),
-)
+@rule("MN204", ERROR, "Not the address of the group's master")
 def masters_address(fleet: Fleet) -> Iterator[Finding]:
     """The ranks of a group meet at the address of the node that has rank 0: on that node
     `$LOCAL_IP`, on the others `$MASTER_IP` (under prefill/decode the first decoder's, for every
@@ -289,16 +232,7 @@ def _address_hint(fleet: Fleet, group: Group, member: Server) -> str:
     return f"Give the address of node {group.first.index}."
 
 
-@rule(
-    "MN205",
-    ERROR,
-    "No address to meet at",
-    fails=(
-        parallel(("      --data-parallel-address $MASTER_IP\n", "")),
-        parallel(("      --data-parallel-address $LOCAL_IP\n", "")),
-    ),
-    passes=(split(),),
-)
+@rule("MN205", ERROR, "No address to meet at")
 def address_given(fleet: Fleet) -> Iterator[Finding]:
     """A group over several nodes needs `--data-parallel-address` on each of them: the default is
     127.0.0.1, where a leader is not reachable and a follower finds nobody."""
@@ -317,13 +251,7 @@ def address_given(fleet: Fleet) -> Iterator[Finding]:
                 )
 
 
-@rule(
-    "MN206",
-    ERROR,
-    "Start rank missing",
-    fails=(parallel(("      --data-parallel-start-rank 2\n", "")),),
-    passes=(parallel(),),
-)
+@rule("MN206", ERROR, "Start rank missing")
 def start_rank(fleet: Fleet) -> Iterator[Finding]:
     """Every node of a group but the first says which ranks it has: `--data-parallel-start-rank`;
     without it, it claims rank 0 a second time."""
@@ -340,22 +268,7 @@ def start_rank(fleet: Fleet) -> Iterator[Finding]:
             before += max(member.local, 1)
 
 
-@rule(
-    "MN207",
-    ERROR,
-    "Headless where it must not be, or not where it must",
-    fails=(
-        parallel(("      --headless\n", "")),
-        split(("--data-parallel-size 4\n", "--data-parallel-size 4 --headless\n")),
-        parallel(("--data-parallel-size 4", "--data-parallel-size 4 --data-parallel-hybrid-lb")),
-    ),
-    passes=(
-        parallel(
-            ("--data-parallel-size 4", "--data-parallel-size 4 --data-parallel-hybrid-lb"),
-            ("--headless\n      --data-parallel-size 4", "--port $SERVER_PORT\n      -dph -dp 4"),
-        ),
-    ),
-)
+@rule("MN207", ERROR, "Headless where it must not be, or not where it must")
 def headless(fleet: Fleet) -> Iterator[Finding]:
     """A group's first node has the API server and the others are `--headless`: vLLM refuses a
     remote engine that is not. In hybrid load balancing (`--data-parallel-hybrid-lb` on every node)
@@ -401,13 +314,7 @@ def headless(fleet: Fleet) -> Iterator[Finding]:
                 )
 
 
-@rule(
-    "MN208",
-    ERROR,
-    "Parallel sizes disagree in a group",
-    fails=(parallel(("--tensor-parallel-size 8", "--tensor-parallel-size 4")),),
-    passes=(split(),),
-)
+@rule("MN208", ERROR, "Parallel sizes disagree in a group")
 def widths_agree(fleet: Fleet) -> Iterator[Finding]:
     """All ranks of a group have the same tensor, pipeline and context parallel sizes."""
     widths: tuple[tuple[str, str, Callable[[Server], int]], ...] = (
@@ -426,34 +333,7 @@ def widths_agree(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN210",
-    ERROR,
-    "Nodes of one engine disagree",
-    fails=(
-        parallel(
-            ("--data-parallel-size 4", "--nnodes 2 --node-rank 0 --master-addr $MASTER_IP"),
-            ("--data-parallel-size 4", "--nnodes 2 --node-rank 0 --master-addr $MASTER_IP"),
-        ),
-    ),
-    passes=(
-        parallel(
-            (
-                "--data-parallel-size 4\n      --data-parallel-size-local 2\n"
-                "      --data-parallel-address $LOCAL_IP\n      --data-parallel-rpc-port 13389\n"
-                "      --tensor-parallel-size 8",
-                "--nnodes 2 --node-rank 0 --master-addr $MASTER_IP --tensor-parallel-size 32",
-            ),
-            (
-                "--data-parallel-size 4\n      --data-parallel-size-local 2\n"
-                "      --data-parallel-start-rank 2\n"
-                "      --data-parallel-address $MASTER_IP\n      --data-parallel-rpc-port 13389\n"
-                "      --tensor-parallel-size 8",
-                "--nnodes 2 --node-rank 1 --master-addr $MASTER_IP --tensor-parallel-size 32",
-            ),
-        ),
-    ),
-)
+@rule("MN210", ERROR, "Nodes of one engine disagree")
 def engine_nodes(fleet: Fleet) -> Iterator[Finding]:
     """With `--nnodes` one engine reaches over several nodes: their `--node-rank`s are 0 to
     nnodes - 1, each once, and all give the same master address and port."""
@@ -484,15 +364,7 @@ def engine_nodes(fleet: Fleet) -> Iterator[Finding]:
                     )
 
 
-@rule(
-    "MN211",
-    ERROR,
-    "More local ranks than ranks",
-    fails=(
-        split(("--data-parallel-size 2", "--data-parallel-size 2 --data-parallel-size-local 3")),
-    ),
-    passes=(parallel(),),
-)
+@rule("MN211", ERROR, "More local ranks than ranks")
 def local_fits(fleet: Fleet) -> Iterator[Finding]:
     """`--data-parallel-size-local` is at most `--data-parallel-size`; vLLM refuses the rest at
     once."""
@@ -515,18 +387,7 @@ _PAIRS = (
 )
 
 
-@rule(
-    "MN212",
-    ERROR,
-    "Template and config disagree",
-    fails=(
-        routing(("- ${TP_SIZE}", '- "4"')),
-        routing(("- ${DP_RANK}", '- "0"')),
-        routing(("      - --data-parallel-rank\n      - ${DP_RANK}\n", "")),
-        routing(("- ${PORT}", '- "7100"')),
-    ),
-    passes=(routing(("- ${TP_SIZE}", '- "8"')),),
-)
+@rule("MN212", ERROR, "Template and config disagree")
 def template_agrees(fleet: Fleet) -> Iterator[Finding]:
     """A rank's arguments say what its node's `config` entry says: sizes, its own rank, its own
     port. A fixed number in a template is the same for every rank of the node."""

@@ -12,15 +12,12 @@ from collections.abc import Iterable, Iterator
 
 from steps.core.errors import Severity
 from steps.core.vllm import options
-from steps.core.vllm.arguments import MAX_NUMBER
-from steps.core.vllm.commandline import Option, integer, parse_json, whole
-from steps.lint.examples import parallel, routing
+from steps.core.vllm.commandline import MAX_NUMBER, Option, integer, parse_json, whole
 from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
 from steps.lint.spelling import FALSE, shortened
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-_SEQS = "      --max-num-seqs 32\n"
 
 
 def _glued(text: str) -> bool:
@@ -56,26 +53,7 @@ def _two_in_one(name: str) -> tuple[str, str] | None:
     return None
 
 
-@rule(
-    "MN101",
-    ERROR,
-    "Unknown flag",
-    fails=(
-        parallel(("--max-num-seqs", "--max-num-seqz")),
-        parallel(("--enable-expert-parallel", "--bogus 1")),
-        parallel(("--enable-expert-parallel", "--swap-space 4")),
-    ),
-    passes=(
-        parallel(("--max-num-seqs", "--max_num_seqs")),
-        parallel(("--tensor-parallel-size", "-tp")),
-        parallel(
-            (
-                "--enable-expert-parallel",
-                "--compilation-config.cudagraph_mode FULL_DECODE_ONLY -O3",
-            )
-        ),
-    ),
-)
+@rule("MN101", ERROR, "Unknown flag")
 def unknown_flag(fleet: Fleet) -> Iterator[Finding]:
     """`vllm serve` has no such option and exits with code 2. A warning when an older vLLM had it:
     the case may be meant for that one."""
@@ -102,16 +80,7 @@ def unknown_flag(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
-@rule(
-    "MN102",
-    WARNING,
-    "Abbreviated flag",
-    fails=(
-        parallel(("--max-num-seqs", "--max-num-seq")),
-        parallel(("--max-num-seqs", "--max-num")),
-    ),
-    passes=(parallel(),),
-)
+@rule("MN102", WARNING, "Abbreviated flag")
 def abbreviated_flag(fleet: Fleet) -> Iterator[Finding]:
     """The parser accepts the beginning of an option as long as only one begins so: the next
     release may have two. An ambiguous one is an error already."""
@@ -132,18 +101,7 @@ def abbreviated_flag(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN103",
-    ERROR,
-    "Arguments glued together",
-    fails=(
-        routing(('- --max-model-len\n      - "8192"', "- --max-model-len 8192")),
-        parallel(("--max-num-seqs 32", "--max-num-seqs32")),
-        parallel(("--tensor-parallel-size 8\n", "--tensor-parallel-size 8 \\\n")),
-        parallel(("8\n      --enable-expert-parallel", "8--enable-expert-parallel")),
-    ),
-    passes=(parallel(("--max-num-seqs 32", "--max-num-seqs=32")),),
-)
+@rule("MN103", ERROR, "Arguments glued together")
 def glued_arguments(fleet: Fleet) -> Iterator[Finding]:
     """One word of the command holds a flag and something else, so that the parser sees neither.
     In a `server_cmd_template` each flag and each value is a list item of its own. In a folded
@@ -213,19 +171,7 @@ def _size_problem(name: str, value: str) -> str:
 _PLUGIN = {"--kv-cache-dtype": ("int8",)}
 
 
-@rule(
-    "MN104",
-    ERROR,
-    "Value of the wrong type",
-    fails=(
-        parallel(("--max-num-seqs 32", "--max-num-seqs many")),
-        parallel(("--max-num-seqs 32", "--max-num-seqs 32 --dtype blfoat16")),
-    ),
-    passes=(
-        parallel(("--max-model-len 8192", "--max-model-len 8k")),
-        parallel(("--max-num-seqs 32", "--max-num-seqs 32 --kv-cache-dtype int8")),
-    ),
-)
+@rule("MN104", ERROR, "Value of the wrong type")
 def wrong_type(fleet: Fleet) -> Iterator[Finding]:
     """The option takes a number, or one of a few words, and the value is something else: exit
     code 2 at start. A word that is not near any allowed one is a warning: releases differ."""
@@ -263,13 +209,7 @@ def _letters(word: str) -> str:
     return re.sub(r"\d+", "", word)
 
 
-@rule(
-    "MN105",
-    ERROR,
-    "Value missing",
-    fails=(parallel(("--max-num-seqs 32", "--max-num-seqs")),),
-    passes=(parallel(("--max-num-seqs 32", "--max-num-seqs=32")),),
-)
+@rule("MN105", ERROR, "Value missing")
 def missing_value(fleet: Fleet) -> Iterator[Finding]:
     """The option takes a value, and the next word is another option or the end."""
     for server, option in fleet.options():
@@ -281,24 +221,7 @@ def missing_value(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN106",
-    ERROR,
-    "Word that belongs to no flag",
-    fails=(
-        parallel(("--enable-expert-parallel", "--enable-expert-parallel true")),
-        parallel(("--enable-expert-parallel", "--enable-expert-parallel=true")),
-        parallel(("--max-num-seqs 32", "--max-num-seqs 32 64")),
-        parallel(("--tensor-parallel-size 8", "tensor-parallel-size 8")),
-        parallel(("--max-num-seqs", "\u2013max-num-seqs")),
-        parallel(("--max-num-seqs 32", "# --max-num-seqs 32")),
-    ),
-    passes=(
-        parallel(("--max-num-seqs", "--served-model-name demo/moe demo --max-num-seqs")),
-        parallel(("demo/moe\n      --host 0.0.0.0", "--host 0.0.0.0 demo/moe")),
-        parallel(("vllm serve demo/moe", "python -m vllm.entrypoints.cli.main serve demo/moe")),
-    ),
-)
+@rule("MN106", ERROR, "Word that belongs to no flag")
 def stray_word(fleet: Fleet) -> Iterator[Finding]:
     """`vllm serve` takes one bare word, the model, wherever it stands; any other is
     `unrecognized arguments`, exit code 2. Switches take no value: `--flag` or `--no-flag`."""
@@ -343,17 +266,7 @@ def _negated(name: str) -> str:
     return opposite if opposite in options.options() else f"nothing instead of {name}"
 
 
-@rule(
-    "MN108",
-    ERROR,
-    "Flag given twice",
-    fails=(
-        parallel((_SEQS, _SEQS + "      --max-num-seqs 64\n")),
-        parallel((_SEQS, _SEQS + "      --max-num-seqs 32\n")),
-        parallel(("--enable-expert-parallel", "--enforce-eager --no-enforce-eager")),
-    ),
-    passes=(parallel(),),
-)
+@rule("MN108", ERROR, "Flag given twice")
 def given_twice(fleet: Fleet) -> Iterator[Finding]:
     """The parser takes the last one and only prints a warning. With different values this is an
     error: one of the two is not what runs. With the same value it is a warning."""

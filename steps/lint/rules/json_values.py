@@ -15,7 +15,6 @@ from typing import Any
 from steps.core.errors import Severity
 from steps.core.vllm import options
 from steps.core.vllm.commandline import integer, parse_json
-from steps.lint.examples import split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 from steps.lint.spelling import FALSE, TRUE, one_away, shortened
@@ -29,25 +28,7 @@ JSON_OPTIONS = (
 )
 
 
-@rule(
-    "MN110",
-    ERROR,
-    "JSON that does not parse",
-    fails=(
-        split(('"kv_role": "kv_producer",', '"kv_role": "kv_producer"')),
-        split(("'{\"enable_cpu_binding\": true}'", "'{\"enable_cpu_binding\": True}'")),
-        split(("'{\"enable_cpu_binding\": true}'", '{"enable_cpu_binding":true}')),
-        split(("'{\"enable_cpu_binding\": true}'", "'[1, 2]'")),
-    ),
-    passes=(
-        split(
-            (
-                "--additional-config '{\"enable_cpu_binding\": true}'",
-                '--additional-config "{\\"enable_cpu_binding\\": true}"',
-            )
-        ),
-    ),
-)
+@rule("MN110", ERROR, "JSON that does not parse")
 def broken_json(fleet: Fleet) -> Iterator[Finding]:
     """The value is not JSON (a comma missing or too many, `True` for `true`, quotes that the
     command line ate), or not a mapping where one is wanted."""
@@ -123,19 +104,7 @@ def _known_keys(option: str) -> tuple[set[str], set[str]]:
     return set(table["keys"]), set(table["former"])
 
 
-@rule(
-    "MN111",
-    ERROR,
-    "Unknown key in JSON",
-    fails=(
-        split(('"kv_role": "kv_producer"', '"kv_rol": "kv_producer"')),
-        split(('"num_speculative_tokens"', '"num_speculative_token"')),
-        split(('"cudagraph_mode"', '"cudagraph_modes"')),
-        split(('"enable_cpu_binding"', '"enable_cpu_bindings"')),
-        split(('"prefill": {"dp_size"', '"prefil": {"dp_size"')),
-    ),
-    passes=(split(('"enable_cpu_binding"', '"refresh"')),),
-)
+@rule("MN111", ERROR, "Unknown key in JSON")
 def unknown_key(fleet: Fleet) -> Iterator[Finding]:
     """vLLM refuses keys it does not know in `kv-transfer-config`, `speculative-config` and
     `compilation-config`. An error when the key is near a known one, a warning when it may belong
@@ -265,32 +234,7 @@ def _misplaced_additional(path: str, key: str) -> str:
     return homes[0] if len(homes) == 1 else ""
 
 
-@rule(
-    "MN112",
-    ERROR,
-    "JSON key at the wrong level",
-    fails=(
-        split(
-            ('"kv_connector_extra_config": {\n', '"kv_connector_extra_config": {"kv_port": 1,\n')
-        ),
-        split(('"engine_id": "0"', '"engine_id": "0", "prefill": {"dp_size": 2}')),
-        split(('{"enable_cpu_binding": true}', '{"fuse_muls_add": true}')),
-        split(
-            (
-                '{"enable_cpu_binding": true}',
-                '{"ascend_compilation_config": {"enable_cpu_binding": true}}',
-            )
-        ),
-    ),
-    passes=(
-        split(
-            (
-                '{"enable_cpu_binding": true}',
-                '{"ascend_compilation_config": {"fuse_muls_add": true}}',
-            )
-        ),
-    ),
-)
+@rule("MN112", ERROR, "JSON key at the wrong level")
 def wrong_level(fleet: Fleet) -> Iterator[Finding]:
     """A known key stands one level too deep or too high, where nobody reads it: connectors and
     plugins ignore it silently. In `additional-config` it is a warning, since keys moved between
@@ -350,20 +294,7 @@ _ALLOWED: dict[tuple[str, ...], tuple[int, ...]] = {
 }
 
 
-@rule(
-    "MN113",
-    ERROR,
-    "Value the plugin refuses",
-    fails=(
-        split(('"enable_cpu_binding": true', '"enable_fused_mc2": 3')),
-        split(('"enable_cpu_binding": true', '"weight_nz_mode": 5')),
-        split(('"enable_cpu_binding": true', '"enable_cpu_binding": "maybe"')),
-    ),
-    passes=(
-        split(('"enable_cpu_binding": true', '"enable_fused_mc2": 1')),
-        split(('"enable_cpu_binding": true', '"enable_cpu_binding": "True"')),
-    ),
-)
+@rule("MN113", ERROR, "Value the plugin refuses")
 def refused_value(fleet: Fleet) -> Iterator[Finding]:
     """vllm-ascend checks some values of `additional-config` when it starts: `enable_fused_mc2` is
     0 or 1, `weight_nz_mode` 0 to 2, `eplb_policy_type` 0 to 3, switches are true or false."""
@@ -423,21 +354,7 @@ _CONNECTORS = (
 _MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
 
 
-@rule(
-    "MN114",
-    ERROR,
-    "Value vLLM refuses in JSON",
-    fails=(
-        split(('"kv_producer"', '"producer"')),
-        split(('"kv_role": "kv_producer",', "")),
-        split(('"kv_port": "14000"', '"kv_port": "140000"')),
-        split(('"FULL_DECODE_ONLY"', '"FULL_DECODE_ONLYY"')),
-        split(('"num_speculative_tokens": 1', '"num_speculative_tokens": 0')),
-        split(('"method": "mtp"', '"method": "mpt"')),
-        split(("MooncakeConnectorV1", "MoncakeConnectorV1")),
-    ),
-    passes=(split(('"kv_port": "14000"', '"kv_port": 14000')),),
-)
+@rule("MN114", ERROR, "Value vLLM refuses in JSON")
 def refused_json_value(fleet: Fleet) -> Iterator[Finding]:
     """`kv_role` is `kv_producer`, `kv_consumer` or `kv_both` and goes with `kv_connector`;
     `kv_port` is a port; `cudagraph_mode` one of five words; `num_speculative_tokens` at least 1.
@@ -514,18 +431,7 @@ def _speculative_values(server: Server) -> Iterator[Finding]:
         )
 
 
-@rule(
-    "MN116",
-    WARNING,
-    "Dynamic EPLB without its variable",
-    fails=(split(('"enable_cpu_binding": true', '"eplb_config": {"dynamic_eplb": true}')),),
-    passes=(
-        split(
-            ('"enable_cpu_binding": true', '"eplb_config": {"dynamic_eplb": true}'),
-            ("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  DYNAMIC_EPLB: true"),
-        ),
-    ),
-)
+@rule("MN116", WARNING, "Dynamic EPLB without its variable")
 def dynamic_eplb(fleet: Fleet) -> Iterator[Finding]:
     """vllm-ascend asserts at start that `DYNAMIC_EPLB` (or `EXPERT_MAP_RECORD`) is true in the
     environment when `dynamic_eplb` is on."""

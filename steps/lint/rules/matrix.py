@@ -9,7 +9,7 @@ from steps.lint.matrix import Entry, Matrix
 from steps.lint.registry import Finding, rule
 
 
-@rule("MN801", Severity.ERROR, "Matrix names a file that does not exist", fails=())
+@rule("MN801", Severity.ERROR, "Matrix names a file that does not exist")
 def file_exists(matrix: Matrix) -> Iterator[Finding]:
     """Each entry's `case` is a file: from the repository's root, or under `configs/`."""
     for entry in matrix.entries:
@@ -22,7 +22,7 @@ def file_exists(matrix: Matrix) -> Iterator[Finding]:
             )
 
 
-@rule("MN802", Severity.ERROR, "Matrix size is not num_nodes", fails=())
+@rule("MN802", Severity.ERROR, "Matrix size is not num_nodes")
 def size_is_real(matrix: Matrix) -> Iterator[Finding]:
     """Each entry's `size` is its case's `num_nodes`: so many pods are started."""
     for entry in matrix.entries:
@@ -38,7 +38,7 @@ def size_is_real(matrix: Matrix) -> Iterator[Finding]:
         )
 
 
-@rule("MN803", Severity.WARNING, "Case in no matrix", fails=())
+@rule("MN803", Severity.WARNING, "Case in no matrix")
 def every_case_runs(matrix: Matrix) -> Iterator[Finding]:
     """Each case is run by an entry of the matrix, or listed under `excluded` with a reason, or
     ignores this rule itself."""
@@ -54,7 +54,7 @@ def every_case_runs(matrix: Matrix) -> Iterator[Finding]:
         )
 
 
-@rule("MN804", Severity.ERROR, "Matrix name given twice", fails=())
+@rule("MN804", Severity.ERROR, "Matrix name given twice")
 def names_unique(matrix: Matrix) -> Iterator[Finding]:
     """Names become names of jobs and of clusters' objects: each is used once."""
     seen: dict[str, Entry] = {}

@@ -10,7 +10,6 @@ from typing import Any
 from steps.core.case.case import Benchmark
 from steps.core.errors import Severity
 from steps.core.vllm.commandline import integer, whole
-from steps.lint.examples import parallel, split
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 
@@ -23,16 +22,7 @@ def _plain(model: str) -> str:
     return PurePath(model.strip().rstrip("/")).name.replace("___", ".").lower()
 
 
-@rule(
-    "MN501",
-    ERROR,
-    "Different models",
-    fails=(
-        split(("vllm serve demo/moe-w8a8", "vllm serve demo/moe-w4a8")),
-        parallel(("model: demo/moe", "model: demo/dense")),
-    ),
-    passes=(parallel(("model: demo/moe", "model: /root/.cache/models/demo/moe")),),
-)
+@rule("MN501", ERROR, "Different models")
 def one_model(fleet: Fleet) -> Iterator[Finding]:
     """All servers of a fleet serve the model that the case names. Two models in one fleet are an
     error; a case that names another model than all its commands gets a warning (upstream's
@@ -69,19 +59,7 @@ def one_model(fleet: Fleet) -> Iterator[Finding]:
     )
 
 
-@rule(
-    "MN502",
-    ERROR,
-    "Quantisation differs",
-    fails=(
-        split(("      --quantization ascend\n", "")),
-        parallel(
-            ("--host 0.0.0.0", "--host 0.0.0.0 --quantization ascend"),
-            ("--headless", "--headless --quantization fp8"),
-        ),
-    ),
-    passes=(split(),),
-)
+@rule("MN502", ERROR, "Quantisation differs")
 def one_quantisation(fleet: Fleet) -> Iterator[Finding]:
     """The ranks of a group load the weights in one way: two different ways are an error. A node
     that does not say (the plugin may find out itself), and prefill against decode, are
@@ -130,20 +108,7 @@ def _longest(server: Server) -> int | None:
     return whole(text) if text else None
 
 
-@rule(
-    "MN503",
-    ERROR,
-    "Benchmark longer than the model takes",
-    fails=(
-        parallel(("--max-model-len 8192", "--max-model-len 4096")),
-        parallel(("max_out_len: 4096", "max_out_len: 8192")),
-        split(("max_out_len: 1500", "max_out_len: 6000")),
-    ),
-    passes=(
-        parallel(("max_out_len: 1500", "max_out_len: 4600")),
-        split(("--max-model-len 8192", "--max-model-len 4096")),
-    ),
-)
+@rule("MN503", ERROR, "Benchmark longer than the model takes")
 def long_enough(fleet: Fleet) -> Iterator[Finding]:
     """The input (when the data set's name says it) and `max_out_len` together are at most
     `--max-model-len`: vLLM refuses longer requests. A prefiller only needs room for the input.
@@ -174,20 +139,7 @@ def long_enough(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN504",
-    ERROR,
-    "Prompts that fit no batch",
-    fails=(
-        parallel(
-            (
-                "--max-num-batched-tokens 8192",
-                "--max-num-batched-tokens 4096 --no-enable-chunked-prefill",
-            )
-        ),
-    ),
-    passes=(parallel(("--max-num-batched-tokens 8192", "--max-num-batched-tokens 4096")),),
-)
+@rule("MN504", ERROR, "Prompts that fit no batch")
 def batch_fits_prompt(fleet: Fleet) -> Iterator[Finding]:
     """Without chunked prefill a prompt is computed in one batch, so `--max-num-batched-tokens` is
     at least `--max-model-len`: vLLM refuses the rest. Chunked prefill is on unless it is switched
@@ -223,16 +175,7 @@ def _speculative(server: Server) -> int:
     return max(integer(value) or 0, 0)
 
 
-@rule(
-    "MN505",
-    ERROR,
-    "Fewer tokens than sequences",
-    fails=(
-        split(("--max-num-batched-tokens 256", "--max-num-batched-tokens 16")),
-        split(("--max-num-batched-tokens 256", "--max-num-batched-tokens 32")),
-    ),
-    passes=(split(("--max-num-batched-tokens 256", "--max-num-batched-tokens 48")),),
-)
+@rule("MN505", ERROR, "Fewer tokens than sequences")
 def batch_fits_sequences(fleet: Fleet) -> Iterator[Finding]:
     """Each running sequence takes a token a step, and one more for each speculative token:
     `--max-num-batched-tokens` below `--max-num-seqs` is refused by vLLM; below `--max-num-seqs` x
@@ -269,16 +212,7 @@ def _captures(server: Server) -> list[int]:
     return [size for size in sizes if isinstance(size, int) and size > 0]
 
 
-@rule(
-    "MN506",
-    WARNING,
-    "Graphs that no decode step fits",
-    fails=(
-        split(("[4, 8, 16, 32, 48]", "[4, 7, 16, 32, 48]")),
-        split(("[4, 8, 16, 32, 48]", "[4, 8, 16]")),
-    ),
-    passes=(split(("[4, 8, 16, 32, 48]", "[2, 48]")),),
-)
+@rule("MN506", WARNING, "Graphs that no decode step fits")
 def captures_fit(fleet: Fleet) -> Iterator[Finding]:
     """With k speculative tokens a decode step of n sequences has n x (k + 1) tokens: capture sizes
     that are no multiple of k + 1 are never replayed (a warning). When the largest is below
@@ -316,16 +250,7 @@ def captures_fit(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN507",
-    ERROR,
-    "Served names differ",
-    fails=(
-        split(("--enforce-eager", "--enforce-eager --served-model-name demo")),
-        parallel(("--host 0.0.0.0", "--host 0.0.0.0 --served-model-name moe-chat")),
-    ),
-    passes=(parallel(("--host 0.0.0.0", "--host 0.0.0.0 --served-model-name demo/moe x")),),
-)
+@rule("MN507", ERROR, "Served names differ")
 def served_names(fleet: Fleet) -> Iterator[Finding]:
     """A proxy passes one model name on to both sides: all API servers know it. A served name other
     than the case's model is a warning: upstream's benchmarks ask for the model."""
@@ -383,19 +308,7 @@ _SHARED: tuple[tuple[str, Severity], ...] = (
 )
 
 
-@rule(
-    "MN508",
-    WARNING,
-    "Options differ within a group",
-    fails=(
-        parallel(("--max-num-seqs 32", "--max-num-seqs 16")),
-        parallel(("      --enable-expert-parallel\n", "")),
-        parallel(
-            ("--host 0.0.0.0", "--host 0.0.0.0 --additional-config '{\"enable_dsa_cp\": true}'")
-        ),
-    ),
-    passes=(split(),),
-)
+@rule("MN508", WARNING, "Options differ within a group")
 def group_options(fleet: Fleet) -> Iterator[Finding]:
     """The ranks of one group run the same model in step: lengths, batch sizes, speculation,
     graphs and the plugin's configuration should be the same on all its nodes."""

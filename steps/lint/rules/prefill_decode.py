@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from steps.core.errors import Place, Severity
 from steps.core.plan.plan import KV_TRANSFER, LEADER
 from steps.core.vllm.commandline import integer
-from steps.lint.examples import parallel, routing, split
 from steps.lint.fleet import Fleet, Group, Server
 from steps.lint.registry import Finding, rule
 
@@ -23,17 +22,6 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 KV = "--kv-transfer-config"
 EPHEMERAL = range(32768, 61000)
 SIDES = {"prefiller": "prefill", "decoder": "decode"}
-_SPLIT = (
-    "disaggregated_prefill:\n  enabled: true\n  prefiller_host_index: [0]\n"
-    "  decoder_host_index: [1]\n"
-)
-
-_THIRD = """\
-      vllm serve demo/moe-w8a8 --host 0.0.0.0 --port $SERVER_PORT --quantization ascend
-      --data-parallel-size 4 --tensor-parallel-size 4 --max-model-len 8192
-      --kv-transfer-config '{"kv_connector": "MooncakeConnectorV1", "kv_role": "kv_consumer",
-      "kv_port": "14200", "engine_id": "2"}'
-"""
 
 
 def _who(server: Server) -> str:
@@ -45,17 +33,7 @@ def _configured_elsewhere(server: Server) -> bool:
     return server.command.option("--config") is not None
 
 
-@rule(
-    "MN401",
-    ERROR,
-    "Role and kv_role disagree",
-    fails=(
-        split(('"kv_role": "kv_producer"', '"kv_role": "kv_consumer"')),
-        split(('"kv_role": "kv_consumer"', '"kv_role": "kv_producer"')),
-        routing(('"kv_role": "kv_consumer"', '"kv_role": "kv_producer"')),
-    ),
-    passes=(split(('"kv_role": "kv_producer"', '"kv_role": "kv_both"')),),
-)
+@rule("MN401", ERROR, "Role and kv_role disagree")
 def roles_agree(fleet: Fleet) -> Iterator[Finding]:
     """A node that the case lists as prefiller produces KV blocks, a decoder consumes them;
     `kv_both` may stand anywhere."""
@@ -87,18 +65,7 @@ def _role_place(server: Server, role: str) -> Place:
     return start
 
 
-@rule(
-    "MN402",
-    ERROR,
-    "Node without a role",
-    fails=(
-        split(
-            ("num_nodes: 2", "num_nodes: 3"),
-            ("benchmarks:\n", f"  - server_cmd: >\n{_THIRD}benchmarks:\n"),
-        ),
-    ),
-    passes=(split(),),
-)
+@rule("MN402", ERROR, "Node without a role")
 def every_node_has_a_role(fleet: Fleet) -> Iterator[Finding]:
     """Under prefill/decode each node with an API server is listed as prefiller or decoder: the
     proxy sends nothing to the others. A headless node that is not listed belongs to the group
@@ -120,24 +87,7 @@ def every_node_has_a_role(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN403",
-    ERROR,
-    "No connector on one side",
-    fails=(
-        split(
-            (
-                '      --kv-transfer-config\n      \'{"kv_connector": "MooncakeConnectorV1",\n'
-                '      "kv_role": "kv_producer",\n      "kv_port": "14000",\n'
-                '      "engine_id": "0",\n      "kv_connector_extra_config": {\n'
-                '        "prefill": {"dp_size": 2, "tp_size": 8},\n'
-                '        "decode": {"dp_size": 4, "tp_size": 4}}}\'\n',
-                "",
-            )
-        ),
-    ),
-    passes=(split(), parallel()),
-)
+@rule("MN403", ERROR, "No connector on one side")
 def connector_given(fleet: Fleet) -> Iterator[Finding]:
     """Under prefill/decode every server has a `--kv-transfer-config`; a side without one never
     hands over, and the decoder computes every prompt again."""
@@ -156,19 +106,7 @@ def connector_given(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN404",
-    WARNING,
-    "Producer or consumer without a split",
-    fails=(split((_SPLIT, "")),),
-    passes=(
-        split(
-            (_SPLIT, ""),
-            ('"kv_role": "kv_producer"', '"kv_role": "kv_both"'),
-            ('"kv_role": "kv_consumer"', '"kv_role": "kv_both"'),
-        ),
-    ),
-)
+@rule("MN404", WARNING, "Producer or consumer without a split")
 def split_given(fleet: Fleet) -> Iterator[Finding]:
     """A command says `kv_producer` or `kv_consumer`, but the case has no
     `disaggregated_prefill` (or it is not enabled): no proxy is started, and benchmarks go straight
@@ -191,13 +129,7 @@ def _family(name: str) -> str:
     return re.sub(r"(V\d+)$", "", name)
 
 
-@rule(
-    "MN405",
-    ERROR,
-    "Connectors of different families",
-    fails=(split(('"MooncakeConnectorV1"', '"MooncakeLayerwiseConnector"')),),
-    passes=(split(('"MooncakeConnectorV1"', '"MooncakeConnector"')),),
-)
+@rule("MN405", ERROR, "Connectors of different families")
 def one_family(fleet: Fleet) -> Iterator[Finding]:
     """Prefill and decode servers hand over through connectors of one family; pools beside them
     (AscendStore, LMCache...) do not matter."""
@@ -246,17 +178,7 @@ def _sizes(groups: list[Group]) -> dict[str, set[int]]:
     }
 
 
-@rule(
-    "MN406",
-    ERROR,
-    "Sizes of the handoff are not the real ones",
-    fails=(
-        split(('"decode": {"dp_size": 4, "tp_size": 4}', '"decode": {"dp_size": 2, "tp_size": 8}')),
-        split(('"prefill": {"dp_size": 2,', '"prefill": {"dp_size": 4,')),
-        routing(('"tp_size": 8}', '"tp_size": 16}')),
-    ),
-    passes=(split(('"prefill": {"dp_size": 2,', '"prefill": {"dp_size": "2",')),),
-)
+@rule("MN406", ERROR, "Sizes of the handoff are not the real ones")
 def real_sizes(fleet: Fleet) -> Iterator[Finding]:
     """`kv_connector_extra_config` tells the connector the sizes of both sides: they are those of
     the commands. For several instances of one side, the size of one, of a node, and of all
@@ -317,13 +239,7 @@ def _size_place(fleet: Fleet, server: Server, key: str) -> Place:
     return server.command.place_of(names[key])
 
 
-@rule(
-    "MN407",
-    ERROR,
-    "Engine id not unique",
-    fails=(split(('"engine_id": "1"', '"engine_id": "0"')),),
-    passes=(split(('      "engine_id": "1",\n', "")), routing()),
-)
+@rule("MN407", ERROR, "Engine id not unique")
 def engine_ids(fleet: Fleet) -> Iterator[Finding]:
     """Engines are told apart by `engine_id`: two groups with the same one take each other's
     blocks. Ranks of one group may share it (vLLM adds the rank), and without one vLLM makes up a
@@ -355,20 +271,7 @@ def _pushes(server: Server) -> bool:
     return server.side == "prefiller" and all("Layerwise" in name for name in names)
 
 
-@rule(
-    "MN408",
-    ERROR,
-    "KV ports meet another port",
-    fails=(
-        split(('"kv_port": "14000"', '"kv_port": "8080"')),
-        split(('"kv_port": "14000"', '"kv_port": "8070"')),
-        routing(("routing:\n", "kv_pool: {type: mooncake, master_port: 14003}\nrouting:\n")),
-    ),
-    passes=(
-        split(('"kv_port": "14200"', '"kv_port": "14000"')),
-        split(('"kv_port": "14000"', '"kv_port": "8060"')),
-    ),
-)
+@rule("MN408", ERROR, "KV ports meet another port")
 def kv_ports(fleet: Fleet) -> Iterator[Finding]:
     """A data-parallel rank hands blocks over from `kv_port` plus its number times its devices on,
     one port a device. None of these may be another
@@ -434,16 +337,7 @@ def _port_place(fleet: Fleet, server: Server, purpose: str) -> Place:
     return server.command.place_of("--data-parallel-rpc-port")
 
 
-@rule(
-    "MN409",
-    WARNING,
-    "KV ports in a range that others use",
-    fails=(
-        split(('"kv_port": "14000"', '"kv_port": "30000"')),
-        split(('"kv_port": "14000"', '"kv_port": "40000"')),
-    ),
-    passes=(split(('"kv_port": "14000"', '"kv_port": "61100"')),),
-)
+@rule("MN409", WARNING, "KV ports in a range that others use")
 def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
     """The kernel gives outgoing connections ports from 32768 to 60999
     (`net.ipv4.ip_local_port_range`), and Mooncake's AscendDirect transport takes ports from 20000
@@ -473,17 +367,7 @@ def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
                 )
 
 
-@rule(
-    "MN411",
-    ERROR,
-    "Two things listen on one port",
-    fails=(
-        parallel(("--data-parallel-rpc-port 13389", "--data-parallel-rpc-port 8080")),
-        routing(("port_start: 7100", "port_start: 12320")),
-        routing(("routing:\n", "kv_pool: {type: mooncake, master_port: 7101}\nrouting:\n")),
-    ),
-    passes=(routing(("port_start: 7100", "port_start: 12322")),),
-)
+@rule("MN411", ERROR, "Two things listen on one port")
 def ports_unique(fleet: Fleet) -> Iterator[Finding]:
     """Each port of a host has one purpose: API servers, rpc, pool, metrics, proxy."""
     by_port: dict[tuple[int, int], list[str]] = {}
@@ -525,24 +409,7 @@ _ONE_SIDED = {
 }
 
 
-@rule(
-    "MN412",
-    WARNING,
-    "Option on the wrong side",
-    fails=(
-        split(('{"enable_cpu_binding": true}', '{"lmhead_tensor_parallel_size": 8}')),
-        split(
-            ("      --enforce-eager\n", '      -cc \'{"cudagraph_mode": "FULL_DECODE_ONLY"}\'\n')
-        ),
-        parallel(
-            (
-                "--enable-expert-parallel",
-                "--additional-config '{\"recompute_scheduler_enable\": true}'",
-            )
-        ),
-    ),
-    passes=(split(('{"enable_cpu_binding": true}', '{"recompute_scheduler_enable": true}')),),
-)
+@rule("MN412", WARNING, "Option on the wrong side")
 def right_side(fleet: Fleet) -> Iterator[Finding]:
     """Some options mean something on one side only: layer sharding on prefillers, the split
     lm_head and o_proj and decode-only graphs on decoders, the recompute scheduler under
@@ -580,18 +447,7 @@ def right_side(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN413",
-    WARNING,
-    "Generic data parallel has no proxy here",
-    fails=(
-        routing(
-            ("type: disaggregated_prefill", "type: generic_dp"),
-            ("prefiller: [0]\n    decoder: [1]", "worker: [0, 1]"),
-        ),
-    ),
-    passes=(routing(),),
-)
+@rule("MN413", WARNING, "Generic data parallel has no proxy here")
 def generic_dp(fleet: Fleet) -> Iterator[Finding]:
     """`routing.type: generic_dp` asks for a balancing proxy over all ranks, which this harness
     does not start: benchmarks go to the first rank of node 0."""

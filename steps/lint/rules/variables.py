@@ -8,7 +8,6 @@ from functools import cache, lru_cache
 from steps.core.errors import Severity
 from steps.core.plan.variables import names_in
 from steps.core.vllm import options
-from steps.lint.examples import parallel, routing
 from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 from steps.lint.spelling import one_away
@@ -61,19 +60,7 @@ def _used(fleet: Fleet, server: Server) -> set[str]:
     return found
 
 
-@rule(
-    "MN601",
-    INFO,
-    "Variable that nobody uses",
-    fails=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MY_RPC_PORT: 13389")),),
-    passes=(
-        parallel(
-            ("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MY_RPC_PORT: 13389"),
-            ("rpc-port 13389", "rpc-port $MY_RPC_PORT"),
-        ),
-        parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MC_LOG_LEVEL: ERROR")),
-    ),
-)
+@rule("MN601", INFO, "Variable that nobody uses")
 def used(fleet: Fleet) -> Iterator[Finding]:
     """No command, and no other variable of the node uses it, and no program is known to read a
     name like this."""
@@ -91,13 +78,7 @@ def used(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-@rule(
-    "MN602",
-    WARNING,
-    "Variable that the harness overwrites",
-    fails=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MASTER_IP: 10.0.0.1")),),
-    passes=(parallel(("SERVER_PORT: 8080", "SERVER_PORT: 8080\n  MC_IP: $LOCAL_IP")),),
-)
+@rule("MN602", WARNING, "Variable that the harness overwrites")
 def overwritten(fleet: Fleet) -> Iterator[Finding]:
     """The harness sets the addresses and interfaces of each node itself; what the case says for
     these names never reaches a process."""
@@ -136,18 +117,7 @@ def near(name: str) -> str:
     return ""
 
 
-@rule(
-    "MN603",
-    WARNING,
-    "Variable one letter away from a known one",
-    fails=(
-        parallel(("HCCL_BUFFSIZE", "HCCL_BUFSIZE")),
-        parallel(("HCCL_BUFFSIZE", "HCL_BUFFSIZE")),
-        parallel(("OMP_NUM_THREADS", "OMP_NUM_THREAD")),
-        routing(("ASCEND_RT_VISIBLE_DEVICES", "ASCEND_RT_VISIBEL_DEVICES")),
-    ),
-    passes=(parallel(("HCCL_BUFFSIZE", "VLLM_ASCEND_ENABLE_FLASHCOMM1")),),
-)
+@rule("MN603", WARNING, "Variable one letter away from a known one")
 def misspelled(fleet: Fleet) -> Iterator[Finding]:
     """A name of `VLLM_`, `HCCL_`, `ASCEND_`, `OMP_` that differs from a known one in one letter is
     read by nobody."""
@@ -162,16 +132,7 @@ def misspelled(fleet: Fleet) -> Iterator[Finding]:
                 )
 
 
-@rule(
-    "MN604",
-    WARNING,
-    "Variable that cannot be read",
-    fails=(
-        parallel(("--port $SERVER_PORT", "--port ${SERVER-PORT}")),
-        parallel(("OMP_NUM_THREADS: 10", "OMP_NUM_THREADS: ${N:-10}")),
-    ),
-    passes=(parallel(("--port $SERVER_PORT", "--port ${SERVER_PORT}")),),
-)
+@rule("MN604", WARNING, "Variable that cannot be read")
 def readable(fleet: Fleet) -> Iterator[Finding]:
     """What stands in `${...}` is no name, so it is passed on as it is. No shell runs the command:
     there is no `${NAME:-default}`."""
@@ -190,13 +151,7 @@ def readable(fleet: Fleet) -> Iterator[Finding]:
                 )
 
 
-@rule(
-    "MN605",
-    WARNING,
-    "SERVER_PORT is not the server's port",
-    fails=(parallel(("--port $SERVER_PORT", "--port 8000")),),
-    passes=(parallel(("--port $SERVER_PORT", "--port 8080")),),
-)
+@rule("MN605", WARNING, "SERVER_PORT is not the server's port")
 def server_port(fleet: Fleet) -> Iterator[Finding]:
     """Upstream sends benchmarks (or the proxy) to `SERVER_PORT`, 8080 unless set; this harness
     reads the command. They should be one."""

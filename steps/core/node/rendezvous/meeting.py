@@ -30,7 +30,7 @@ from steps.core.record.events import EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import write_json
 from steps.core.record.verdict import CLASSES
-from steps.core.system import machine
+from steps.core.vllm import installed
 
 #: Grace for telling the others when this node quits before the run starts.
 TELL_SECONDS = 1.0
@@ -130,7 +130,7 @@ class Meeting:
             self._wait(missing)
         hellos = {LEADER: hello, **{m.node: m.hello for m in leader.members.values()}}
         facts = {f"node {index}": told.facts for index, told in hellos.items()}
-        for text in machine.sentences(facts):
+        for text in installed.sentences(facts):
             self.events.emit("warning", text=text)
         try:
             plan = resolve(case, identify.assemble(cluster, hellos), self.start.options)

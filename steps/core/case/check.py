@@ -16,19 +16,36 @@ from typing import Any, ClassVar
 from cerberus import TypeDefinition, Validator
 from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
 
-from steps.core.case import fields, unknown
-from steps.core.case.fields import BENCHMARK, Field
+from steps.core.case import fields
+from steps.core.case.fields import BENCHMARK, FIELDS, Field, dialect_of, known_keys
 from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
 from steps.core.errors import Problem
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
+#: Keys that later upstream harnesses read and nobody here, by what their cases have (to 0.30).
+LATER = frozenset(
+    {
+        "acceptance_rate",
+        "api_keyword_args",
+        "chat_prompts",
+        "expected_response",
+        "reasoning_effort",
+        "test_content",
+    }
+)
+#: A line that goes on so far behind a key holds more than an anchor.
+_LONG = 300
+#: No key that a person misspelled is longer.
+_LONGEST_KEY = 60
+#: Ends of fields that later upstream harnesses have, near some field that is here.
+_LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
 
 
 def plain_numbers(source: Source) -> Source:
     """The case with quoted whole numbers as numbers, where upstream takes both."""
     data = source.data
-    if not isinstance(data, dict) or fields.dialect_of(data) != "routing":
+    if not isinstance(data, dict) or dialect_of(data) != "routing":
         return source
     quotable = {key: value for key, value in data.items() if key in _QUOTABLE}
     made = {**data, **_plain_numbers(quotable, {"schema": fields.ROUTING})}
@@ -124,7 +141,7 @@ def check(source: Source) -> list[Problem]:
                 "See configs/quickstart.yaml for the form of a case.",
             )
         ]
-    dialect = fields.dialect_of(data)
+    dialect = dialect_of(data)
     if dialect is None:
         keys = [str(key)[:30] for key in list(data)[:1000]]
         close = difflib.get_close_matches("deployment", keys, 1, 0.75)
@@ -156,11 +173,25 @@ def check_form(source: Source, form: str) -> list[Problem]:
     return list(_check_known(source, source.data, form))
 
 
+def told(schema: Mapping[Any, Any], data: Any) -> Iterator[tuple[DataPath, str]]:
+    """Where data is not what a schema says, in cerberus's own words: for files of CI's own."""
+    validator = Validator(schema)
+    validator.validate(data, normalize=False)
+    return _told(validator.errors, ())
+
+
+def _told(errors: Mapping[Any, Any], path: DataPath) -> Iterator[tuple[DataPath, str]]:
+    for key, found in errors.items():
+        for item in found:
+            if isinstance(item, dict):
+                yield from _told(item, (*path, key))
+            else:
+                yield (*path, key), str(item)
+
+
 def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Iterator[Problem]:
     holders = {
-        key
-        for key in data
-        if key not in fields.FORMS[dialect] and unknown.holds_anchor(source, key)
+        key for key in data if key not in fields.FORMS[dialect] and _holds_anchor(source, key)
     }
     odd: list[Problem] = []
     kept = {key: value for key, value in data.items() if key not in holders}
@@ -170,13 +201,13 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
     validator.validate(_without_the_obvious(document), normalize=False)
     seen: set[tuple[DataPath, str]] = set()
     found = [(tuple(error.document_path), error) for error in _flatten(validator._errors)]
-    found.sort(key=lambda entry: _position(source, entry[0]))
+    found.sort(key=lambda entry: (_position(source, entry[0]), _missing(entry[1])))
     for at, (path, error) in enumerate(found):
         if at > 2 * MAX_PROBLEMS:
             # Nobody is shown so many: what is left is only counted.
             yield source.problem("MN007", "is wrong", path)
             continue
-        if error.rule is None and not unknown.is_mistake(dialect, path):
+        if error.rule is None and not _is_mistake(dialect, path):
             continue
         problem = _explain(source, path, error, dialect)
         if (path, problem.message) not in seen:
@@ -187,6 +218,11 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
 def _position(source: Source, path: DataPath) -> tuple[int, int]:
     place = source.place(*path)
     return place.line, place.column
+
+
+def _missing(error: ValidationError) -> str:
+    """The key that is missing: cerberus tells these in the order of a set."""
+    return str(error.document_path[-1]) if error.rule == "required" else ""
 
 
 def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -267,7 +303,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
             field=".".join(str(part) for part in path),
         )
     if error.code == UNKNOWN_FIELD.code:
-        hint = unknown.suggest(source, dialect, path)
+        hint = _suggest(source, dialect, path)
         return source.problem("MN005", "unknown key", path, hint)
     if path[:-1] == ("benchmarks",) and path[-1] in BENCHMARK:
         hint = f"'{path[-1]}' belongs under the name of a benchmark; check its indentation."
@@ -330,3 +366,111 @@ def _show(value: Any) -> str:
         return f"a {_kind(value)}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_mistake(dialect: str, path: DataPath) -> bool:
+    """Whether an unknown key is more than what a later upstream harness reads.
+
+    A file that is no case has no keys but ours, and a role that nobody knows has no nodes.
+    """
+    key = str(path[-1])
+    if dialect not in FIELDS or path[:2] == ("routing", "groups"):
+        return True
+    in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
+    if in_benchmark and key.endswith(_LATER) and not _close(dialect, path, 0.9):
+        return False
+    return key not in LATER
+
+
+def unread(source: Source) -> Iterator[DataPath]:
+    """Keys of a case that later upstream harnesses read and nobody here.
+
+    An error would refuse cases that run. The linter says that they are not read.
+    """
+    dialect = dialect_of(source.data) if isinstance(source.data, dict) else None
+    if dialect is not None:
+        yield from _unread(source, dialect, source.data, ())
+
+
+def _unread(source: Source, dialect: str, value: Any, path: DataPath) -> Iterator[DataPath]:
+    if isinstance(value, list):
+        for at, inner in enumerate(value):
+            if isinstance(inner, dict):
+                yield from _unread(source, dialect, inner, (*path, at))
+    elif isinstance(value, dict):
+        known = _known_at(dialect, tuple(0 if isinstance(part, int) else part for part in path))
+        for key, inner in value.items():
+            where = (*path, key)
+            if known and key not in known:
+                if path or not _holds_anchor(source, key):
+                    yield where
+            elif isinstance(inner, (dict, list)) and key not in ("envs", "server_cmd_template"):
+                yield from _unread(source, dialect, inner, where)
+
+
+@cache
+def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
+    return frozenset(known_keys(dialect, path))
+
+
+def _holds_anchor(source: Source, key: Any) -> bool:
+    """A key that is not ours but only holds a YAML anchor for others is no mistake."""
+    if str(key).startswith(("x-", ".")):
+        return True
+    place = source.place(key)
+    text = source.lines[place.line - 1] if place.line <= len(source.lines) else ""
+    if len(text) > place.column + len(str(key)) + _LONG:
+        return False
+    return bool(re.search(r":\s*&[\w-]+\s*(#.*)?$", text[place.column - 1 :]))
+
+
+def _close(dialect: str, path: DataPath, ratio: float) -> str:
+    """The key that may stand here and is spelled nearly so; empty when there is none."""
+    key = str(path[-1])
+    if len(key) > _LONGEST_KEY:
+        return ""
+    close = difflib.get_close_matches(key, known_keys(dialect, path[:-1]), 1, ratio)
+    return close[0] if close else ""
+
+
+def _suggest(source: Source, dialect: str, path: DataPath) -> str:
+    """What to do about an unknown key."""
+    here = known_keys(dialect, path[:-1])
+    known = f"Remove it. Known here: {', '.join(sorted(here))}." if here else "Remove it."
+    return _meant(source, dialect, path) or known
+
+
+def _meant(source: Source, dialect: str, path: DataPath) -> str:
+    """What an unknown key was probably meant to be; empty when that cannot be told."""
+    key = str(path[-1])
+    close = _close(dialect, path, 0.7)
+    if close:
+        return f"Did you mean '{close}'?"
+    if dialect not in FIELDS:
+        return ""
+    if key in known_keys(dialect, ()):
+        return f"'{key}' belongs at the top of the case; check its indentation."
+    if key in BENCHMARK:
+        return f"'{key}' belongs under a name in 'benchmarks'; check its indentation."
+    if _looks_like_benchmark(source, path):
+        if path[:1] == ("benchmarks",):
+            return f"'{key}' looks like a benchmark: it belongs beside '{path[1]}', not in it."
+        return f"'{key}' looks like a benchmark: it belongs in 'benchmarks'."
+    inside = [
+        name
+        for name in ("deployment", "config", "templates", "routing", "disaggregated_prefill")
+        if key in known_keys(dialect, (name, 0)) or key in known_keys(dialect, (name,))
+    ]
+    if inside:
+        return f"'{key}' belongs in '{inside[0]}'; check its indentation."
+    other = "routing" if dialect == "deployment" else "deployment"
+    if not path[:-1] and key in FIELDS[other]:
+        return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."
+    return ""
+
+
+def _looks_like_benchmark(source: Source, path: DataPath) -> bool:
+    value = source.data
+    for part in path:
+        value = value[part]
+    return isinstance(value, dict) and "case_type" in value

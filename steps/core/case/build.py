@@ -1,0 +1,479 @@
+"""A file to a :class:`Case`: the check of its form, then of what only whole values show.
+
+Enters: a YAML file. Leaves: a :class:`Case`, or a :class:`CaseError` with all
+its problems. Touches: reads that one file.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from steps.core.case import benchmark, check, fields, shellwords
+from steps.core.case.case import Case, CaseNode, KvPool, ProxySpec, Ranks, Split, seconds
+from steps.core.case.shellwords import Word
+from steps.core.case.source import Source, enough, load_yaml
+from steps.core.errors import CaseError, Place, Problem, errors_of
+
+#: Servers of a fleet; words and variables that a command, and all servers together, have.
+MAX_SERVERS = 4096
+MAX_WORDS = 4096
+MAX_WORK = 200_000
+MAX_RANK_DEVICES = 1024
+#: Characters of a pool's configuration on all nodes together.
+MAX_POOL = 8 << 20
+#: The longest word or variable that Linux passes to a program (MAX_ARG_STRLEN).
+MAX_WORD = 131_071
+
+
+def load_case(path: Path) -> Case:
+    """Read, check and normalise a case.
+
+    Raises:
+        CaseError: with every problem found.
+    """
+    return build_case(load_yaml(path))
+
+
+def build_case(source: Source) -> Case:
+    """Check and normalise a parsed case.
+
+    Raises:
+        CaseError: with every problem found.
+    """
+    source = check.plain_numbers(source)
+    problems = check.check(source)
+    if errors_of(problems):
+        raise CaseError(enough(problems + _counts(source)))
+    builder = _Builder(source)
+    case = builder.build()
+    if builder.problems:
+        raise CaseError(enough(builder.problems))
+    return case
+
+
+def _counts(source: Source) -> list[Problem]:
+    """``num_nodes`` against the lists, reported even when the form has errors."""
+    data = source.data
+    if not isinstance(data, dict):
+        return []
+    wanted = data.get("num_nodes")
+    if not isinstance(wanted, int) or isinstance(wanted, bool):
+        return []
+    found = []
+    for key in ("deployment", "config", "templates"):
+        value = data.get(key)
+        if isinstance(value, list) and len(value) != wanted:
+            found.append(
+                source.problem(
+                    "MN010",
+                    f"has {len(value)} entries, expected {wanted} as num_nodes says",
+                    (key,),
+                    "Give one entry a node, or correct num_nodes.",
+                    related=(source.place("num_nodes"),),
+                )
+            )
+    return found
+
+
+#: Words of a shell that no program has for a name or takes before its own.
+_SHELL = ("&&", "||", "|", ";", "&", "export", "source", "cd", "ulimit", "set", "unset", ".")
+
+
+def _before_vllm(texts: list[str]) -> list[str]:
+    """The words in front of ``vllm``; none when it is the first, or not there at all."""
+    for at, text in enumerate(texts[:12]):
+        if Path(text).name == "vllm" or text.startswith("vllm.entrypoints"):
+            return texts[:at]
+    return []
+
+
+class _Builder:
+    """Turns checked data into a Case, collecting what only whole values show."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.data: dict[str, Any] = source.data
+        self.problems: list[Problem] = _counts(source)
+
+    def build(self) -> Case:
+        data = self.data
+        dialect = fields.dialect_of(data) or "deployment"
+        size = data["num_nodes"]
+        if size * len(data.get("env_common") or ()) > MAX_WORK:
+            self._too_large("env_common", f"{len(data['env_common']):,} variables on {size} nodes")
+            raise CaseError(enough(self.problems))
+        nodes = self._deployment() if dialect == "deployment" else self._routing()
+        self._bound(nodes)
+        return Case(
+            file=self.source.file,
+            sha256=self.source.sha256,
+            dialect=dialect,
+            name=data.get("test_name") or Path(self.source.file).stem,
+            model=data["model"],
+            num_nodes=size,
+            npu_per_node=data["npu_per_node"],
+            nodes=nodes,
+            split=self._split(dialect),
+            kv_pool=self._kv_pool(),
+            proxy=self._proxy(),
+            benchmarks=tuple(
+                benchmark.build(name, entry, self._problem)
+                for name, entry in (data.get("benchmarks") or {}).items()
+                if entry is not None
+            ),
+            cluster_hosts=self._hosts(),
+            special_dependencies={
+                name: str(version)
+                for name, version in (data.get("special_dependencies") or {}).items()
+            },
+            timeouts=self._timeouts(),
+            engine=data.get("engine", ""),
+            proof=data.get("proof", True),
+            rehearse=data.get("rehearse", False),
+            lint_ignore=dict((data.get("lint") or {}).get("ignore") or {}),
+            source=self.source,
+        )
+
+    def _problem(
+        self, rule: str, message: str, hint: str, *path: Any, place: Place | None = None
+    ) -> None:
+        self.problems.append(self.source.problem(rule, message, path, hint, place=place))
+
+    def _too_large(self, key: str, found: str) -> None:
+        self._problem("MN016", f"found {found}", "No fleet is so large; correct it.", key)
+
+    def _bound(self, nodes: tuple[CaseNode, ...]) -> None:
+        """What a short text can make of a fleet: ranks, and all that each of them is told."""
+        ranks = [1 if node.ranks is None else node.ranks.dp_size_local for node in nodes]
+        told = [len(node.command) + len(node.envs) for node in nodes]
+        work = sum(rank * size for rank, size in zip(ranks, told, strict=True))
+        if sum(ranks) > MAX_SERVERS:
+            self._too_large("config", f"{sum(ranks):,} ranks, expected at most {MAX_SERVERS:,}")
+        elif work > MAX_WORK:
+            found = f"{work:,} words and variables of all servers, expected at most {MAX_WORK:,}"
+            self._too_large("num_nodes", found)
+        for node in nodes:
+            for name, text in node.envs.items():
+                if len(text) > MAX_WORD:
+                    self._too_long("envs", node, name)
+            if any(len(word.text) > MAX_WORD for word in node.command):
+                self._too_long("command", node)
+
+    def _too_long(self, what: str, node: CaseNode, *names: str) -> None:
+        self._problem(
+            "MN007",
+            f"holds a text of more than {MAX_WORD:,} characters",
+            "Linux passes none so long to a program.",
+            *node.paths[what],
+            *names,
+        )
+
+    def _hosts(self) -> tuple[str, ...]:
+        hosts = tuple(self.data.get("cluster_hosts") or ())
+        if hosts and len(hosts) != self.data["num_nodes"]:
+            self._problem(
+                "MN010",
+                f"has {len(hosts)} entries, expected {self.data['num_nodes']} as num_nodes says",
+                "Give one address a node, in the order of the nodes.",
+                "cluster_hosts",
+            )
+        seen: set[str] = set()
+        for at, host in enumerate(hosts):
+            if host in seen:
+                message = f"'{host}' is listed twice"
+                hint = "Each node has an address of its own."
+                self._problem("MN011", message, hint, "cluster_hosts", at)
+            seen.add(host)
+        return hosts
+
+    def _environment(self, *layers: Any) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for layer in layers:
+            merged.update({key: str(value) for key, value in (layer or {}).items()})
+        return merged
+
+    def _deployment(self) -> tuple[CaseNode, ...]:
+        nodes = []
+        for at, entry in enumerate(self.data["deployment"]):
+            path = ("deployment", at)
+            command = self._command(entry["server_cmd"], (*path, "server_cmd"))
+            nodes.append(
+                CaseNode(
+                    index=at,
+                    envs=self._environment(
+                        self.data.get("env_common"), entry.get("envs"), entry.get("env_extend")
+                    ),
+                    command=command,
+                    paths={
+                        "node": path,
+                        "envs": (*path, "envs"),
+                        "command": (*path, "server_cmd"),
+                    },
+                    headless=any(word.text == "--headless" for word in command),
+                    master_index=self._node_index(entry.get("master_index"), *path, "master_index"),
+                )
+            )
+            if entry.get("local_index") not in (None, at):
+                message = f"found {entry['local_index']}, expected {at}, its position in the list"
+                self._problem("MN012", message, "List the nodes in order.", *path, "local_index")
+        return tuple(nodes)
+
+    def _command(self, text: str, path: tuple[Any, ...]) -> tuple[Word, ...]:
+        span = self.source.spans.get(path)
+        try:
+            pieces = shellwords.split(text)
+        except shellwords.UnbalancedQuote as error:
+            place = self.source.place(*path)
+            if span:
+                locator = shellwords.Locator(self.source.file, self.source.lines, span)
+                for raw in text[: error.offset + 1].split()[:MAX_WORDS]:
+                    place = locator.place(raw)
+            hint = "Close the quote; JSON values stand in single quotes."
+            self._problem("MN013", str(error), hint, *path, place=place)
+            return ()
+        if not pieces:
+            self._problem("MN014", "is empty, expected a vllm serve command", "", *path)
+            return ()
+        if len(pieces) > MAX_WORDS:
+            many = f"found {len(pieces):,} words, expected at most {MAX_WORDS:,}"
+            self._problem("MN007", many, "No command is so long.", *path)
+            return ()
+        if span is None:
+            place = self.source.place(*path)
+            return tuple(Word(word, place) for word, _, _ in pieces)
+        locator = shellwords.Locator(self.source.file, self.source.lines, span)
+        found = tuple(Word(word, locator.place(text[a:b])) for word, a, b in pieces)
+        self._is_vllm(found, path)
+        return found
+
+    def _is_vllm(self, command: tuple[Word, ...], path: tuple[Any, ...]) -> None:
+        texts = [word.text for word in command]
+        serves = "serve" in texts[:6] and any(Path(t).name == "vllm" for t in texts[:5])
+        module = any(t.startswith("vllm.entrypoints") for t in texts[:5])
+        shell = next((t for t in _before_vllm(texts) if t in _SHELL or t.endswith(";")), "")
+        if shell or not (serves or module):
+            hint = "A server command starts with 'vllm serve'; no shell runs it."
+            if shell:
+                hint = f"No shell runs it, so there is no '{shell}': variables stand in 'envs'."
+            message = f"found {' '.join(texts[:2])!r}, expected 'vllm serve MODEL ...'"
+            self._problem("MN015", message, hint, *path, place=command[0].place)
+
+    def _node_index(self, value: int | None, *path: Any) -> int | None:
+        if value is not None and value >= self.data["num_nodes"]:
+            message = f"found {value}, expected a node index below {self.data['num_nodes']}"
+            self._problem("MN012", message, "Nodes count from 0.", *path)
+            return None
+        return value
+
+    def _routing(self) -> tuple[CaseNode, ...]:
+        configs = self._by_node("config")
+        templates = self._by_node("templates")
+        nodes = []
+        for index in range(self.data["num_nodes"]):
+            if index not in configs or index not in templates:
+                continue
+            at_config, config = configs[index]
+            at, template = templates[index]
+            path = ("templates", at)
+            ranks = self._ranks(config, at_config)
+            nodes.append(
+                CaseNode(
+                    index=index,
+                    envs=self._environment(self.data.get("env_common"), template.get("envs")),
+                    command=self._template(template["server_cmd_template"], path),
+                    paths={
+                        "node": path,
+                        "envs": (*path, "envs"),
+                        "command": (*path, "server_cmd_template"),
+                        "config": ("config", at_config),
+                    },
+                    ranks=ranks,
+                )
+            )
+        return tuple(nodes)
+
+    def _ranks(self, config: dict[str, Any], at: int) -> Ranks:
+        known = Ranks.__dataclass_fields__
+        ranks = Ranks(**{key: value for key, value in config.items() if key in known})
+        last = ranks.dp_rank_start + ranks.dp_size_local - 1
+        if last >= ranks.dp_size:
+            message = f"ranks {ranks.dp_rank_start} to {last} do not fit dp_size {ranks.dp_size}"
+            hint = "dp_rank_start + dp_size_local is at most dp_size."
+            self._problem("MN016", message, hint, "config", at, "dp_rank_start")
+        if ranks.devices_per_rank > MAX_RANK_DEVICES:
+            self._too_large("config", f"{ranks.devices_per_rank:,} devices of one rank")
+        last = ranks.port_start + ranks.dp_size_local - 1
+        if last > 65535:
+            message = (
+                f"found {ranks.port_start}, its last rank would listen on port {last}, "
+                "expected at most 65535"
+            )
+            self._problem(
+                "MN016", message, "Choose a lower port_start.", "config", at, "port_start"
+            )
+        return ranks
+
+    def _template(self, items: list[Any], path: tuple[Any, ...]) -> tuple[Word, ...]:
+        at = self.source.place(*path)
+        model = self.source.place("model")
+        head = (Word("vllm", at), Word("serve", at), Word(self.data["model"], model))
+        rest = tuple(
+            Word(str(item), self.source.place(*path, "server_cmd_template", n))
+            for n, item in enumerate(items)
+        )
+        return head + rest
+
+    def _by_node(self, key: str) -> dict[int, tuple[int, Any]]:
+        found: dict[int, tuple[int, Any]] = {}
+        for at, entry in enumerate(self.data[key]):
+            index = entry.get("node_index", at)
+            if index in found:
+                message = f"node {index} has two entries"
+                self._problem("MN012", message, "Give one entry a node.", key, at, "node_index")
+            elif self._node_index(index, key, at, "node_index") is not None:
+                found[index] = (at, entry)
+        if not self.problems:
+            for index in range(self.data["num_nodes"]):
+                if index not in found:
+                    self._problem("MN012", f"node {index} has no entry", "", key)
+        return found
+
+    def _split(self, dialect: str) -> Split | None:
+        if dialect == "routing":
+            if self.data["routing"]["type"] != "disaggregated_prefill":
+                return None
+            entry = self.data["routing"]["groups"]
+            paths: tuple[tuple[str, ...], ...]
+            paths = (("routing", "groups", "prefiller"), ("routing", "groups", "decoder"))
+        else:
+            entry = self.data.get("disaggregated_prefill") or {}
+            if not entry.get("enabled"):
+                return None
+            paths = (
+                ("disaggregated_prefill", "prefiller_host_index"),
+                ("disaggregated_prefill", "decoder_host_index"),
+            )
+        for path in paths:
+            if path[-1] not in entry:
+                self.problems.append(
+                    Problem(
+                        "MN004",
+                        f"{'.'.join(path[:-1])}: required key '{path[-1]}' is missing",
+                        self.source.place(*path[:-1]),
+                        "List the nodes of that role.",
+                        field=".".join(path),
+                    )
+                )
+            elif not entry[path[-1]]:
+                self._problem("MN007", "is empty, expected node indices", "", *path)
+        lists = [entry.get(path[-1], []) for path in paths]
+        taken: dict[int, str] = {}
+        for role, indices in zip(paths, lists, strict=True):
+            for at, index in enumerate(indices):
+                self._node_index(index, *role, at)
+                if index in taken:
+                    message = f"node {index} is already in {taken[index]}"
+                    self._problem("MN017", message, "A node has one role.", *role, at)
+                taken.setdefault(index, role[-1])
+        return Split(tuple(lists[0]), tuple(lists[1]))
+
+    def _kv_pool(self) -> KvPool | None:
+        entry = self.data.get("kv_pool")
+        if not entry:
+            return None
+        kind = entry["type"]
+        mine = {
+            "mooncake": ("master_port", "metrics_port"),
+            "memcache": ("meta_service_port", "config_store_port"),
+        }
+        for owner, keys in mine.items():
+            for key in keys:
+                if owner != kind and key in entry:
+                    self._problem(
+                        "MN018", f"belongs to {owner}, found type {kind}", "", "kv_pool", key
+                    )
+        defaults = {
+            "master_port": 50051,
+            "metrics_port": 9003,
+            "meta_service_port": 5000,
+            "config_store_port": 6000,
+        }
+        ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
+        config = entry.get("config") or {}
+        if self.data["num_nodes"] * len(str(config)) > MAX_POOL:
+            self._too_large("kv_pool", f"{len(str(config)):,} characters of config on each node")
+        self._plain(config, "kv_pool", "config")
+        return KvPool(kind, ports, config)
+
+    def _plain(self, value: Any, *path: Any) -> None:
+        """What goes into a JSON or properties file must be what such a file can hold."""
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self._plain(inner, *path, key)
+        elif isinstance(value, list):
+            for at, inner in enumerate(value):
+                self._plain(inner, *path, at)
+        elif isinstance(value, float) and not math.isfinite(value):
+            self._problem("MN006", f"found {value}, expected a finite number", "", *path)
+        elif not isinstance(value, (str, int, float, type(None))):
+            kind = type(value).__name__
+            self._problem("MN006", f"found a {kind}, expected text", "Quote it.", *path)
+
+    def _proxy(self) -> ProxySpec:
+        entry = self.data.get("proxy")
+        if entry is None:
+            return ProxySpec()
+        if isinstance(entry, str):
+            if entry in fields.PROXIES:
+                return ProxySpec(entry)
+            return ProxySpec("script", script=entry) if entry.endswith(".py") else self._no_proxy()
+        known = {"kind", "script", "args", "command"}
+        for key in entry:
+            if key not in known:
+                self._problem(
+                    "MN005", "unknown key", f"Known here: {', '.join(sorted(known))}.", "proxy", key
+                )
+        args = entry.get("args", [])
+        if not isinstance(args, list):
+            self._problem("MN006", "expected a list", "", "proxy", "args")
+            args = []
+        for key in ("kind", "script", "command"):
+            if key in entry and not (isinstance(entry[key], str) and entry[key]):
+                self._problem("MN006", f"found {entry[key]!r}, expected text", "", "proxy", key)
+                return ProxySpec()
+        if "command" in entry:
+            self._is_command(entry["command"])
+            return ProxySpec("command", command=entry["command"])
+        kind = entry.get("kind", "script" if entry.get("script") else "auto")
+        if kind not in ("auto", *fields.PROXIES):
+            return self._no_proxy()
+        return ProxySpec(kind, entry.get("script", ""), tuple(str(arg) for arg in args))
+
+    def _is_command(self, text: str) -> None:
+        try:
+            if shellwords.split(text):
+                return
+            self._problem("MN014", "is empty, expected a command", "", "proxy", "command")
+        except shellwords.UnbalancedQuote as error:
+            self._problem("MN013", str(error), "Close the quote.", "proxy", "command")
+
+    def _no_proxy(self) -> ProxySpec:
+        self._problem(
+            "MN007",
+            f"found {self.data['proxy']!r}, expected {', '.join(fields.PROXIES)}, a path that ends "
+            "in .py, or a mapping with kind, script, args or command",
+            "",
+            "proxy",
+        )
+        return ProxySpec()
+
+    def _timeouts(self) -> dict[str, float]:
+        found = {}
+        for phase, value in (self.data.get("timeouts") or {}).items():
+            try:
+                found[phase] = seconds(value)
+            except ValueError as error:
+                self._problem("MN007", str(error), "", "timeouts", phase)
+        return found
