@@ -30,6 +30,7 @@ ALL = [
     *(page for page in PAGES if page.stem != "reference"),
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
 ]
 SESSIONS = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
 MINE = [page for page in PAGES if page.stem in OURS]
@@ -41,7 +42,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
     return [(label, body) for kind, label, body in BLOCK.findall(text) if kind == language]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*ALL, *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#")):
@@ -137,6 +138,17 @@ def test_every_session_of_the_pages_exists() -> None:
     for page in ALL:
         for name in re.findall(r"nox -s (\w+)", page.read_text(encoding="utf-8")):
             assert name in SESSIONS, f"{page.name}: {name}"
+
+
+def test_every_claim_of_the_security_page_is_shown_by_a_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(shown) > 25
+    for file, test in shown:
+        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
+    for table in text.split("|---|---|\n")[1:]:
+        for row in table.partition("\n\n")[0].splitlines():
+            assert "`tests/" in row.split("|")[2], row
 
 
 def test_the_tour_names_what_is_there() -> None:

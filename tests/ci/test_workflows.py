@@ -107,6 +107,16 @@ def test_nox_is_installed_as_it_is_locked(path: Path) -> None:
     assert set(installs) <= {"pip install --quiet --require-hashes -r ci/tools/locks/nox.txt"}
 
 
+def test_workflows_of_a_request_have_no_secret() -> None:
+    for path in FILES:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "pull_request" in found[True]:  # YAML reads `on` as a truth value
+            assert found["permissions"] == {"contents": "read"}
+            assert not any("permissions" in job for job in found["jobs"].values())
+            assert "secrets." not in path.read_text(encoding="utf-8")
+        assert "pull_request_target" not in found[True]
+
+
 def test_what_tries_newer_packages_may_write_nothing() -> None:
     """New packages run in jobs that only read; the job that opens the request installs nothing."""
     jobs = load("locks.yaml")["jobs"]
