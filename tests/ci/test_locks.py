@@ -24,7 +24,7 @@ from steps.core.errors import Exit, InfraError
 ROOT = Path(__file__).parents[2]
 SIDES = {made.name: made for made in lock.sides()}
 LOCKS = {**SIDES, **{made.name: made for made in lock.tools()}}
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = re.findall(r"Python :: (3\.\d+)", lock.SETUP.read_text(encoding="utf-8"))
 
 
 def pins(name: str, python: str) -> dict[str, Requirement]:
