@@ -34,10 +34,11 @@ from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
 from steps.core.plan.profile import find_profile, load_profile
+from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0
@@ -91,7 +92,8 @@ class Run:
         self.names: Names = order.names
         self.size = order.case.num_nodes
         self.events = request.events
-        self.redactor = Redactor([order.token])
+        self.redactor = here()
+        self.redactor.learn([order.token])
         self.wake = threading.Event()
         self.lock = threading.RLock()
         self.triage = Triage(self.names, self.size, order.profile.budgets, time.monotonic())
@@ -422,7 +424,7 @@ class Run:
             place = self.request.run_dir.node(result.node)
             for name in ("pod.log", "pod-previous.log"):
                 with contextlib.suppress(OSError):
-                    self.redactor.file(place.path / name)
+                    cleaning.clean(place.path / name, self.redactor)
             done = result.done
             if place.record.exists() or not done or done.get("exit_code") is None:
                 continue

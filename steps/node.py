@@ -22,22 +22,22 @@ import traceback
 from collections.abc import Iterable
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import door, settings
+from steps.core import door
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, withheld
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
-from steps.core.record import evidence
+from steps.core.record import cleaning, evidence
 from steps.core.record.events import EventLog
 from steps.core.record.records import Artifact, Cause, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import here
 from steps.core.system import priority
 from steps.core.system.guard import Guard
 
@@ -53,7 +53,8 @@ class Program:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.redactor = Redactor.of_environment(settings.inherited(), [start.token])
+        self.redactor = here()
+        self.redactor.learn([start.token])
         run_id = start.plan.run if start.plan else ""
         node_dir = start.run_dir.node(start.index).make()
         self.events = EventLog(node_dir.events, run_id, start.index, self.redactor, start.listeners)
@@ -86,7 +87,7 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(self.redactor.text(f"error: {error}"), file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:
@@ -97,6 +98,9 @@ class Program:
             self.meeting.close()
             start.run_dir.node(start.index).release()
             self.events.close()
+            if start.case:  # the plan is this program's own, which needed its secrets until now
+                with contextlib.suppress(OSError):
+                    cleaning.clean(start.run_dir.plan, self.redactor)
 
     def make_run(self, plan: Plan, guard: Guard | None = None, nice: int | None = None) -> NodeRun:
         """This node's run of a plan; what was heard before reaches it too."""
@@ -104,9 +108,7 @@ class Program:
         run_dir = self.start.run_dir
         if not run_dir.plan.exists():
             write_text(run_dir.plan, to_json(plan))
-        for node in plan.nodes:
-            for process in node.processes:
-                self.redactor.learn(secrets_in(process.env))
+        self.redactor.study(plan)
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run = NodeRun(
@@ -123,6 +125,9 @@ class Program:
         self.inbox.attach(run)
         for note in plan.notes if run.is_leader else ():
             self.events.emit("note", text=note)
+        if run.is_leader and (names := withheld(plan)):
+            text = f"left out of the engines' environment: {', '.join(names)}"
+            self.events.emit("note", text=f"{text}; a case names what it needs under 'inherit'")
         return run
 
     def _carry_out(self, run: NodeRun) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from steps.core import redaction
+
 #: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
 FAILED: dict[str, bool] = {}
 KEY = "multinode/failed"
@@ -22,6 +24,12 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
     """A file that cannot be read is nobody's lateness."""
     if report.failed:
         FAILED[report.nodeid] = False
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned() -> None:
+    """What one test reads is no secret of the next."""
+    redaction.here.cache_clear()
 
 
 @pytest.hookimpl(trylast=True)

@@ -12,6 +12,7 @@ from steps.core import settings
 from steps.core.case.case import Case
 from steps.core.errors import Problem
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import here
 from steps.lint.formats import as_github
 
 
@@ -38,4 +39,4 @@ def of_verdict(case: Case, verdict: Verdict) -> list[Problem]:
 def show(problems: Sequence[Problem]) -> None:
     """Print them where GitHub reads them."""
     if problems and settings.read().github_actions:
-        print(as_github(problems, ()), end="", flush=True)
+        print(as_github(here().value(tuple(problems)), ()), end="", flush=True)

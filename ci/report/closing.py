@@ -32,7 +32,7 @@ from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, read_json, write_json, write_text
 from steps.core.record.verdict import Verdict
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 #: Seconds after the first process started: the fleet loads, and its own start is over.
 WARM_AFTER = 0.5
@@ -85,7 +85,7 @@ def settle(
     spent, link = over.spent, entry.link if entry else ""
     attempt("the note in verdict.json", lambda: _note(run_dir, remarks, entry, spent), say)
     text = partial(junit.xml, plan, verdict, records, spent.total, link)
-    attempt("junit.xml", lambda: write_text(run_dir.junit, Redactor().text(text())), say)
+    attempt("junit.xml", lambda: write_text(run_dir.junit, text()), say)
 
     def keep() -> None:
         result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
@@ -100,9 +100,9 @@ def settle(
 
 def planless(run_dir: RunDir, verdict: Verdict) -> None:
     """Make everything of a run that never had a plan."""
-    redactor = Redactor()
-    write_text(run_dir.junit, redactor.text(junit.xml(None, verdict)))
-    write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
+    verdict = here().value(verdict)
+    write_text(run_dir.junit, junit.xml(None, verdict))
+    write_json(run_dir.verdict, verdict.to_dict())
     lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
     if verdict.cause:
         lines.append(f"**Cause:** {verdict.cause.reason}")
@@ -110,7 +110,7 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
             lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
         if verdict.cause.hint:
             lines.append(f"**Next:** {verdict.cause.hint}")
-    write_text(run_dir.summary, redactor.text("\n\n".join(lines) + "\n"))
+    write_text(run_dir.summary, "\n\n".join(lines) + "\n")
     attempt("report.html", lambda: _refused_html(run_dir, verdict), door.warn)
 
 

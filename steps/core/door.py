@@ -57,6 +57,9 @@ class Verb:
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Parse, work, and come back with the exit code."""
+        from steps.core import redaction
+
+        redaction.here.cache_clear()
         _open_streams()
         made = self.parser()
         arguments, rest = made.parse_known_args(argv)
@@ -73,7 +76,7 @@ def no_options(_parser: argparse.ArgumentParser) -> None:
 def warn(text: str) -> None:
     """Say that something beside the result went wrong; nobody has to read it."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(_without_secrets(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -136,13 +139,14 @@ def _ended_by(error: BaseException) -> int:
         return int(Exit.INTERRUPTED)
     if isinstance(error, CaseError):
         count = len(error.problems)
-        print(f"{error}\n{count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
+        text = f"{error}\n{count} problem{'s' if count != 1 else ''} found"
+        print(_without_secrets(text), file=sys.stderr)
         return int(error.exit_code)
     if isinstance(error, OSError) and (error.filename or isinstance(error, BrokenPipeError)):
         where = f"{error.filename}: " if error.filename else ""
         error = InfraError(f"{where}{error.strerror or error}")
     told = error if isinstance(error, MultinodeError) else failure(error)
-    print(f"error: {told}", file=sys.stderr)
+    print(_without_secrets(f"error: {told}"), file=sys.stderr)
     return int(told.exit_code)
 
 
@@ -161,10 +165,9 @@ def _keep(error: BaseException) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    from steps.core import settings
-    from steps.core.redaction import Redactor
+    from steps.core.redaction import here
 
-    return Redactor.of_environment(settings.inherited()).text(text)
+    return here().text(text)
 
 
 # Output that never fails

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from steps.core import redaction
+from steps.core.case.masked import mask
 from steps.core.errors import Place, Problem, Severity
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.INFO: "36"}
@@ -22,11 +24,13 @@ Lines = Callable[[str], Sequence[str]]
 
 @cache
 def lines_of(file: str) -> tuple[str, ...]:
-    """The lines of a file; none when it cannot be read, or is a pipe or a device."""
+    """The lines of a file, without secrets; none when it is no regular file that can be read."""
     try:
         if not Path(file).is_file():
             return ()
-        return tuple(Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        redaction.here().study_yaml(text)
+        return tuple(mask(text).splitlines())
     except (OSError, ValueError):
         return ()
 

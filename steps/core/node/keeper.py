@@ -40,7 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core import door, settings
+from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.node.leftovers import (
     LEAVE_TICKS,
@@ -53,7 +53,7 @@ from steps.core.node.leftovers import (
     retire,
 )
 from steps.core.record.rundir import RunDir, write_text
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 from steps.core.system import ancestry, scratch
 
 LEASE = 30.0
@@ -106,7 +106,8 @@ class Keeper:
         self._bye = False
         self._clients: dict[int, Client] = {}
         self._selector = selectors.DefaultSelector()
-        self._redactor = Redactor.of_environment(settings.inherited(), [self._token])
+        self._redactor = here()
+        self._redactor.learn([self._token])
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._orphans = ancestry.Orphans()
 

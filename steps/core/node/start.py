@@ -19,6 +19,7 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.masked import mask
 from steps.core.errors import UsageError
 from steps.core.node import alone, identify, wishes
 from steps.core.node.wishes import Wishes
@@ -105,7 +106,7 @@ def start_of(asked: Wishes) -> Start:
     token = _token(asked)
     run_dir = RunDir(asked.run_dir or Path("runs") / f"{options.run}-node-{index}").make()
     run_dir.check_unused()
-    write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
+    write_text(run_dir.case, mask("\n".join(case.source.lines) + "\n"))
     return Start(
         index,
         token or identify.default_token(case, cluster),

@@ -25,7 +25,7 @@ from steps.core.plan.direct import exempt
 from steps.core.plan.plan import TOOL, Process
 from steps.core.record.records import ProcessRecord
 from steps.core.record.rundir import NodeDir, write_json
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, here
 from steps.core.system import ancestry, oom, priority
 from steps.core.system.ancestry import Kin
 from steps.core.system.guard import MARKER, Guard, marked
@@ -131,7 +131,7 @@ class Supervisor:
         self._inherited = dict(inherited)
         self._on_exit = on_exit
         self._guard = guard
-        self._redactor = redactor or Redactor()
+        self._redactor = redactor or here()
         self._workdir = workdir
         self._direct = tuple(direct)
         self._lock = threading.RLock()

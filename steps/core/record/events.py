@@ -17,7 +17,7 @@ from typing import Any
 
 from steps.core.case.numbers import dumps, is_time, loads
 from steps.core.record.rundir import READ_LIMIT, read_bounded
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, here
 
 RUNNER = -1
 #: Bytes of events that are kept while they cannot be written.
@@ -86,7 +86,7 @@ class EventLog:
         self.run = run
         self.node = node
         self.phase = "start"
-        self.redactor = redactor or Redactor()
+        self.redactor = redactor or here()
         self.listeners = list(listeners)
         #: Why events cannot be written at present; they are kept and tried again.
         self.trouble: OSError | None = None
