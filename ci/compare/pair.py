@@ -132,7 +132,7 @@ class Pair:
         failed = int(sum(a)), int(sum(b))
         counts = failed[0], len(a) - failed[0], failed[1], len(b) - failed[1]
         finding = Finding.NO_WORSE if failed[1] <= failed[0] else Finding.UNKNOWN
-        if more_often(counts[:2], counts[2:]) >= 1 - 2.5 * self.error:
+        if more_often(counts[:2], counts[2:]) >= 1 - 3 * self.error:
             finding = Finding.WORSE
         elif all(a) or all(b):
             finding = Finding.UNKNOWN  # nothing was measured

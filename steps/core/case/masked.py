@@ -5,12 +5,12 @@ Enters: text, a redactor. Leaves: text. Touches nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from steps.core.case.numbers import dumps
 from steps.core.case.source import Loader
 from steps.core.redaction import Redactor, here
 
@@ -75,5 +75,5 @@ def _edit(node: ScalarNode, text: str, known: Redactor, shown: str) -> Edit:
         if new != old:
             return start, end, new
     plain = not node.style and "\n" not in old
-    new = shown if plain else json.dumps(shown, ensure_ascii=False)
+    new = shown if plain else dumps(shown, ensure_ascii=False)
     return start, end, new + "\n" * old.count("\n")
