@@ -4,8 +4,8 @@ Enters: a plan or a case, a node index. Leaves: a run directory with this
 node's record, logs and events; on the leader the verdict too. Touches:
 through the steps it chains: processes, ports, the node's directory.
 
-    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader)
-    -> benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
+    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) -> checks,
+    benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
 
 The same program runs on one machine, on plain hosts and in a pod; only who
 starts it differs.
@@ -19,13 +19,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
+from steps import bench, checks, collect, install, preflight, prove, proxy, report, serve, wait
+from steps.checks.after import Later
 from steps.core import door, settings
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, stage
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
@@ -189,6 +190,7 @@ class Program:
 
 def lead(run: NodeRun, leader: Leader) -> None:
     """The leader's phases."""
+    stage(run, 0)
     with run.phase("preflight"):
         preflight.run(run)
         _barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
@@ -211,10 +213,16 @@ def lead(run: NodeRun, leader: Leader) -> None:
     leader.tell(phase="probe", serving=True)
     with run.phase("probe"):
         wait.completion(run)
+    begun: Sequence[Later] = ()
+    if run.plan.content.kinds:
+        leader.tell(phase="checks")
+        with run.phase("checks"):
+            begun = checks.run(run)
     leader.tell(phase="bench")
     with run.phase("bench"):
         bench.run(run)
     with run.phase("proof"):
+        checks.conclude(run, begun)
         prove.run(run)
 
 

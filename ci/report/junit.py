@@ -65,7 +65,8 @@ def xml(
     for check in verdict.checks:
         case = TestCase(f"check {xml_text(check.name)}", name, stdout=xml_text(check.detail))
         if check.status == "fail":
-            case.add_failure_info(xml_text(check.detail), failure_type="functional")
+            add = case.add_failure_info if check.fault in PRODUCT_FAULTS else case.add_error_info
+            add(xml_text(check.detail), None, check.fault)
         elif check.status == "skipped":
             case.add_skipped_info(xml_text(check.detail))
         cases.append(case)

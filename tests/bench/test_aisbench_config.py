@@ -100,13 +100,12 @@ def test_sampling_goes_into_every_request_as_it_stands():
     cuts = {"top_p": 0.95, "top_k": 20, "min_p": 0.1}
     sampling = {"temperature": 1.0, "seed": 7, "ignore_eos": False, **cuts, **penalties}
     assert generation(Benchmark("b", "performance", sampling=sampling)) == sampling
-    for thinking in (True, False):
-        asked = generation(Benchmark("b", "accuracy", thinking=thinking))
-        assert asked["chat_template_kwargs"] == {
-            "thinking": thinking,
-            "enable_thinking": thinking,
-        }
-    assert "chat_template_kwargs" not in generation(Benchmark("b", "accuracy"))
+    asked = generation(Benchmark("b", "accuracy", thinking=True, reasoning_effort="low"))
+    assert asked["chat_template_kwargs"] == {"thinking": True}
+    assert asked["reasoning_effort"] == "low"
+    assert not {"chat_template_kwargs", "reasoning_effort"} & set(
+        generation(Benchmark("b", "spec_decode"))
+    )
 
 
 def test_names_that_nobody_knows_list_those_that_are():

@@ -108,7 +108,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     found = results.read(
         work, request.abbr, data.abbr, benchmark, asked, stream=request.stream, size=read.size
     )
-    results.write_requests(place / "requests.jsonl", found.rows, keep_text=not benchmark.no_pred)
+    results.write_requests(place / "requests.jsonl", found.rows)
     return _judge(run, job, found.measurement, status, log)
 
 

@@ -36,15 +36,15 @@ class Request:
         """The name of its directory in the results."""
         return self.name.replace("_", "-")
 
-    def to_json(self) -> dict[str, Any]:
-        """The fixed part of AISBench's model entry."""
+    def to_json(self, raw: bool = False) -> dict[str, Any]:
+        """The fixed part of AISBench's model entry; ``raw``: thinking is not taken out."""
         entry: dict[str, Any] = {
             "attr": "service",
             "type": f"{_MODELS}.{self.type}",
             "abbr": self.abbr,
             "stream": self.stream,
         }
-        if self.chat:
+        if self.chat and not raw:
             entry["pred_postprocessor"] = {"type": _NO_REASONING}
         return entry
 

@@ -35,7 +35,7 @@ def make(
     """
     where = urlsplit(endpoint.url)
     model = {
-        **request.to_json(),
+        **request.to_json(benchmark.no_pred),
         "path": str(tokenizer or ""),
         "model": endpoint.model,
         "request_rate": benchmark.request_rate,
@@ -67,6 +67,8 @@ def command(
     else:
         mode = ["--mode", "all", "--dump-eval-details"]
     prompts = ["--num-prompts", str(count)] if count else []
+    if benchmark.num_warmups is not None:
+        prompts += ["--num-warmups", str(benchmark.num_warmups)]
     return [program, str(config), *mode, *prompts, "--work-dir", str(work), "--debug"]
 
 

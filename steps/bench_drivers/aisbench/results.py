@@ -42,9 +42,12 @@ _COLUMNS = {
 }
 _TOTALS = {
     "Output Token Throughput": ("output_throughput", "token/s"),
+    "Input Token Throughput": ("input_throughput", "token/s"),
     "Total Token Throughput": ("total_throughput", "token/s"),
     "Request Throughput": ("request_throughput", "req/s"),
 }
+#: Totals that not every AISBench writes: what is gated by one must be there.
+_MAYBE = ("Input Token Throughput",)
 _T = TypeVar("_T")
 #: Gaps between chunks kept in ``requests.jsonl``; all of them stay in AISBench's own database.
 GAPS_KEPT = 200_000
@@ -262,7 +265,8 @@ def _results(run: _Run) -> tuple[dict[str, float], dict[str, int], Check]:
     table = _table(run.file("performances", ".csv"))
     odd: list[str] = []
     metrics: dict[str, float] = {}
-    for key, (metric, unit) in _TOTALS.items() if totals else ():
+    told = {key: entry for key, entry in _TOTALS.items() if key in totals or key not in _MAYBE}
+    for key, (metric, unit) in told.items() if totals else ():
         _take(odd, key, metrics, metric, partial(finite, unit=unit, least=0), _total(totals, key))
     counts: dict[str, int] = {}
     for key in ("Total Requests", "Failed Requests") if totals else ():
@@ -365,12 +369,11 @@ def _score(run: _Run) -> tuple[float | None, str]:
 # Both
 
 
-def write_requests(path: Path, rows: Iterable[Sample], *, keep_text: bool) -> None:
+def write_requests(path: Path, rows: Iterable[Sample]) -> None:
     """One JSON line a request, in the smoke driver's shape; long texts are shortened."""
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            text = row.text[:TEXT_KEPT] if keep_text else ""
-            out.write(dumps({**vars(row), "text": text}) + "\n")
+            out.write(dumps({**vars(row), "text": row.text[:TEXT_KEPT]}) + "\n")
 
 
 def _asked(run: _Run, found: int) -> Check:

@@ -1,0 +1,5 @@
+"""``python -m steps.checks``."""
+
+from steps.checks import main
+
+raise SystemExit(main())
