@@ -20,6 +20,8 @@ from steps.core.record.records import Check
 
 #: Bytes of an answer that are read; no answer of a check is longer.
 MOST = 1 << 24
+#: No token has more letters of one kind.
+LETTERS = 32
 #: What a rehearsal does not judge, and why.
 NO_TOKENIZER = "rehearsed: stand-ins have no tokenizer of the model"
 NO_ANSWER = "rehearsed: stand-ins answer nothing of substance"
@@ -116,18 +118,21 @@ def build(run: NodeRun, prompt: Prompt) -> Text:
     template = count(messages=[{"role": "user", "content": "test"}]) - count(prompt="test")
     template = max(template, 0)
     room = prompt.target_tokens - template
-    lines = _most(lambda n: count(prompt="\n".join([prompt.text] * n)) <= room)
+    most = prompt.target_tokens
+    lines = _most(most, lambda n: count(prompt="\n".join([prompt.text] * n)) <= room)
     text = "\n".join([prompt.text] * max(lines, 1))
     if lines:
-        text += "a" * _most(lambda n: count(prompt=text + "a" * n) <= room)
+        most *= LETTERS
+        text += "a" * _most(most, lambda n: count(prompt=text + "a" * n) <= room)
     return Text(text, count(prompt=text) + template if template else None)
 
 
-def _most(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits; 0 when 1 does not."""
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to a limit that fits; 0 when 1 does not."""
     low, high = 0, 1
-    while fits(high):
+    while high <= limit and fits(high):
         low, high = high, 2 * high
+    high = min(high, limit + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
