@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from steps.bench_drivers import generation
 from steps.bench_drivers.aisbench.catalogue import DataSet, Request
+from steps.bench_drivers.aisbench.package import Packaged
 from steps.core.case.case import Benchmark
 from steps.core.plan.plan import Endpoint
 
@@ -24,7 +25,7 @@ def make(
     benchmark: Benchmark,
     endpoint: Endpoint,
     request: Request,
-    data: DataSet,
+    data: DataSet | Packaged,
     data_path: Path,
     tokenizer: Path | None,
 ) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def make(
     }
     return {
         "models": [model],
-        "datasets": [data.to_json(str(data_path))],
+        "datasets": data.entries(str(data_path)),
         "summarizer": _summarizer(benchmark.case_type),
     }
 
