@@ -181,7 +181,7 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
     (`_perf`) on an accuracy benchmark, which then has no answers to score."""
     for entry in fleet.case.benchmarks:
         path = (entry.dataset_path or entry.dataset_path_local).lower()
-        conf = entry.dataset_conf.lower()
+        conf = entry.dataset_conf.lower().rsplit("/", 1)[-1]
         named = next((kind for kind in _KINDS if kind in path), "")
         read = next((kind for kind in _KINDS if conf.startswith(kind)), "")
         if named and read and named != read:
@@ -202,24 +202,25 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
 
 @cache
 def _configurations(key: str) -> frozenset[str]:
-    """The names AISBench has for a field, with and without their folder."""
+    """The names AISBench has for a field, without their folder."""
     names = options.aisbench()["requests" if key == "request_conf" else "datasets"]
-    return frozenset((*names, *(name.rsplit("/", 1)[-1] for name in names)))
+    return frozenset(name.rsplit("/", 1)[-1] for name in names)
 
 
 @rule("MN708", WARNING, "Benchmark configuration that AISBench does not have")
 def spelled(fleet: Fleet) -> Iterator[Finding]:
     """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
     versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
-    slash may be left out."""
+    slash may be another, or left out: it is not looked at."""
     for entry in fleet.case.benchmarks:
         for key, name in (
             ("request_conf", entry.request_conf),
             ("dataset_conf", entry.dataset_conf),
         ):
-            if not name or name.strip() in _configurations(key):
+            last = name.strip().rsplit("/", 1)[-1]
+            if not name or last in _configurations(key):
                 continue
-            close = difflib.get_close_matches(name, sorted(_configurations(key)), 1, 0.75)
+            close = difflib.get_close_matches(last, sorted(_configurations(key)), 1, 0.75)
             version = options.aisbench()["version"]
             yield Finding(
                 f"benchmark {entry.name}: AISBench {version} has no {key} '{name}'",
