@@ -7,6 +7,8 @@ Touches: what the driver touches; probes the servers' health meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import statistics
 import threading
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steps import bench_drivers
+from steps import bench_drivers, checks
 from steps.bench_drivers import Job, Measurement, acceptance, caches
 from steps.core.case import gates
 from steps.core.node import alone
@@ -60,6 +62,7 @@ def run(run: NodeRun) -> None:
             run.events.emit("benchmark", text=_sentence(result), name=result.name)
             if result.status == "fail" and result.fault == "functional":
                 _await_deaths(run)
+        checks.behind(run)
     finally:
         health.set()
 
@@ -83,13 +86,13 @@ def _await_deaths(run: NodeRun) -> None:
 
 def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     name = entry.benchmark.name
-    directory = run.dir.bench / _file_name(name, number)
+    directory, earlier = _fresh(run.dir.bench / _file_name(name, number))
     began, started = time.monotonic(), time.time()
     driver = drivers.chosen(entry.driver, run.plan.rehearsed)
     if not driver.module:
         return _result(entry, "skipped", entry.skip_gates, started=started)
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
-    series = _Series(run, number, driver)
+    series = _Series(run, number, driver, earlier)
 
     def take(places: Sequence[Path]) -> BenchResult:
         series.take(places, confirms=bool(series.found))
@@ -121,9 +124,14 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
 
 
 class _Series:
-    """Measurements of one benchmark, each of which finds the caches as the first did."""
+    """Measurements of one benchmark, each of which finds the caches as the first did.
 
-    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver) -> None:
+    Args:
+        earlier: measurements that an earlier step has made on the same fleet.
+    """
+
+    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver, earlier: int) -> None:
+        self._earlier = earlier
         self.found: list[Measurement] = []
         self.way = ""
         self._run, self._number = run, number
@@ -141,13 +149,15 @@ class _Series:
         run = self._run
         for place in places:
             run.begin_budget("bench")
-            number = len(self.found)
+            number = self._earlier + len(self.found)
             way = caches.Way(True, "")
             if number:
                 way = caches.way(run.plan, self._number, self._varies, run.sleep, confirms=confirms)
                 self.way = way.text if way.ok else f"not measured again: {way.text}"
-                if not way.ok:
+                if not way.ok and self.found:
                     return
+                if not way.ok:
+                    self.way = f"measured on caches that an earlier step warmed: {way.text}"
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             before = caches.given(run.plan) if self._again else None
             job = Job(self._entry, run.plan.endpoint, place, number if way.prompts else 0)
@@ -158,7 +168,7 @@ class _Series:
                 told = acceptance.between(drafted, acceptance.read(run.plan))
                 measured = with_acceptance(measured, told, self._entry.benchmark.case_type)
             share = caches.share(before, caches.given(run.plan)) if before else None
-            if not number:
+            if not self.found:
                 self._first = share
             elif way.text and _believed(measured) and caches.warmer(self._first, share):
                 self.way = (
@@ -170,6 +180,12 @@ class _Series:
             self.found.append(measured)
             if measured.error or measured.skipped:
                 return
+
+
+def _fresh(directory: Path) -> tuple[Path, int]:
+    """This directory, or one beside those of earlier measurements; how many there are."""
+    places = itertools.chain([directory], (Path(f"{directory}.{n}") for n in itertools.count(2)))
+    return next((place, number) for number, place in enumerate(places) if not any(place.glob("*")))
 
 
 def _places(directory: Path, what: str, count: int) -> list[Path]:
@@ -207,12 +223,12 @@ def judge(
     """
     found = [bench_drivers.believed(measurement) for measurement in found]
     last = found[-1]
-    checks = tuple(check for measurement in found for check in measurement.checks)
+    seen = tuple(check for measurement in found for check in measurement.checks)
     metrics = with_confidence(_median(found), last.requests.get("ok", 0))
     common = {
         "metrics": metrics,
         "requests": last.requests,
-        "checks": checks,
+        "checks": seen,
         "runs": tuple(m.metrics for m in found) if len(found) > 1 else (),
         "note": "; ".join(filter(None, (spread_note(entry, found), way))),
         "started": started,
@@ -223,7 +239,7 @@ def judge(
         return _result(entry, "skipped", last.skipped, **common)
     if last.error:
         return _result(entry, "error", last.error, fault=last.fault, **common)
-    failed = [check for check in checks if check.status == "fail"]
+    failed = [check for check in seen if check.status == "fail"]
     if failed:
         reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
         return _result(entry, "fail", reason, fault=last.fault, **common)
@@ -251,7 +267,7 @@ def with_acceptance(
     """A measurement with the share of drafts that was accepted, or the reason why nobody knows."""
     needed = case_type == "spec_decode"
     if isinstance(told, str):
-        check = Check("acceptance of drafts", "fail" if needed else "skipped", told)
+        check = Check(acceptance.CHECK, "fail" if needed else "skipped", told)
         return replace(measured, checks=(*measured.checks, check))
     if needed:  # an accuracy run whose score is not looked at
         kept = tuple(check for check in measured.checks if check.name != "score")
@@ -397,10 +413,14 @@ def _log_size(run: NodeRun, node: NodePlan, process: Process) -> int:
     if node.index == run.me.index:
         return run.log_sizes().get(process.name, 0)
     member = run.leader.members.get(node.index) if run.leader else None
-    return int(member.progress.get(process.name, 0)) if member else 0
+    if member:
+        return int(member.progress.get(process.name, 0))
+    with contextlib.suppress(OSError):  # without a rendezvous: where its log is here
+        return (run.run_dir.path / node.name / process.log).stat().st_size
+    return 0
 
 
-main = alone.step("bench", __doc__, run, hold=False)
+main = alone.step("bench", __doc__, lambda _: [("bench", run)], starts=True, needs=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -19,10 +19,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from steps import bench, checks, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.checks.after import Later
 from steps.core import door, settings
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
@@ -35,7 +34,7 @@ from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
 from steps.core.record import evidence
 from steps.core.record.events import EventLog
-from steps.core.record.records import Artifact, Cause, Check, to_dict
+from steps.core.record.records import Artifact, Cause, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
 from steps.core.redaction import Redactor, secrets_in
@@ -204,7 +203,7 @@ def lead(run: NodeRun, leader: Leader) -> None:
         with run.phase("pool"):
             serve.pool(run)
     if run.me.packages and run.plan.rehearsed:
-        run.checks.append(Check("special_dependencies", "skipped", "rehearsed: not installed"))
+        run.checks.append(install.NOT_INSTALLED)
     leader.tell(phase="load", go=True)
     with run.phase("load"):
         serve.servers(run)
@@ -213,16 +212,14 @@ def lead(run: NodeRun, leader: Leader) -> None:
     leader.tell(phase="probe", serving=True)
     with run.phase("probe"):
         wait.completion(run)
-    begun: Sequence[Later] = ()
-    if run.plan.content.kinds:
+    if run.plan.content.before:
         leader.tell(phase="checks")
         with run.phase("checks"):
-            begun = checks.run(run)
+            checks.before(run)
     leader.tell(phase="bench")
     with run.phase("bench"):
         bench.run(run)
     with run.phase("proof"):
-        checks.conclude(run, begun)
         prove.run(run)
 
 

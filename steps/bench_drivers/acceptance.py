@@ -17,6 +17,9 @@ from steps.core.node import http
 from steps.core.plan.plan import Plan
 from steps.core.vllm import commandline, metrics
 
+#: The metrics' names, and that of the check which says why there are none.
+DRAFTS, FIRST, CHECK = "drafts", "acceptance_rate_pos_0", "acceptance of drafts"
+
 
 @dataclass(frozen=True)
 class Drafts:
@@ -33,13 +36,8 @@ class Drafts:
     @property
     def rates(self) -> dict[str, float]:
         """By the names of the metrics."""
-        return {
-            f"acceptance_rate_pos_{at}": round(self.rate(at), 6) for at in range(self.positions)
-        }
-
-    def __str__(self) -> str:
-        listed = ", ".join(f"{self.rate(at):.4f}" for at in range(self.positions))
-        return f"{listed or 'nothing'} of {self.steps:g} drafts"
+        each = {f"acceptance_rate_pos_{at}": self.rate(at) for at in range(self.positions)}
+        return {DRAFTS: self.steps, **{name: round(rate, 6) for name, rate in each.items()}}
 
 
 def read(plan: Plan) -> Drafts | str:

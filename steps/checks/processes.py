@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from steps.checks.asking import said
 from steps.core.node.noderun import NodeRun, marker
 from steps.core.record.records import Check
+from steps.core.record.rundir import read_json
 from steps.core.system import ancestry, proc
 from steps.core.system.guard import marked
 
@@ -22,8 +23,9 @@ _WORDS = ("vllm", "serve")
 def check_rank0_process_count(run: NodeRun) -> Iterator[Check]:
     """Exactly one process with ``vllm`` and ``serve`` in its words; what it forks is part of it."""
     seen = dict(ancestry.every())
-    own = [running.pid for running in run.supervisor.running if running.process.kind == "server"]
-    mine = {*ancestry.below(own, seen), *marked(marker(run.run_dir, run.me.index))}
+    # Servers that another step holds are in a table of its own, and carry its mark.
+    marks = [marker(run.run_dir, run.me.index, step) for step in ("", "serve")]
+    mine = {*ancestry.below(_started(run), seen), *(pid for mark in marks for pid in marked(mark))}
     found = {pid: words for pid in sorted(mine) if (words := _words(pid))}
     servers = [pid for pid in found if pid not in seen or seen[pid].parent not in found]
     listed = "; ".join(f"pid {pid}: {found[pid][:120]}" for pid in servers)
@@ -31,6 +33,14 @@ def check_rank0_process_count(run: NodeRun) -> Iterator[Check]:
     yield said(
         _NAME, status, "processes with vllm and serve", "1", f"{len(servers)} ({listed or 'none'})"
     )
+
+
+def _started(run: NodeRun) -> Iterator[int]:
+    for table in run.dir.path.glob("processes*.json"):
+        entries = read_json(table)
+        for entry in entries if isinstance(entries, list) else ():
+            if str(entry.get("name", "")).startswith("server") and not entry.get("exit"):
+                yield int(entry["pid"])
 
 
 def _words(pid: int) -> str:

@@ -30,6 +30,8 @@ READS: Mapping[str, frozenset[str]] = {
     "check_rank0_process_count": frozenset(),
     "benchmark_comparisons": frozenset({"benchmark_comparisons_args"}),
 }
+#: Those that look at the benchmarks, and are made behind them.
+BEHIND = frozenset({"spec_decode_acceptance", "benchmark_comparisons"})
 #: No fleet is so large: nodes, and ranks or devices of all of them.
 MAX_NODES = 1024
 MAX_RANKS = 65536

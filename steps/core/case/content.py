@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from steps.core.case.asked import READS
+from steps.core.case.asked import BEHIND, READS
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]
@@ -102,6 +102,11 @@ class Content:
     acceptance: Acceptance = field(default_factory=Acceptance)
     comparisons: tuple[Comparison, ...] = ()
     stop: bool = False
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The checks that come before the benchmarks."""
+        return tuple(kind for kind in self.kinds if kind not in BEHIND)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ METRICS: dict[str, tuple[str, bool]] = {
         for name in ("e2el", "ttft", "tpot", "itl")
         for stat in ("mean", "min", "max", "median", "p75", "p90", "p95", "p99")
     },
+    "drafts": ("", True),
     **{f"acceptance_rate_pos_{position}": ("", True) for position in range(POSITIONS)},
 }
 #: Judged whatever the load was; and what stand-ins are told to keep, in a rehearsal.

@@ -1,5 +1,0 @@
-"""``python -m steps.checks``."""
-
-from steps.checks import main
-
-raise SystemExit(main())
