@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from steps.core.case.gates import POSITIONS
+from steps.core.case.gates import ACCEPTED, POSITIONS
 from steps.core.node import http
 from steps.core.plan.plan import Plan
 from steps.core.vllm import commandline, metrics
 
 #: The metrics' names, and that of the check which says why there are none.
-DRAFTS, FIRST, CHECK = "drafts", "acceptance_rate_pos_0", "acceptance of drafts"
+DRAFTS, FIRST, CHECK = "drafts", f"{ACCEPTED}0", "acceptance of drafts"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Drafts:
     @property
     def rates(self) -> dict[str, float]:
         """By the names of the metrics."""
-        each = {f"acceptance_rate_pos_{at}": self.rate(at) for at in range(self.positions)}
+        each = {f"{ACCEPTED}{at}": self.rate(at) for at in range(self.positions)}
         return {DRAFTS: self.steps, **{name: round(rate, 6) for name, rate in each.items()}}
 
 

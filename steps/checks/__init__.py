@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from steps.checks.drafts import spec_decode_acceptance
-from steps.checks.image import image
+from steps.checks.pictures import image
 from steps.checks.processes import check_rank0_process_count
 from steps.checks.texts import chat_completion, completion, messages
 from steps.checks.times import benchmark_comparisons

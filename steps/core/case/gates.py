@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from steps.core.case.numbers import LIMIT, is_finite
 
-#: Drafted positions of which the acceptance is known.
-POSITIONS = 16
+#: Drafted positions of which the acceptance is known, and what their metrics begin with.
+POSITIONS, ACCEPTED = 16, "acceptance_rate_pos_"
 #: Metric -> (unit, whether more is better). The names of the harness's own metrics.
 METRICS: dict[str, tuple[str, bool]] = {
     "output_throughput": ("token/s", True),
@@ -40,11 +40,11 @@ METRICS: dict[str, tuple[str, bool]] = {
         for stat in ("mean", "min", "max", "median", "p75", "p90", "p95", "p99")
     },
     "drafts": ("", True),
-    **{f"acceptance_rate_pos_{position}": ("", True) for position in range(POSITIONS)},
+    **{f"{ACCEPTED}{position}": ("", True) for position in range(POSITIONS)},
 }
 #: Judged whatever the load was; and what stand-ins are told to keep, in a rehearsal.
 ALWAYS = ("success_ratio",)
-REHEARSED = (*ALWAYS, *(f"acceptance_rate_pos_{position}" for position in range(POSITIONS)))
+REHEARSED = (*ALWAYS, *(f"{ACCEPTED}{position}" for position in range(POSITIONS)))
 _FORM = re.compile(
     r"^\s*(?P<metric>[a-z0-9_]+)\s*(?P<op><=|>=|==|<|>)\s*(?P<number>-?\d+(\.\d+)?)"
     r"\s*(?P<scaled>\*\s*baseline)?\s*$"
@@ -136,7 +136,7 @@ def upstream(
     """The gates that ``baseline`` and ``threshold`` mean; none without a baseline."""
     share = 1 - (0.05 if threshold is None else threshold)
     drafted = (
-        Gate(f"acceptance_rate_pos_{position}", ">=", round(rate * share, 9))
+        Gate(f"{ACCEPTED}{position}", ">=", round(rate * share, 9))
         for position, rate in enumerate(rates)
     )
     if baseline is None:
