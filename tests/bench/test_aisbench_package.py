@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steps.bench_drivers.aisbench import catalogue, config, package, results
+from steps.bench_drivers.aisbench import catalogue, config, material, package, results
 from steps.core.case.case import Benchmark
 from steps.core.plan.plan import Endpoint
 
@@ -129,6 +129,13 @@ def test_what_cannot_be_read_says_why(name, why, places):
         package.read(places, name)
     with pytest.raises(KeyError, match="and no AISBench"):
         package.read([], name)
+
+
+def test_a_rehearsal_makes_up_no_questions_of_what_it_does_not_know(places, tmp_path):
+    found = catalogue.found("mmlu/mmlu_gen", places)
+    with pytest.raises(material.NotMadeUp, match="questions of mmlu"):
+        material.made_up(Benchmark("b", "accuracy"), found, tmp_path)
+    assert material.located(tmp_path, found) == (tmp_path.resolve(), 0)
 
 
 def summary(tmp_path: Path, text: str) -> Path:

@@ -80,7 +80,7 @@ def test_every_check_is_made_and_nothing_is_skipped(tmp_path):
         ("image", "it has 15 characters", {"expected_response": {"max_length": 5}}, ""),
         ("image", "the picture nowhere.jpg cannot be read",
          {"mm_request": {"images": ["nowhere.jpg"]}}, ""),
-        ("benchmark_comparisons chat < slow", "it holds; found",
+        ("benchmark_comparisons chat < slow", "expected TTFT of chat < 0 x slow; found",
          {"benchmark_comparisons_args": [{"target": "chat", "baseline": "slow", "ratio": 0}]}, ""),
     ],
 )  # fmt: skip

@@ -86,9 +86,9 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         read = _material(run, job, data, place)
     except KeyError as error:
         return Measurement(error=error.args[0], fault="config")
+    except material.NotMadeUp as error:
+        return Measurement(skipped=f"rehearsed: {error}")
     except hub.NotHere as error:
-        if run.plan.rehearsed:
-            return Measurement(skipped=f"rehearsed: {error}")
         return Measurement(error=str(error), fault="infra")
     plan = config.make(benchmark, job.endpoint, request, data, read.data, read.tokenizer)
     file, work = place / "case.json", place / "out"

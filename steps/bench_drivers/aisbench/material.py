@@ -26,6 +26,10 @@ from steps.core.vllm import commandline
 REHEARSED = 32
 
 
+class NotMadeUp(LookupError):
+    """A rehearsal has no questions for a data set."""
+
+
 @dataclass(frozen=True)
 class Material:
     """Where AISBench reads from; ``size`` is how many questions there are, 0: nobody counted."""
@@ -61,10 +65,10 @@ def made_up(benchmark: Benchmark, data: DataSet | Packaged, directory: Path) -> 
     """What a rehearsal uses: questions and a tokenizer of our own making.
 
     Raises:
-        NotHere: nobody here makes up questions of that kind.
+        NotMadeUp: nobody here makes up questions of that kind.
     """
     if data.family not in practice.FAMILIES:
-        raise NotHere(f"nobody here makes up questions of {data.family}")
+        raise NotMadeUp(f"nobody here makes up questions of {data.family}")
     count = benchmark.num_prompts or REHEARSED
     where = practice.write_dataset(data.family, directory / "data", count)
     path, size = located(where, data)
