@@ -97,8 +97,8 @@ FAILS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
         ACCEPTED, "low-acceptance@0:bench", "spec_decode_acceptance", "found 0.3500 of",
         "performance"),
     "slow second benchmark": (
-        COMPARED, "slow=20@0:bench2", "benchmark_comparisons second < first", "expected TTFT of second < 3 x",
-        "performance"),
+        COMPARED, "slow=20@0:bench2", "benchmark_comparisons second < first",
+        "expected TTFT of second < 3 x", "performance"),
 }  # fmt: skip
 
 
