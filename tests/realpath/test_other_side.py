@@ -48,6 +48,7 @@ from tests.realpath import fleet
 PLACES = {
     "times.compare": "test_checks.py::test_a_check_fails",
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
     "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
     "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
