@@ -27,7 +27,7 @@ from ci.nightly import known
 from ci.nightly.known import Known
 from ci.report import annotate, closing, junit
 from ci.report.live import Live
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.case.masked import mask
@@ -105,10 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
         events.emit("note", text=f"{warning.rule} {warning.place}: {warning.message}")
     try:
         with _signals(request):
-            observed = _carry_out(request)
-            warmer.close()
-            run_dir.release()
-            code = conclude(request, observed, issues, began, warnings)
+            try:
+                observed = _carry_out(request)
+                warmer.close()
+                run_dir.release()
+                code = conclude(request, observed, issues, began, warnings)
+            finally:
+                for end in request.ends:
+                    end()
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
@@ -230,7 +234,7 @@ def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
     if not warnings:
         return
     lines = ["", "## Warnings of validate", ""]
-    lines += [f"- {w.rule} line {w.place.line}: {w.message}" for w in warnings]
+    lines += [f"- {w.rule} line {w.place.line}: {foreign.markdown(w.message)}" for w in warnings]
     text = run_dir.summary.read_text(encoding="utf-8")
     write_text(run_dir.summary, text + here().text("\n".join(lines)) + "\n")
 

@@ -15,6 +15,8 @@ from k8s.manifest import LWS_NAME_LABEL, RUN_LABEL, Names
 
 #: Looked at in this order; the first two are made by controllers.
 KINDS = ("pods", "statefulsets", "services", "configmaps")
+#: After an outage of the API server kubelets, controllers and DNS need so long to catch up.
+AFTERMATH = 180.0
 
 
 def delete(api: Api, names: Names, parts: int) -> list[str]:
@@ -51,7 +53,10 @@ def remove(
     seconds: float,
     over: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Delete, and look until all is gone; returns the names left after ``seconds``, and why."""
+    """Delete, and look until all is gone; returns the names left after ``seconds``, and why.
+
+    It waits longer where the API server was away a short while ago.
+    """
     deadline = time.monotonic() + seconds
     failed = delete(api, names, parts)
     delay = 0.1
@@ -64,7 +69,8 @@ def remove(
             remaining = [f"unknown: {error}"]
         if not remaining and not failed:
             return []
-        if time.monotonic() > deadline or over():
+        patience = AFTERMATH if api.late(AFTERMATH) else 0.0
+        if time.monotonic() > deadline + patience or over():
             return [*failed, *remaining]
         time.sleep(delay)
         delay = min(delay * 1.5, 1.0)

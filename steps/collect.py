@@ -53,6 +53,7 @@ def plogs(run: NodeRun, source: Path) -> None:
                 target = run.dir.path / "ascend" / path.relative_to(source)
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 shutil.copy2(path, target)
+                target.chmod(0o600)
             except OSError as error:
                 run.events.emit("warning", text=f"{path} was not collected: {error}")
                 continue

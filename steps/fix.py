@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import build_case
 from steps.core.case.source import parse_yaml, read_text
 from steps.core.errors import CaseError, Exit, Place
@@ -264,7 +264,7 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
         for line in difflib.unified_diff(
             before.splitlines(), after.splitlines(), str(path), str(path), lineterm=""
         ):
-            print(here().unparsed(line))
+            print(foreign.line(here().unparsed(line)))
         print(f"{path}: {', '.join(f'{rules.count(r)} x {r}' for r in sorted(set(rules)))}\n")
         if not dry_run:
             path.write_text(after, encoding="utf-8", newline="")

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Iterable
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
 from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, withheld
@@ -42,8 +42,6 @@ from steps.core.system import priority
 from steps.core.system.guard import Guard
 
 HANDOVER_SECONDS = 20.0
-#: A last try to reach a leader that is taken to be lost.
-LEADERLESS_SECONDS = 0.5
 #: What a failure before the run is for the others.
 _EARLY = {Exit.USAGE: "config", Exit.DEADLINE: "hang"}
 
@@ -87,7 +85,8 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(self.redactor.text(f"error: {error}"), file=sys.stderr, flush=True)
+                said = foreign.block(self.redactor.text(f"error: {error}"))
+                print(said, file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:
@@ -182,10 +181,7 @@ class Program:
             self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
             code = code or int(Exit.INFRA)
         if run.link:
-            lost = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
-            run.link.done(
-                content, LEADERLESS_SECONDS if lost or not run.joined else HANDOVER_SECONDS
-            )
+            run.link.done(content, HANDOVER_SECONDS)
         elif run.leader:
             run.leader.wait(run.leader.all_done, _others_budget(run))
             code = _conclude(run)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.case.masked import mask
@@ -114,7 +114,7 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
     known = here()
     known.study(plan)
     shown = known.value(plan)
-    print(to_json(shown) if arguments.format == "json" else text(shown))
+    print(foreign.json(to_json(shown)) if arguments.format == "json" else text(shown))
     told = f"plan {plan.fingerprint()[:12]} in {run_dir.path}; nothing was started"
     print(told, file=sys.stderr, flush=True)
     return 0

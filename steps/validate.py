@@ -173,9 +173,10 @@ def run(
     problems = list(here().value(tuple(validate(paths, chosen))))
     failed = bool(problems if strict and _weighs(problems) else errors_of(problems))
     if style == "text":
-        sys.stdout.write(text(problems, len(paths)))
+        door.own(sys.stdout).write(text(problems, len(paths)))
     else:
-        sys.stdout.write(formats.FORMATS[style](problems, [str(path) for path in paths]))
+        out = door.own(sys.stdout) if style == "github" else sys.stdout
+        out.write(formats.FORMATS[style](problems, [str(path) for path in paths]))
     return Exit.USAGE if failed else Exit.PASS
 
 

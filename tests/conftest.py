@@ -5,6 +5,9 @@ Enters: reports of tests. Leaves: ``.pytest_cache/v/multinode/failed``. Touches:
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 
 from steps.core import redaction
@@ -12,6 +15,14 @@ from steps.core import redaction
 #: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
 FAILED: dict[str, bool] = {}
 KEY = "multinode/failed"
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """A run directory that a test makes shall change nothing for the next test."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

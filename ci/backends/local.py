@@ -37,7 +37,7 @@ from steps.core.plan.resolver import resolve
 from steps.core.record import records
 from steps.core.record.events import Event
 from steps.core.record.records import Cause
-from steps.core.record.rundir import read_json, write_text
+from steps.core.record.rundir import appending, read_json, write_text
 from steps.core.system import ancestry, guard, scratch
 from steps.core.system.tail import Tail
 
@@ -159,7 +159,7 @@ def _built(request: Request, tool: Tool) -> str:
 def _start(request: Request, index: int) -> Member:
     """Start one node program; its standard input is its bond to us."""
     node_dir = request.run_dir.node(index).make()
-    log = (node_dir.path / "node.log").open("ab")
+    log = appending(node_dir.path / "node.log")
     run_dir = request.run_dir
     start = contract.Start(
         index,

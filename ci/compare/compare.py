@@ -24,7 +24,7 @@ from pathlib import Path
 from ci.compare import trial
 from ci.compare.pair import Finding, Judged, Pair, Started
 from ci.compare.trial import Variant
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
@@ -179,7 +179,7 @@ class Starts:
         return finding.value
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)
+        print(foreign.block(text), flush=True)
 
 
 def line(one: Judged) -> str:

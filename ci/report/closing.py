@@ -23,7 +23,7 @@ from ci.nightly import history, known, trend
 from ci.nightly.known import Known
 from ci.report import junit
 from steps import report
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.case import Case
 from steps.core.errors import Exit, MultinodeError
 from steps.core.record import devicetime
@@ -103,13 +103,13 @@ def planless(run_dir: RunDir, verdict: Verdict) -> None:
     verdict = here().value(verdict)
     write_text(run_dir.junit, junit.xml(None, verdict))
     write_json(run_dir.verdict, verdict.to_dict())
-    lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
+    lines = [f"# ❌ {verdict.verdict.upper()}: {foreign.markdown(verdict.case)}"]
     if verdict.cause:
-        lines.append(f"**Cause:** {verdict.cause.reason}")
+        lines.append(f"**Cause:** {foreign.markdown(verdict.cause.reason)}")
         if verdict.cause.evidence:
-            lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
+            lines.append(foreign.fence(verdict.cause.evidence))
         if verdict.cause.hint:
-            lines.append(f"**Next:** {verdict.cause.hint}")
+            lines.append(f"**Next:** {foreign.markdown(verdict.cause.hint)}")
     write_text(run_dir.summary, "\n\n".join(lines) + "\n")
     attempt("report.html", lambda: _refused_html(run_dir, verdict), door.warn)
 
@@ -145,7 +145,7 @@ def show(run_dir: RunDir) -> None:
         from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown(text))
+        Console(file=door.own(sys.stdout)).print(Markdown(foreign.plain(text), hyperlinks=False))
     else:
         print(text)
     print(f"Files of the run: {run_dir.path}")

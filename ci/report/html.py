@@ -26,7 +26,7 @@ from ci.report import logs
 from ci.report.requests import Sample, samples
 from ci.tools import plots
 from ci.tools.plots import Bar, Row
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
 from steps.core.errors import UsageError
 from steps.core.plan.plan import NodePlan, Plan
@@ -118,7 +118,7 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
         style=_style(),
     )
     path = run_dir.path / "report.html"
-    write_text(path, page)
+    write_text(path, foreign.html(page))
     return path
 
 
@@ -168,7 +168,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return page
+    return foreign.html(page)
 
 
 def _node_row(node: NodePlan, record: Record | None) -> tuple[Any, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -273,40 +271,6 @@ def test_a_result_is_kept_afterwards(
     assert history.main([str(tmp_path), "--store", str(store)]) == Exit.INFRA
 
 
-@pytest.fixture
-def noxfile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("noxfile_of_ours", ROOT / "noxfile.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_session_that_cannot_install_is_3(
-    noxfile: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from nox.command import CommandFailed
-
-    class Session:
-        bin = "/nowhere"
-        posargs = ()
-
-        def install(self, *_ignored: str) -> None:
-            raise CommandFailed("pip ended with 1")
-
-        def log(self, _text: str) -> None:
-            pass
-
-    for attempt in (
-        lambda: noxfile.install(Session(), "node"),
-        lambda: noxfile.run_module(Session(), "steps.validate"),
-    ):
-        with pytest.raises(SystemExit) as leave:
-            attempt()
-        assert leave.value.code == Exit.INFRA
-    assert "cannot be installed: pip ended with 1" in capsys.readouterr().err
-
-
 def test_every_command_goes_through_the_door() -> None:
     for room in ("steps", "ci", "k8s"):
         for path in (ROOT / room).rglob("*.py"):
@@ -327,3 +291,23 @@ def test_every_module_that_a_message_tells_to_start_can_be_started() -> None:
             ):
                 module = ROOT / f"{named.replace('.', '/')}.py"
                 assert '__name__ == "__main__"' in module.read_text(), f"{path}: {named}"
+
+
+def test_a_session_installs_what_the_run_needs_not_what_its_words_say(
+    noxfile: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBECONFIG_B64", raising=False)
+    for backend in ("k8s", "local"):
+        (tmp_path / backend).mkdir()
+        (tmp_path / backend / "plan.json").write_text(f'{{"cluster": {{"backend": "{backend}"}}}}')
+    run = str(tmp_path / "k8s")
+    assert noxfile.backend_extras(noxfile.replayed(["--verbose", run])) == ["k8s"]
+    assert noxfile.backend_extras(noxfile.replayed([str(tmp_path / "local")])) == []
+    assert noxfile.replayed([str(tmp_path), "--run-dir", "\0"]) == []
+    assert noxfile.unsaid(["case.yaml"]) == []
+    monkeypatch.setenv("KUBECONFIG", "/some/config")
+    assert noxfile.backend_extras(noxfile.unsaid(["case.yaml", "--profile=a3"])) == ["k8s"]
+    assert noxfile.unsaid(["case.yaml", "--rehearse"]) == []
+    assert noxfile.unsaid(["case.yaml", "--on=local"]) == []

@@ -356,6 +356,24 @@ def test_a_limit_that_is_none(hand: Hand, limit: str) -> None:
     assert hand.left() == []
 
 
+def test_the_roles_across_hosts(tmp_path: Path) -> None:
+    leader, worker = (Hand(tmp_path / name, **fleet.environment(tmp_path)) for name in "lw")
+    network = fleet.free_network(28999)
+    path, copy = fleet.written(tmp_path, fleet.case(2)), str(tmp_path / "the-plan.json")
+    plan = ("plan", "--case", str(path), "--hosts", f"127.{network}.1,127.{network}.2")
+    assert leader(*plan, "--output", copy) == 0, leader.said
+    works = worker.begin("work", "--plan", copy, "--node-index", "1")
+    assert leader("lead", "--node-index", "0") == 3, leader.said
+    assert "node 1 left no record" in leader.said
+    said = works.communicate(timeout=30)[0]
+    assert works.returncode == 1, said
+    assert "a rank of the group is gone" in said, "the leader's is, once all was judged"
+    assert leader("fetch", "--from", str(worker.run), "report") == 0, leader.said
+    checks = leader.json("verdict.json")["checks"]
+    assert not [check for check in checks if check["name"].startswith("step ")]
+    assert leader.left() + worker.left() == []
+
+
 # Bad input
 
 

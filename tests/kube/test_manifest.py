@@ -143,6 +143,15 @@ secret_env: {HF_TOKEN: hub/token}
     assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
 
 
+def test_a_pod_gets_no_account_of_the_cluster(tmp_path: Path) -> None:
+    for profile, mounted in (
+        (fleet.PROFILE, False),
+        (f"{fleet.PROFILE}service_account: me\n", None),
+    ):
+        template = lws(order(tmp_path, profile))["spec"]["leaderWorkerTemplate"]["workerTemplate"]
+        assert template["spec"].get("automountServiceAccountToken") is mounted
+
+
 def test_a_rehearsal_asks_for_no_devices(tmp_path: Path) -> None:
     profile = fleet.PROFILE + "device: {resource: huawei.com/ascend-1980}\n"
     document = lws(order(tmp_path, profile, rehearse=True))
@@ -246,12 +255,15 @@ def test_nodes_that_run_and_never_meet_are_found_out(tmp_path: Path) -> None:
     from k8s.backend import Run
 
     request: Any = argparse.Namespace(events=None)
-    api: Any = None
+    api: Any = argparse.Namespace(late=lambda seconds: 0.0)
     run = Run(request, api, order(tmp_path))
     assert run._apart(600.0) is None
     apart = run._apart(601.0)
     assert apart is not None
     assert "NetworkPolicy" in apart.hint
+    api.late = lambda seconds: 30.0  # the API was away: names resolve late
+    assert run._apart(601.0) is None
+    api.late = lambda seconds: 0.0
     run._planned = True
     assert run._apart(601.0) is None
 

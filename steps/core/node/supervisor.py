@@ -167,7 +167,7 @@ class Supervisor:
         work = place or (Path(self._workdir) if self._workdir else self._dir.path / "work")
         if place is None and not self._workdir:
             work.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
             popen = subprocess.Popen(
                 process.argv,

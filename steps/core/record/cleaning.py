@@ -41,7 +41,7 @@ def clean(path: Path, redactor: Redactor) -> bool:
     """Clean a file in place; true when something was hidden."""
     if all(before == after for before, after in _blocks(path, redactor)):
         return False
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
             for _, after in _blocks(path, redactor):

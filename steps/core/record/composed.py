@@ -127,7 +127,7 @@ def left_out(plan: Plan, records: Mapping[int, Record]) -> tuple[Cause | None, t
     named = ", ".join(f"{step} of node {node}" for node, step in needed)
     reason = f"not done: {named}"
     hint = f"Do it: invoke {step}{f' --node-index {node}' if node else ''}; then invoke report."
-    return Cause("internal", "no-verdict", reason, node=node, phase=step, hint=hint), checks
+    return Cause("internal", "no-verdict", reason, node=node, hint=hint), checks
 
 
 _WHY = {"stop": "its processes are still up: what happens to them from here on is not judged"}

@@ -435,6 +435,20 @@ class KubeDouble:
 
         self.on_loop(work)
 
+    def cgroups(self, version: str) -> None:
+        """Show pods that start from now on the memory counters of cgroup ``v1`` or ``v2``."""
+        self.on_loop(lambda: setattr(self.kubelet.node, "cgroup", version))
+
+    def starve(self, pod: str, pid: int) -> None:
+        """Let the kernel kill a process of a pod for want of memory, and none besides it."""
+
+        def work() -> None:
+            worker = self.kubelet.find(self.namespace, pod)
+            assert worker is not None
+            worker.starve(pid)
+
+        self.on_loop(work)
+
     def pid(self, pod: str, container: str = "") -> int:
         """The PID on this machine of a container's first process."""
         return self.on_loop(lambda: self._process(pod, container).pid)

@@ -25,6 +25,7 @@ from typing import Any
 
 from steps.core import door
 from steps.core.errors import Exit, InfraError, UsageError
+from steps.core.foreign import block
 from steps.core.node.alone import holding
 from steps.core.node.alone.go import Go, Part, Step, StepRun, printer
 from steps.core.node.alone.holding import Taken
@@ -178,7 +179,7 @@ def _detached(
         if code:
             with log.open(errors="replace") as told:
                 told.seek(before)
-                print(told.read().strip(), file=sys.stderr)
+                print(block(told.read().strip()), file=sys.stderr)
             continue
         until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + limit))
         print(f"{step.name} of node {index} is held by pid {pid}, at most until {until}")

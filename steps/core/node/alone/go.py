@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from steps.core import foreign
 from steps.core.errors import Exit
 from steps.core.node.alone import holding
 from steps.core.node.alone.faults import Aim
@@ -141,14 +142,15 @@ class Go:
         self.parent = os.getppid()
         self.interrupted = self.late = self.held = False
 
+    def _show(self, name: str, line: str) -> None:
+        print(foreign.line(f"[{name}] {self.redactor.text(line)}"))
+
     def carry_out(self, verbose: bool, up: Callable[[], None] | None) -> int:
         """Do it, hold what it started, and write down what was done; the exit code."""
         run, step = self.run, self.step
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._interrupt)
-        tail = Tail(
-            run.dir.path, lambda name, line: print(f"[{name}] {self.redactor.text(line)}"), "*.log"
-        )
+        tail = Tail(run.dir.path, self._show, "*.log")
         if verbose:
             tail.start()
         self._append("begun")
@@ -217,7 +219,7 @@ class Go:
 
     def _end(self, why: str) -> int:
         run, step = self.run, self.step
-        cause = next((told.cause for told in run.own_causes()), None)
+        cause = self.redactor.value(next((told.cause for told in run.own_causes()), None))
         why = str(cause) if cause else why or self._told()
         self.taken.end(why, to_dict(cause) if cause else None)
         if self.guard:
@@ -229,11 +231,11 @@ class Go:
         self._append(outcome, cause)
         if cause:
             cause = self.redactor.value(cause)
-            print(f"error: {cause}", file=sys.stderr)
+            print(foreign.block(f"error: {cause}"), file=sys.stderr)
             for line in cause.evidence:
-                print(f"    | {line}", file=sys.stderr)
+                print(f"    | {foreign.line(line)}", file=sys.stderr)
             if cause.hint:
-                print(f"    {cause.hint}", file=sys.stderr)
+                print(foreign.block(f"    {cause.hint}"), file=sys.stderr)
             return int(CLASSES[cause.verdict])
         missed = [result for result in run.benchmarks if result.status not in ("pass", "skipped")]
         if missed:
