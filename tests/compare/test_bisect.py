@@ -231,7 +231,8 @@ def test_a_whole_search_with_real_fleets(tmp_path: Path) -> None:
     case = fleet.written(tmp_path, fleet.case(1))
     argv = [sys.executable, "-m", "ci.compare.bisect", str(case), "--repository", str(repository)]
     argv += ["--good", "main~4", "--bad", "main", "--dir", str(tmp_path / "out"), "--repeats", "1"]
-    done = subprocess.run([*argv, "--on", "local", "--bench", "smoke"], cwd=ROOT, text=True, check=False,
+    argv += ["--on", "local", "--bench", "smoke"]
+    done = subprocess.run(argv, cwd=ROOT, text=True, check=False,
                           env=fleet.environment(tmp_path), capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert culprits(tmp_path) == ["change 3 | <b>"]
