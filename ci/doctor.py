@@ -203,8 +203,8 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
         bool(router),
         router or "not built yet",
         "the proxy of split fleets whose script is not here",
-        "Nothing: it is installed at its first use (500 MB); or python -m ci.tools.environments "
-        "vllm-router.",
+        "Nothing: a rehearsal has a proxy of its own, a real run installs it at its first use "
+        "(500 MB); or python -m ci.tools.environments vllm-router.",
         must=False,
     )
     bench = shutil.which("ais_bench") or found.ais_bench or _built("aisbench")

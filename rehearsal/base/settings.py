@@ -30,6 +30,7 @@ class Settings:
     visible: tuple[str, ...] | None
     nixl_port: int
     dev_mode: bool
+    key: str
 
     @property
     def own_address(self) -> str:
@@ -103,6 +104,7 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         visible=visible,
         nixl_port=int(number("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)),
         dev_mode=bool(number("VLLM_SERVER_DEV_MODE", 0)),
+        key=environ.get("OPENAI_API_KEY", ""),
     )
 
 

@@ -32,8 +32,8 @@ from steps.core.node import http, identify
 from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
-from steps.core.plan import budgets
-from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan import budgets, clusters
+from steps.core.plan.cluster import STAND_IN_ROUTER, Cluster, Rehearsal, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
@@ -60,6 +60,7 @@ PLACES = {
     "identify.at_home": "test_a_node_adds_what_it_knows_of_itself",
     "junit.xml": "test_what_a_run_says_of_itself",
     "local.make_plan": "test_without_an_engine_nothing_is_started",
+    "local._kept_router": "test_only_a_rehearsal_takes_the_rehearsals_own_proxy",
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
@@ -258,6 +259,42 @@ def test_a_plan_for_hosts(tmp_path, capsys):
 def test_nothing_stands_in_for_a_script():
     for name in ("auto", "script"):
         assert choose(name, "proxy.py", cluster_of(2)) == (KINDS["script"], "")
+    assert choose("vllm-router", "proxy.py", cluster_of(2)) == (KINDS["vllm-router"], "")
+    assert clusters.local(case_of(SPLIT), network="71.9").router == ""
+
+
+def test_only_a_rehearsal_takes_the_rehearsals_own_proxy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path))
+    given = Cluster("lab", "k8s", loopback_nodes(2, "71.9"), router="/not/here/vllm-router")
+    assert identify.at_home(given, case_of(SPLIT)).router == given.router
+    given = replace(given, rehearsal=Rehearsal())
+    assert identify.at_home(given, case_of(SPLIT)).router == STAND_IN_ROUTER
+    for place in ("vllm-router", "other-router"):
+        (tmp_path / place).write_text("#!/bin/sh\n")
+        (tmp_path / place).chmod(0o755)
+    given = replace(given, router="")
+    assert identify.at_home(given, case_of(SPLIT)).router == ""
+    given = replace(given, router=str(tmp_path / "other-router"))
+    assert identify.at_home(given, case_of(SPLIT)).router == given.router
+
+
+@pytest.mark.parametrize(
+    ("kind", "script", "words"),
+    [
+        ("vllm-router", "", "stands in for vllm-router,"),
+        ("auto", "", "stands in for proxy.py,"),
+        ("auto", "/x/proxy.py", ""),
+        ("command", "", ""),
+    ],
+)
+def test_what_stands_in_for_a_proxy_is_said(kind, script, words):
+    made = Cluster("r", "local", loopback_nodes(2, "71.9"), rehearsal=Rehearsal())
+    made = replace(made, proxy_script=script)
+    for router, actor in ((STAND_IN_ROUTER, "the rehearsal's own proxy "), ("", "vllm-router ")):
+        note = choose(kind, "proxy.py", replace(made, router=router))[1]
+        told = words and not (kind == "vllm-router" and not router)
+        assert (actor + words in note) if told else note == ""
 
 
 def test_the_case_s_own_budgets_count():
