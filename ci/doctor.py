@@ -260,7 +260,7 @@ def _kubernetes(backends: Sequence[str]) -> Iterator[Look]:
         ready,
         "importable" if ready else "not in this environment",
         "the Python client of Kubernetes",
-        "nox installs it for `--on k8s`; elsewhere: pip install 'kubernetes>=33'.",
+        f"{door.bringing('kubernetes')}.",
     )
     found = settings.read()
     file = Path(found.kubeconfig or Path.home() / ".kube" / "config")

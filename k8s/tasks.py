@@ -7,17 +7,27 @@ from invoke.exceptions import Exit as Leave
 
 from steps.tasks import call
 
+_K8S = {
+    "name": "the LeaderWorkerSet",
+    "on": "where it runs; k8s is the only place",
+    "namespace": "default: the kubeconfig's",
+}
 
-@task(
-    help={
-        "name": "the LeaderWorkerSet",
-        "on": "where it runs; k8s is the only place to fetch from",
-        "namespace": "default: the kubeconfig's",
-        "run_dir": "default: runs/NAME",
-    }
-)
-def fetch(c: Context, name: str, on: str = "k8s", namespace: str = "", run_dir: str = "") -> None:
-    """Fetch the files of a run that was applied by hand, and say its verdict."""
+
+def _only_k8s(on: str) -> None:
     if on != "k8s":
         raise Leave(f"--on: found {on!r}, expected k8s", code=2)
+
+
+@task(help=_K8S)
+def follow(c: Context, name: str, on: str = "k8s", namespace: str = "") -> None:
+    """Print the log of a run that was applied by hand, to its verdict and its exit code."""
+    _only_k8s(on)
+    call("k8s.follow", {"name": name, "namespace": namespace})
+
+
+@task(help={**_K8S, "run_dir": "default: runs/NAME"})
+def fetch(c: Context, name: str, on: str = "k8s", namespace: str = "", run_dir: str = "") -> None:
+    """Fetch the files of a run that was applied by hand, and say its verdict."""
+    _only_k8s(on)
     call("k8s.fetch", {"name": name, "namespace": namespace, "run_dir": run_dir})

@@ -172,6 +172,58 @@ def test_an_import_that_fails_is_3(tmp_path: Path, module: str, content: str, to
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "package", "extra"),
+    [
+        ("-m k8s.render quickstart.yaml --profile cpu", "urllib3", "k8s"),
+        ("-m k8s.janitor", "kubernetes", "k8s"),
+        ("-m invoke fetch --name x", "kubernetes", "k8s"),
+        ("-m invoke fetch --name x", "urllib3", "k8s"),
+        ("-m invoke follow --name x", "kubernetes", "k8s"),
+        ("-m ci.run configs/quickstart.yaml --on k8s --profile cpu", "websocket", "k8s"),
+        ("-m ci.run configs/quickstart.yaml --on k8s --profile cpu", "kubernetes", "k8s"),
+        ("-m ci.report.html RUN", "jinja2", "runner"),
+        ("-m ci.doctor --for k8s", "kubernetes", "k8s"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(
+    failed: Path, tmp_path: Path, line: str, package: str, extra: str
+) -> None:
+    absent = f"No module named {package!r}"
+    hidden = f"raise ModuleNotFoundError({absent!r}, name={package!r})"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, sys\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}: {hidden}\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    config = "{clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}], current-context: c,"
+    config += (
+        " contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}]}"
+    )
+    (tmp_path / "config").write_text(config)
+    env = {"PYTHONPATH": str(tmp_path), "KUBECONFIG": str(tmp_path / "config")}
+    done = shell(line.replace("RUN", str(failed)), tmp_path, **env)
+    said = done.stdout + done.stderr
+    assert done.returncode == Exit.INFRA, said
+    assert f"python3 -m pip install -e '.[{extra}]'" in said, said
+    assert "Traceback" not in said
+
+
+def test_every_extra_of_ours_is_known() -> None:
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    for package, extra in door.EXTRAS.items():
+        assert extra in extras, package
+    for extra in ("runner", "report", "k8s"):
+        names = re.findall(r"(?m)^([\w-]+)", extras[extra])
+        assert {name.replace("-", "_") for name in names} <= door.EXTRAS.keys()
+
+
 def test_a_thread_that_fails_shows_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
