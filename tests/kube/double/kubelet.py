@@ -42,12 +42,15 @@ class Image:
         pull_error: the runtime's words when pulling fails; "" when it works.
         pull_seconds: how long a pull, or the failing of it, takes; None: ``timing.pull``.
         env: environment the image brings, above the cluster's.
+        hangs: a pull that has begun does not end while this is true, and the kubelet lets go of a
+            deleted pod only after it (seen on the real one).
     """
 
     present: bool = True
     pull_error: str = ""
     pull_seconds: float | None = None
     env: dict[str, str] = field(default_factory=dict)
+    hangs: bool = False
 
 
 @dataclass
@@ -163,6 +166,7 @@ class Worker:
         self.terminating = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._mounts: dict[str, Path] = {}
+        self._pulling: set[str] = set()
         self._main = self._spawn(self._life())
 
     # -- the pod's life --------------------------------------------------------------------------
@@ -223,6 +227,8 @@ class Worker:
             if task is not asyncio.current_task():
                 task.cancel()
         self.publish()
+        for name in self._pulling:
+            await self._unhung(name)
         running = [c for c in self.containers.values() if c.process and c.process.code is None]
         for container in running:
             self._event("Normal", "Killing", f"Stopping container {container.name}", container)
@@ -458,6 +464,14 @@ class Worker:
         self._event("Normal", "Started", "Container started", container)
         return True
 
+    async def _unhung(self, name: str) -> None:
+        """Until a pull does not hang any more, or somebody took the pod out of the API by force."""
+        there = self.node.store.get
+        while self.node.images.get(name, Image()).hangs and there(
+            kinds.PODS, self.namespace, self.name
+        ):
+            await asyncio.sleep(0.05)
+
     async def _image(self, container: Container) -> bool:
         """Make the image present, for ever if it must be."""
         spec, timing = container.spec, self.node.timing
@@ -497,7 +511,10 @@ class Worker:
         while True:
             self._event("Normal", "Pulling", f'Pulling image "{name}"', container)
             seconds = timing.pull if image.pull_seconds is None else image.pull_seconds
+            self._pulling.add(name)
             await asyncio.sleep(seconds)
+            await self._unhung(name)
+            self._pulling.discard(name)
             image = self.node.images.get(name, Image())
             if not image.pull_error:
                 text = (
