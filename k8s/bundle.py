@@ -14,7 +14,7 @@ from steps.core.node import bundle
 
 #: Pure-Python packages the node side needs and an image may lack, or have too old. psutil is
 #: compiled: the node side uses the image's, or does without.
-PACKAGES = ("yaml", "cerberus", "invoke")
+PACKAGES = ("yaml", "cerberus", "invoke", *bundle.HTTP)
 #: The API refuses a ConfigMap of more than 1 MiB; the rest is room for its metadata.
 PART_BYTES = 900 * 1024
 

@@ -7,6 +7,8 @@ Touches: what the driver touches; probes the servers' health meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import statistics
 import threading
@@ -82,13 +84,13 @@ def _await_deaths(run: NodeRun) -> None:
 
 def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     name = entry.benchmark.name
-    directory = run.dir.bench / _file_name(name, number)
+    directory, earlier = _fresh(run.dir.bench / _file_name(name, number))
     began, started = time.monotonic(), time.time()
     driver = drivers.chosen(entry.driver, run.plan.rehearsed)
     if not driver.module:
         return _result(entry, "skipped", entry.skip_gates, started=started)
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
-    series = _Series(run, number, driver)
+    series = _Series(run, number, driver, earlier)
 
     def take(places: Sequence[Path]) -> BenchResult:
         series.take(places, confirms=bool(series.found))
@@ -120,9 +122,14 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
 
 
 class _Series:
-    """Measurements of one benchmark, each of which finds the caches as the first did."""
+    """Measurements of one benchmark, each of which finds the caches as the first did.
 
-    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver) -> None:
+    Args:
+        earlier: measurements that an earlier step has made on the same fleet.
+    """
+
+    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver, earlier: int) -> None:
+        self._earlier = earlier
         self.found: list[Measurement] = []
         self.way = ""
         self._run, self._number = run, number
@@ -139,20 +146,22 @@ class _Series:
         run = self._run
         for place in places:
             run.begin_budget("bench")
-            number = len(self.found)
+            number = self._earlier + len(self.found)
             way = caches.Way(True, "")
             if number:
                 way = caches.way(run.plan, self._number, self._varies, run.sleep, confirms=confirms)
                 self.way = way.text if way.ok else f"not measured again: {way.text}"
-                if not way.ok:
+                if not way.ok and self.found:
                     return
+                if not way.ok:
+                    self.way = f"measured on caches that an earlier step warmed: {way.text}"
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             before = caches.given(run.plan) if self._again else None
             job = Job(self._entry, run.plan.endpoint, place, number if way.prompts else 0)
             measured = self._measure(run, job)
             run.check_end()
             share = caches.share(before, caches.given(run.plan)) if before else None
-            if not number:
+            if not self.found:
                 self._first = share
             elif way.text and _believed(measured) and caches.warmer(self._first, share):
                 self.way = (
@@ -164,6 +173,12 @@ class _Series:
             self.found.append(measured)
             if measured.error or measured.skipped:
                 return
+
+
+def _fresh(directory: Path) -> tuple[Path, int]:
+    """This directory, or one beside those of earlier measurements; how many there are."""
+    places = itertools.chain([directory], (Path(f"{directory}.{n}") for n in itertools.count(2)))
+    return next((place, number) for number, place in enumerate(places) if not any(place.glob("*")))
 
 
 def _places(directory: Path, what: str, count: int) -> list[Path]:
@@ -376,10 +391,14 @@ def _log_size(run: NodeRun, node: NodePlan, process: Process) -> int:
     if node.index == run.me.index:
         return run.log_sizes().get(process.name, 0)
     member = run.leader.members.get(node.index) if run.leader else None
-    return int(member.progress.get(process.name, 0)) if member else 0
+    if member:
+        return int(member.progress.get(process.name, 0))
+    with contextlib.suppress(OSError):  # without a rendezvous: where its log is here
+        return (run.run_dir.path / node.name / process.log).stat().st_size
+    return 0
 
 
-main = alone.step("bench", __doc__, run, hold=False)
+main = alone.step("bench", __doc__, lambda _: [("bench", run)], starts=True, needs=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

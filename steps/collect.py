@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from steps.core import settings
@@ -22,11 +23,19 @@ PLOG_LIMIT = 2 << 30
 _TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
 
 
-def run(run: NodeRun) -> tuple[Artifact, ...]:
-    """Collect; what cannot be read is named, never a reason to stop."""
+#: Files that tell of the run itself; written to until its very end.
+_OWN = ("events.jsonl", "record.json", "node.log", ".record.lock")
+
+
+def run(run: NodeRun, written: Collection[str] = ()) -> tuple[Artifact, ...]:
+    """Collect; what cannot be read is named, never a reason to stop.
+
+    Args:
+        written: names of files that are still being written; who writes them cleans them.
+    """
     plogs(run, settings.read().ascend_log)
-    clean(run)
-    return artifacts(run)
+    clean(run, written)
+    return artifacts(run, written)
 
 
 def plogs(run: NodeRun, source: Path) -> None:
@@ -52,10 +61,11 @@ def plogs(run: NodeRun, source: Path) -> None:
         run.events.emit("note", text=f"collected {copied} Ascend logs, {size >> 10} KiB")
 
 
-def clean(run: NodeRun) -> None:
+def clean(run: NodeRun, written: Collection[str] = ()) -> None:
     """Take secrets out of every text file of the node."""
     for path in _files(run.dir.path):
-        if path.suffix in _TEXT and path.name not in ("events.jsonl", "record.json"):
+        own = path.name in ("events.jsonl", "record.json", *written)
+        if path.suffix in _TEXT and not own:
             try:
                 run.redactor.file(path)
             except OSError as error:
@@ -65,11 +75,11 @@ def clean(run: NodeRun) -> None:
         work.rmdir()
 
 
-def artifacts(run: NodeRun) -> tuple[Artifact, ...]:
+def artifacts(run: NodeRun, written: Collection[str] = ()) -> tuple[Artifact, ...]:
     """Every file of the node's directory, but those still being written."""
     found = []
     for path in _files(run.dir.path):
-        if path.name in ("events.jsonl", "record.json", "node.log"):
+        if path.name in (*_OWN, *written):
             continue
         with contextlib.suppress(OSError):
             name = str(path.relative_to(run.dir.path))
@@ -81,12 +91,13 @@ def _files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def _standalone(run_: NodeRun) -> None:
-    for artifact in run(run_):
-        run_.events.emit("note", text=f"{artifact.path} {artifact.size} bytes {artifact.sha256}")
+def _standalone(run_: alone.StepRun) -> None:
+    run_.collected = run(run_, run_.written())
+    size = sum(artifact.size for artifact in run_.collected)
+    run_.events.emit("note", text=f"collected {len(run_.collected)} files, {size >> 10} KiB")
 
 
-main = alone.step("collect", __doc__, _standalone, hold=False)
+main = alone.step("collect", __doc__, lambda _: [("collect", _standalone)], everywhere=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 Enters: a node's run. Leaves: ``install.log``. Touches: through pip, the Python
 packages that the servers of this node will use.
 
-It has no command line of its own: what it changes stays on the machine.
+What it changes stays on the machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import os
 import signal
 import subprocess
 
+from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.record import evidence
+from steps.core.record.records import Check
+
+NOT_INSTALLED = Check("special_dependencies", "skipped", "rehearsed: not installed")
 
 
 def run(run: NodeRun) -> None:
@@ -52,3 +56,17 @@ def run(run: NodeRun) -> None:
                 hint="Check the package names and versions in special_dependencies, and the index.",
             )
         )
+
+
+def parts(run_: alone.StepRun) -> list[alone.Part]:
+    """Nothing for a node without packages; a rehearsal only says that it installs none."""
+    if run_.me.packages and run_.plan.rehearsed:
+        run_.checks.append(NOT_INSTALLED)
+        return []
+    return [("install", run)] if run_.me.packages else []
+
+
+main = alone.step("install", __doc__, parts, starts=True, everywhere=True)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

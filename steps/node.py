@@ -34,7 +34,7 @@ from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
 from steps.core.record import evidence
 from steps.core.record.events import EventLog
-from steps.core.record.records import Artifact, Cause, Check, to_dict
+from steps.core.record.records import Artifact, Cause, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
 from steps.core.redaction import Redactor, secrets_in
@@ -202,7 +202,7 @@ def lead(run: NodeRun, leader: Leader) -> None:
         with run.phase("pool"):
             serve.pool(run)
     if run.me.packages and run.plan.rehearsed:
-        run.checks.append(Check("special_dependencies", "skipped", "rehearsed: not installed"))
+        run.checks.append(install.NOT_INSTALLED)
     leader.tell(phase="load", go=True)
     with run.phase("load"):
         serve.servers(run)

@@ -20,7 +20,6 @@ from pathlib import Path
 from steps import bench_drivers
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
-from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
 from steps.core.system import machine
@@ -76,10 +75,9 @@ def addresses(run: NodeRun) -> Iterator[str]:
                     f"first: sudo ifconfig lo0 alias {run.me.address}"
                 )
         return
-    table = own_addresses()
-    if not any(str(own) == entry for entries in table.values() for entry in entries):
-        found = ", ".join(entry for entries in table.values() for entry in entries)
-        yield f"the plan gives this node the address {own}, but it has {found}"
+    wrong = alone.foreign(run.me.address)
+    if wrong:
+        yield wrong
 
 
 def ports(run: NodeRun) -> Iterator[str]:
@@ -225,7 +223,7 @@ def versions(run: NodeRun) -> dict[str, str]:
     return machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)
 
 
-main = alone.step("preflight", __doc__, run, hold=False)
+main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -184,7 +184,7 @@ def _listed(tokens: Mapping[str, float]) -> str:
     return ", ".join(f"{source} {count:g}" for source, count in sorted(tokens.items()))
 
 
-main = alone.step("prove", __doc__, run, hold=False)
+main = alone.step("prove", __doc__, lambda _: [("proof", run)], needs=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

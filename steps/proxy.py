@@ -16,7 +16,7 @@ def run(run: NodeRun) -> None:
     start(run, "proxy")
 
 
-main = alone.step("proxy", __doc__, run, hold=True)
+main = alone.step("proxy", __doc__, lambda _: [("load", run)], kinds=("proxy",))
 
 if __name__ == "__main__":
     raise SystemExit(main())

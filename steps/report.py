@@ -15,6 +15,7 @@ from pathlib import Path
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.errors import InfraError, UsageError
+from steps.core.node.alone import holding
 from steps.core.plan.plan import Plan
 from steps.core.record import outcome, records, summary
 from steps.core.record.events import read_events
@@ -96,6 +97,7 @@ def work(arguments: argparse.Namespace) -> int:
     door.keep_in(run_dir.path)
     if not run_dir.plan.exists() and run_dir.verdict.exists():
         return _repeat(run_dir, arguments.format)
+    holding.settle(run_dir)
     verdict = run(run_dir).verdict
     if arguments.format == "json":
         print(dumps(verdict.to_dict(), indent=2))

@@ -1,12 +1,17 @@
-"""resolve: the plan of a case, printed (``invoke plan``).
+"""resolve: the plan of a case, printed, and a run directory for it (``invoke plan``).
 
-Enters: a case and where it would run. Leaves: the plan as text or JSON; with
-``--output`` in a file. Touches: nothing else; nothing is started.
+Enters: a case and where it would run. Leaves: a run directory with the plan, which the other
+steps find as ``runs/latest``; the plan as text or JSON, with ``--output`` in a file as well.
+Touches: that directory and that file; nothing is started.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from steps.core import door
@@ -19,7 +24,7 @@ from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
-from steps.core.record.rundir import write_text
+from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
 
 
 def text(plan: Plan) -> str:
@@ -62,36 +67,65 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", required=True, help="a case: a path, or a name in configs/")
     parser.add_argument("--hosts", default="", help="addresses of the nodes, comma separated")
-    parser.add_argument("--run-id", default="plan", help="the plan's run id; default 'plan'")
+    parser.add_argument("--run-id", default="", help="the plan's run id; default: by the time")
+    parser.add_argument("--run-dir", help="default: runs/<run id>")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--output", help="write the JSON plan to this file")
     wishes.add_shape_arguments(parser)
 
 
-def work(arguments: argparse.Namespace) -> int:
-    """Print the plan."""
-    asked = wishes.wishes_of(arguments)
-    case = load_case(wishes.find_case(asked.case))
-    plan = resolve(case, _cluster(case, asked), asked.options(asked.run))
+#: Makes the plan for this machine of a case, a run directory and what was asked for.
+Local = Callable[[Case, RunDir, Wishes], Plan]
+
+
+def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
+    """Make the run directory and print the plan.
+
+    Args:
+        local: makes the plan where all nodes are on this machine, with the tools it needs.
+    """
+    asked = wishes.wishes_of(arguments, case_may_rehearse=True)
+    path = wishes.find_case(asked.case)
+    case = load_case(path)
+    if case.rehearse and asked.rehearsal is None:
+        asked = asked.rehearsed()
+        print(f"{case.file} says 'rehearse: true': stand-ins play the engines", file=sys.stderr)
+    asked.check_faults()
+    asked = replace(asked, run=asked.run or new_run_id())
+    run_dir = RunDir(asked.run_dir or Path("runs") / asked.run)
+    run_dir.check_unused()
+    cluster = _far(case, asked)
+    if cluster is None and local:
+        plan = local(case, run_dir, asked)
+    else:
+        near = partial(clusters.local, case, rehearsal=asked.rehearsal, network=asked.network)
+        plan = resolve(case, cluster or near(), asked.options(asked.run))
+    run_dir.make()
+    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    write_text(run_dir.plan, to_json(plan))
+    point_latest(run_dir.path)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
     print(to_json(plan) if arguments.format == "json" else text(plan))
+    told = f"plan {plan.fingerprint()[:12]} in {run_dir.path}; nothing was started"
+    print(told, file=sys.stderr, flush=True)
     return 0
 
 
-main = door.Verb("plan", __doc__, _options, work)
+main = door.Verb("plan", __doc__, options, work)
 
 
-def _cluster(case: Case, asked: Wishes) -> Cluster:
+def _far(case: Case, asked: Wishes) -> Cluster | None:
+    """The cluster of the hosts that the command line or the case names."""
     hosts = [host for host in asked.hosts.split(",") if host] or list(case.cluster_hosts)
-    if hosts and asked.rehearsal is None:
-        if len(hosts) != case.num_nodes:
-            raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
-        return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
-    return clusters.local(case, rehearsal=asked.rehearsal, network=asked.network or "71.9")
+    if not hosts or asked.rehearsal is not None:
+        return None
+    if len(hosts) != case.num_nodes:
+        raise UsageError(f"--hosts: found {len(hosts)} addresses, expected {case.num_nodes}")
+    return clusters.plain(case, [ClusterNode(i, host) for i, host in enumerate(hosts)])
 
 
 if __name__ == "__main__":

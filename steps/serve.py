@@ -6,6 +6,7 @@ Touches: starts processes; writes the files the plan gives them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 from steps.core.node import alone
@@ -13,12 +14,6 @@ from steps.core.node.http import look
 from steps.core.node.launch import start
 from steps.core.node.noderun import NodeRun
 from steps.core.plan.plan import Probe
-
-
-def run(run: NodeRun) -> None:
-    """Start the pool, if this node has it, and the servers."""
-    pool(run)
-    servers(run)
 
 
 def pool(run: NodeRun) -> None:
@@ -42,7 +37,20 @@ def servers(run: NodeRun) -> None:
     start(run, "server")
 
 
-main = alone.step("serve", __doc__, run, hold=True)
+def parts(run: alone.StepRun) -> Iterator[alone.Part]:
+    """This node's share; the pool and, where the whole fleet is meant, the proxy as well.
+
+    What a step of its own holds already is left to it.
+    """
+    kinds = run.kinds_here()
+    if "pool" in kinds:
+        yield "pool", pool
+    yield "load", servers
+    if run.whole and "proxy" in kinds:
+        yield "load", partial(start, kind="proxy")
+
+
+main = alone.step("serve", __doc__, parts, kinds=("server",), everywhere=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -41,12 +41,6 @@ class _Watch:
         return f"{self.node.name} {self.process.name}"
 
 
-def run(run: NodeRun) -> None:
-    """Wait for every probe, then for one completion."""
-    ready(run)
-    completion(run)
-
-
 def ready(run: NodeRun) -> None:
     """Wait until every API server, the pool and the proxy answer their probes.
 
@@ -135,7 +129,13 @@ def _describe(run: NodeRun, watch: _Watch) -> str:
     return f"{text}; its log ends: {line})" if line else f"{text})"
 
 
-main = alone.step("wait", __doc__, run, hold=False)
+main = alone.step(
+    "wait",
+    __doc__,
+    lambda _: [("load", ready), ("probe", completion)],
+    needs=True,
+    waits=True,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

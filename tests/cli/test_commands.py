@@ -231,19 +231,3 @@ def test_the_real_commands_without_a_traceback() -> None:
 def test_the_parsers_defaults_are_those_of_the_docs() -> None:
     found = ci_run.main.parser().parse_args(["case.yaml"])
     assert (found.on, found.rehearse, found.bench, found.run_dir) == (None, False, None, None)
-
-
-@pytest.mark.parametrize(("step", "phase"), [("preflight", "preflight"), ("collect", "collect")])
-def test_a_step_run_alone_is_in_its_own_phase(tmp_path: Path, step: str, phase: str) -> None:
-    run_dir = tmp_path / "run"
-    words = ["--case", "quickstart.yaml", "--rehearse", "--run-dir", str(run_dir)]
-    done = subprocess.run(
-        [sys.executable, "-m", f"steps.{step}", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    events = (run_dir / "node-0" / "events.jsonl").read_text()
-    assert f'"phase": "{phase}"' in events, done.stdout + done.stderr
-    assert '"phase": "load"' not in events

@@ -142,7 +142,16 @@ def test_a_worker_that_never_met_its_leader_ends_at_once_when_told_to(tmp_path: 
     plan = tmp_path / "plan.json"
     network = clusters.free_network(28999)
     words = ["--case", "quickstart.yaml", "--rehearse", "--network", network]
-    made = [sys.executable, "-m", "steps.resolve", *words, "--output", str(plan)]
+    made = [
+        sys.executable,
+        "-m",
+        "steps.resolve",
+        *words,
+        "--output",
+        str(plan),
+        "--run-dir",
+        f"{plan}.d",
+    ]
     subprocess.run(made, cwd=ROOT, env=environment(tmp_path), check=True, capture_output=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "steps.node", "--plan", str(plan), "--node-index", "1",

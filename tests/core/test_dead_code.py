@@ -26,6 +26,7 @@ REACHED = {
     "text_of": "the tests of the rules, which share their examples",
     "readable": "io",
     "readinto": "io",
+    "trust_env": "requests",
 }
 #: What is found by a part of its name: rehearsed faults, rules of cerberus.
 FOUND = ["_crash", "_exit0", "_kill9", "_oom", "_hang", "_fork_away", "_ignore_term"]

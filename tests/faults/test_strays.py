@@ -88,7 +88,7 @@ def test_a_step_run_alone_that_is_killed_leaves_nothing(place: Path) -> None:
     roster, environment = strays.plant(place, strays.SEEN)
     words = ["--case", str(ROOT / "configs" / "quickstart.yaml"), "--rehearse", "--run-dir"]
     step = subprocess.Popen(
-        [sys.executable, "-m", "steps.serve", *words, str(place / "run")],
+        [sys.executable, "-m", "steps.serve", "--node-index", "0", *words, str(place / "run")],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,

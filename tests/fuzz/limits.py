@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -63,7 +64,9 @@ def _fix(path: Path) -> int:
 
 
 def _plan(path: Path) -> int:
-    return plan.main(["--case", str(path), "--rehearse", "--format", "json"])
+    with tempfile.TemporaryDirectory() as place:
+        words = ["--rehearse", "--format", "json", "--run-dir", f"{place}/run"]
+        return plan.main(["--case", str(path), *words])
 
 
 def _profile(path: Path) -> int:

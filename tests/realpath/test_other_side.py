@@ -46,6 +46,9 @@ from tests.realpath import fleet
 
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
+    "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -75,7 +78,7 @@ PLACES = {
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
-    "resolve._cluster": "test_a_plan_for_hosts",
+    "resolve._far": "test_a_plan_for_hosts",
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
@@ -245,7 +248,8 @@ def test_a_node_adds_what_it_knows_of_itself(monkeypatch, tmp_path):
     assert found.known["WORKSPACE"] == str(tmp_path)
 
 
-def test_a_plan_for_hosts(tmp_path, capsys):
+def test_a_plan_for_hosts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "case.yaml"
     path.write_text(SPLIT)
     words = ["--case", str(path), "--hosts", "10.0.0.1,10.0.0.2", "--format", "json"]

@@ -23,8 +23,16 @@ from steps.core.plan import clusters
 
 #: What of this checkout a node needs.
 ROOMS = ("steps", "rehearsal")
+#: requests and what it imports: module -> distribution.
+HTTP = {
+    "requests": "requests",
+    "urllib3": "urllib3",
+    "idna": "idna",
+    "certifi": "certifi",
+    "charset_normalizer": "charset-normalizer",
+}
 #: What the node program imports besides the standard library: module -> distribution.
-NEEDED = {"yaml": "PyYAML", "cerberus": "cerberus", "psutil": "psutil"}
+NEEDED = {"yaml": "PyYAML", "cerberus": "cerberus", "psutil": "psutil", **HTTP}
 #: What a Python must have in common with ours to read our byte code.
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _LEFT_OUT = ("__pycache__", ".pyc", ".DS_Store", "/tests/")

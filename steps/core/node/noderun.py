@@ -87,7 +87,7 @@ class NodeRun:
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
         self.run_dir = run_dir
-        self.dir: NodeDir = run_dir.node(index).make()
+        self.dir: NodeDir = run_dir.node(index, step).make()
         self.events = events
         self.redactor = redactor or Redactor()
         self.started = time.time()

@@ -121,6 +121,7 @@ class Wishes:
         run: the run's id; empty: one made of the time.
         bound: the node program ends when its standard input closes.
         output: ``text`` for people, ``events`` for a starter.
+        detach: a keeper holds what a step starts; ``limit``: for so many seconds at most.
     """
 
     case: str = ""
@@ -144,6 +145,8 @@ class Wishes:
     cluster: str = ""
     bound: bool = False
     output: str = "text"
+    detach: bool = False
+    limit: float = 0.0
 
     def options(self, run: str) -> Options:
         """What these wishes add to case and cluster."""

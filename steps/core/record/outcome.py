@@ -53,13 +53,18 @@ def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
     Raises:
         InfraError: the directory has no plan, so nothing can be said.
     """
-    plan = _plan(run_dir)
+    plan = plan_of(run_dir)
     found = _records(run_dir, plan)
     verdict = compute(plan, found, observed or _observed(run_dir))
     return Finished(run_dir, plan, found, verdict, _held(run_dir))
 
 
-def _plan(run_dir: RunDir) -> Plan:
+def plan_of(run_dir: RunDir) -> Plan:
+    """The plan of a run directory.
+
+    Raises:
+        InfraError: it has none, or none of this version.
+    """
     try:
         return from_json(read_bounded(run_dir.plan).decode())
     except OSError as error:

@@ -124,6 +124,17 @@ class ProcessRecord:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """One go at a step that was run alone; ``outcome`` is begun, held, done, failed or lost."""
+
+    name: str
+    started: float
+    seconds: float = 0.0
+    outcome: str = "begun"
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file of the node's directory."""
 
@@ -134,7 +145,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Record:
-    """A node's account of itself, written at its end."""
+    """A node's account of itself: of its end, or step by step where steps run alone."""
 
     run: str
     node: int
@@ -155,6 +166,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     plan: str = ""
+    steps: tuple[StepRecord, ...] = ()
     schema: int = SCHEMA
 
 
@@ -201,12 +213,18 @@ def record_from(data: Any) -> Record | None:
         causes = [cause for cause in map(cause_from, data["causes"]) if cause]
         cause = cause_from(data["cause"])
         benchmarks = tuple(bench_from(entry) for entry in data["benchmarks"])
-        found = decode(Record, {**data, "causes": (), "cause": None, "benchmarks": ()})
+        steps = tuple(
+            replace(decode(StepRecord, {**entry, "cause": None}), cause=cause_from(entry["cause"]))
+            for entry in data.get("steps", ())
+        )
+        apart = {"causes": (), "cause": None, "benchmarks": (), "steps": ()}
+        found = decode(Record, {**data, **apart})
         times = [found.started, found.ended]
         times += [at for phase in found.phases for at in (phase.started, phase.seconds)]
+        times += [at for step in steps for at in (step.started, step.seconds)]
         times += [process.started for process in found.processes]
         times += [process.exit["at"] for process in found.processes if process.exit]
     except (KeyError, TypeError, ValueError):
         return None
-    whole = replace(found, causes=tuple(causes), cause=cause, benchmarks=benchmarks)
+    whole = replace(found, causes=tuple(causes), cause=cause, benchmarks=benchmarks, steps=steps)
     return whole if all(map(is_time, times)) else None

@@ -46,9 +46,14 @@ _ANOTHER = "Name a new directory with --run-dir."
 
 @dataclass(frozen=True)
 class NodeDir:
-    """One node's part of a run directory."""
+    """One node's part of a run directory.
+
+    Attributes:
+        step: the step that runs alone; each but ``serve`` has a table of processes of its own.
+    """
 
     path: Path
+    step: str = ""
 
     @property
     def record(self) -> Path:
@@ -58,7 +63,8 @@ class NodeDir:
     @property
     def processes(self) -> Path:
         """Kept current while the run lives."""
-        return self.path / "processes.json"
+        own = f"-{self.step}" if self.step not in ("", "serve") else ""
+        return self.path / f"processes{own}.json"
 
     @property
     def events(self) -> Path:
@@ -130,9 +136,9 @@ class RunDir:
         """The run's token; removed at the end."""
         return self.path / ".token"
 
-    def node(self, index: int) -> NodeDir:
-        """The part of one node."""
-        return NodeDir(self.path / f"node-{index}")
+    def node(self, index: int, step: str = "") -> NodeDir:
+        """The part of one node; ``step`` is the one that runs alone there."""
+        return NodeDir(self.path / f"node-{index}", step)
 
     def make(self) -> RunDir:
         """Create it, for the owner only.

@@ -12,7 +12,8 @@ from typing import Any
 
 from steps.core.errors import Exit
 from steps.core.plan.plan import LEADER, Plan
-from steps.core.record.records import BenchResult, Cause, Check, Record
+from steps.core.record import composed
+from steps.core.record.records import BenchResult, Cause, Check, Record, to_dict
 
 SCHEMA = 1
 
@@ -130,10 +131,19 @@ def compute(
     """
     present = {index: record for index, record in records.items() if record is not None}
     missing = tuple(node.index for node in plan.nodes if node.index not in present)
+    if composed.is_composed(present):
+        present = composed.judged(plan, present)
     leader = present.get(LEADER)
     cause, rest = _cause(leader, present, observed)
     benchmarks = leader.benchmarks if leader else ()
     checks = leader.checks if leader else ()
+    if composed.is_composed(present):
+        cause = composed.dated(cause, leader) if cause else None
+        failed = _benchmarks(plan, benchmarks)
+        failed = failed if failed and failed.verdict != "no-verdict" else None
+        needed, named = composed.left_out(plan, present)
+        cause = cause or _missing(plan, missing) or failed or needed
+        checks = (*checks, *named)
     if cause is None:
         cause = (
             _missing(plan, missing)
@@ -155,13 +165,7 @@ def compute(
         verdict=_class_of(cause),
         cause=cause,
         phases=tuple(
-            {
-                "node": index,
-                "name": phase.name,
-                "started": phase.started,
-                "seconds": phase.seconds,
-                "outcome": phase.outcome,
-            }
+            {"node": index, **to_dict(phase)}
             for index, record in sorted(present.items())
             for phase in record.phases
         ),
@@ -205,7 +209,8 @@ def _cause(
     leader: Record | None, present: Mapping[int, Record], observed: Sequence[Cause]
 ) -> tuple[Cause | None, tuple[Cause, ...]]:
     """The run's first cause: what the leader told everybody, unless the backend knows better."""
-    told = leader.cause if leader else None
+    # Steps that ran alone were told nothing: what every record knows counts alike.
+    told = leader.cause if leader and not leader.steps else None
     others = [c for record in present.values() for c in record.causes]
     if told is not None and not any(_explains(seen, told) for seen in observed):
         first: Cause | None = told
@@ -257,7 +262,7 @@ def _missing(plan: Plan, missing: Sequence[int]) -> Cause | None:
 
 
 def _benchmarks(plan: Plan, results: Sequence[BenchResult]) -> Cause | None:
-    done = {result.name: result for result in results}
+    done = _counting(results)
     for entry in plan.benchmarks:
         name = entry.benchmark.name
         result = done.get(name)
@@ -284,6 +289,22 @@ def _benchmarks(plan: Plan, results: Sequence[BenchResult]) -> Cause | None:
     return None
 
 
+def _counting(results: Sequence[BenchResult]) -> dict[str, BenchResult]:
+    """The measurement of each benchmark that counts: the first that failed, else the last."""
+    found: dict[str, BenchResult] = {}
+    for result in results:
+        known = found.get(result.name)
+        if known is None or known.status != "fail":
+            found[result.name] = result
+    for name, result in found.items():
+        every = [r for r in results if r.name == name]
+        if len(every) > 1:
+            told = ", ".join(f"{r.directory} {r.status}" for r in every)
+            note = f"measured {len(every)} times ({told}); this is {result.directory}"
+            found[name] = replace(result, note="; ".join(filter(None, (note, result.note))))
+    return found
+
+
 def _evidence(checks: Sequence[Check]) -> Cause | None:
     names = {check.name: check for check in checks}
     if "completion" not in names:
@@ -298,7 +319,7 @@ def _evidence(checks: Sequence[Check]) -> Cause | None:
 
 def _complete(plan: Plan, results: Sequence[BenchResult]) -> tuple[BenchResult, ...]:
     """Results in the plan's order; what was never measured is shown as skipped."""
-    done = {result.name: result for result in results}
+    done = _counting(results)
     return tuple(
         done.get(entry.benchmark.name)
         or BenchResult(
