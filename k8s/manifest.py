@@ -184,7 +184,11 @@ def _first_map(order: Order) -> Json:
         ],
         "cluster": cluster(order).to_dict(),
         "known": list(PASSED),
-        "arguments": [*order.arguments, "--output", order.output],
+        "arguments": [
+            *order.arguments,
+            f"--case-name={order.case.file}",
+            f"--output={order.output}",
+        ],
         "output": order.output,
         "until": int(order.expires),
     }

@@ -15,6 +15,7 @@ import io
 import os
 import re
 import select
+import signal
 import sys
 import threading
 import traceback
@@ -104,6 +105,8 @@ def install() -> None:
     _less_optimized()
     sys.excepthook = last
     threading.excepthook = of_thread
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The last handler

@@ -8,9 +8,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +26,7 @@ from ci.nightly import history
 from ci.report import closing
 from steps.core import door
 from steps.core.errors import Exit
+from steps.core.node import contract
 from steps.core.record.records import Cause
 from tests.ci import runs
 from tests.core.cases import ROOT
@@ -209,6 +213,51 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(
     assert done.returncode == Exit.INFRA, said
     assert f"python3 -m pip install -e '.[{extra}]'" in said, said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "said"),
+    [
+        ("argparse", -2, ""),  # before the door is there: as any program that a signal ends
+        ("cerberus", 130, "interrupted\n"),
+    ],
+)
+def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(
+    tmp_path: Path, module: str, code: int, said: str
+) -> None:
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{module}.py").write_text(text)
+    env = {**environment(tmp_path), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    argv = [sys.executable, "-m", "steps.validate", "configs/quickstart.yaml"]
+    with subprocess.Popen(argv, cwd=ROOT, env=env, text=True, stdout=-1, stderr=-1) as popen:
+        out, errors = popen.communicate(timeout=60)
+    assert (popen.returncode, out, errors) == (code, "", said)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_programs_that_an_interrupt_ends_early_are_its_consequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """Node programs still load their modules, and leave no record, when Ctrl-C comes."""
+
+    def ended(request: Request) -> tuple[Cause, ...]:
+        if before:
+            return (replace(death(time.time() - 5.0, 1, log="node-1/server.log"), kind="lost"),)
+        os.kill(os.getpid(), signal.SIGINT)
+        return (contract.lost(0, "exited with code 130", time.time()),)
+
+    def interrupted_after(request: Request) -> tuple[Cause, ...]:
+        found = ended(request)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(ci_run, "backend", lambda name: interrupted_after)
+    code = ci_run.main(["configs/quickstart.yaml", "--run-dir", str(tmp_path / "run")])
+    told = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    if before:
+        assert code != 130, "it had died before"
+    else:
+        assert (code, told["verdict"]) == (130, "interrupted")
 
 
 def test_every_extra_of_ours_is_known() -> None:

@@ -27,7 +27,7 @@ from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
-from steps.core.errors import InfraError
+from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
@@ -48,7 +48,6 @@ from tests.realpath import fleet
 PLACES = {
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
-    "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -84,7 +83,8 @@ PLACES = {
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
-    "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "wishes.Wishes.of_case": "test_only_a_case_of_stand_ins_rehearses_unasked",
+    "run.choose": "test_only_a_case_of_stand_ins_rehearses_unasked",
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
@@ -200,11 +200,16 @@ def loaded(found: Outcome) -> Plan:
 # Where a run goes, and what it finds there
 
 
-def test_a_case_of_stand_ins_runs_for_real_where_that_is_asked():
-    case = case_of("rehearse: true\n" + SPLIT)
-    asked = ci_run.choose(case, Wishes(place="local"))
-    assert asked.place == "local"
-    assert asked.rehearsal is None
+def test_only_a_case_of_stand_ins_rehearses_unasked():
+    for place in ("local", "hosts", "k8s", ""):
+        asked = ci_run.choose(case_of("rehearse: true\n" + SPLIT), Wishes(place=place))
+        assert (asked.place, asked.rehearsal) == (place or "local", Rehearsal())
+        real = ci_run.choose(case_of(SPLIT), Wishes(place=place or "hosts"))
+        assert (real.place, real.rehearsal) == (place or "hosts", None)
+    faulty = Wishes(place="k8s", stand_ins=Rehearsal(faults=("crash@1:load",)))
+    assert ci_run.choose(case_of("rehearse: true\n" + SPLIT), faulty).rehearsal
+    with pytest.raises(UsageError, match="--fault works in a rehearsal only"):
+        ci_run.choose(case_of(SPLIT), faulty)
     asked = ci_run.choose(case_of(SPLIT), Wishes(hosts="10.0.0.1,10.0.0.2"))
     assert asked.place == "hosts"
 

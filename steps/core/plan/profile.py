@@ -244,12 +244,12 @@ def load_profile(path: Path) -> Profile:
     return _build(source, path)
 
 
-def problems(path: Path) -> list[Problem]:
-    """Every problem of a profile's file, also that it cannot be read."""
-    try:
-        return check(load_yaml(path))
-    except CaseError as error:
-        return list(error.problems)
+def is_one(source: Source) -> bool:
+    """Whether a file looks like a profile, not like a case: by more of its keys."""
+    keys = set(source.data) if isinstance(source.data, dict) else set()
+    return len(keys & FIELDS.keys()) > len(
+        keys & (fields.DEPLOYMENT.keys() | fields.ROUTING.keys())
+    )
 
 
 def check(source: Source) -> list[Problem]:

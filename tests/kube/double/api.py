@@ -173,7 +173,7 @@ class Api:
         verb = self._verb(request, name)
         if sub == "exec":
             verb = "create" if request.method == "POST" else "get"
-        if kind is not kinds.ACCESS_REVIEWS:
+        if kind not in (kinds.ACCESS_REVIEWS, kinds.WHO_AM_I):
             checked = namespace or (name if kind is kinds.NAMESPACES else "")
             full = f"{kind.plural}/{sub}" if sub else kind.plural
             if not user.may(verb, kind.group, full, checked, name):
@@ -185,6 +185,9 @@ class Api:
             await serve_exec(request, self.store, self.kubelet, namespace, name)
         elif kind is kinds.ACCESS_REVIEWS:
             await self._review(request, user)
+        elif kind is kinds.WHO_AM_I:
+            who = {"status": {"userInfo": {"username": user.name}}, "metadata": {}}
+            await request.answer(201, {"kind": kind.kind, "apiVersion": kind.api_version, **who})
         elif verb == "watch":
             await self._watch(request, kind, namespace, name)
         elif verb == "list":
