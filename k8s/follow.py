@@ -120,8 +120,7 @@ class Follow:
     def _code(self) -> int:
         """How the leader's program ended."""
         pod, argv = self.names.pod(LEADER), ("-I", "-S", "-c", _READ)
-        spec = self.api.get(path(self.names.namespace, "pods", pod))["spec"]["containers"]
-        (python,) = (c["command"][0] for c in spec if c["name"] == manifest.CONTAINER)
+        python = manifest.python_of(self.api.get(path(self.names.namespace, "pods", pod)))
         where = (self.names.namespace, pod, manifest.CONTAINER)
         code, text = self.api.run(*where, [python, *argv])
         done = loads(text) if code == 0 else {"how": text.strip()[-200:]}

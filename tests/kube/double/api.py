@@ -61,6 +61,7 @@ class Api:
         self.kinds = [k for k in kinds.ALL if lws or k.group != kinds.LWS_GROUP]
         self.watches: set[asyncio.Queue[Change | str | None]] = set()
         self.requests: list[tuple[str, str]] = []
+        self.webhooks: list[Callable[[str, Object], None]] = []
 
     async def handle(self, request: Request) -> None:
         if request.path.startswith("/_double/"):
@@ -302,7 +303,9 @@ class Api:
         return self.store.create(kind, made)
 
     def _admit(self, kind: Kind, namespace: str, made: Object) -> None:
-        """Service account volume and resource quota, as admission adds and refuses."""
+        """Webhooks, service account volume and quota, as admission adds and refuses."""
+        for webhook in self.webhooks:
+            webhook(kind.kind, made)
         if kind is kinds.PODS and made["spec"].get("automountServiceAccountToken") is not False:
             self._api_access(made)
         if kind not in (kinds.PODS, kinds.CONFIGMAPS, kinds.SERVICES, kinds.SECRETS):

@@ -25,7 +25,7 @@ from typing import Any
 from . import events, kinds, sandbox, schema
 from .gc import Collector
 from .store import Change, Object, Store, now
-from .timing import Timing
+from .timing import Lag, Timing
 
 TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MEMORY_WATCH_LIMIT = 8 * 2**30
@@ -93,6 +93,7 @@ class Node:
     token: str
     ca: str
     defects: list[BaseException]
+    lag: Lag = field(default_factory=Lag)
     pulled: set[str] = field(default_factory=set)
 
 
@@ -167,6 +168,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._mounts: dict[str, Path] = {}
         self._pulling: set[str] = set()
+        self._cache = node.timing.cache
         self._main = self._spawn(self._life())
 
     # -- the pod's life --------------------------------------------------------------------------
@@ -264,6 +266,7 @@ class Worker:
         self.phase = "Succeeded" if not any(codes) else "Failed"
         self.publish(lost=bool(never))
         await asyncio.sleep(min(self.node.timing.remove, max(self.grace, 0.01)))
+        await asyncio.sleep(self.node.lag.left(asyncio.get_running_loop().time()))
         self.node.collector.finish_pod(self.namespace, self.name, self.uid)
         shutil.rmtree(self.directory / "lives", ignore_errors=True)
         shutil.rmtree(self.directory / "volumes", ignore_errors=True)
@@ -729,6 +732,14 @@ class Worker:
         """Put the pod's volumes on disk; a missing source is retried with the recorded back-off."""
         for volume in self.pod["spec"].get("volumes") or []:
             delay = 0.5
+            if "configMap" in volume and self._cache:
+                text = (
+                    f'MountVolume.SetUp failed for volume "{volume["name"]}" : failed to sync '
+                    "configmap cache: timed out waiting for the condition"
+                )
+                self._event("Warning", "FailedMount", text)
+                await asyncio.sleep(self._cache)
+                self._cache = 0.0
             while True:
                 try:
                     self._mounts[volume["name"]] = self._materialise(volume)
