@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -27,7 +28,8 @@ HERE = Path(__file__).parent
 @nox.session
 def multinode(session: nox.Session) -> None:
     """Run one case to its verdict: CASE [--rehearse | --on k8s|hosts|local]."""
-    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    where = [*session.posargs, *unsaid(session.posargs)]
+    install(session, "node", "runner", "report", *backend_extras(where))
     run_module(session, "ci.run")
 
 
@@ -55,8 +57,16 @@ def report(session: nox.Session) -> None:
 @nox.session
 def replay(session: nox.Session) -> None:
     """Run the case of an earlier run again, with the same plan inputs: RUN [OPTIONS]."""
-    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    where = [*session.posargs, *replayed(session.posargs)]
+    install(session, "node", "runner", "report", *backend_extras(where))
     run_module(session, "ci.replay")
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """Say whether a variant of a case is worse: CASE --b-set PATH=VALUE [--budget MINUTES]."""
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    run_module(session, "ci.compare.compare")
 
 
 @nox.session
@@ -189,6 +199,23 @@ def backend_extras(arguments: list[str]) -> list[str]:
     """What the chosen backend needs besides; nothing for one machine."""
     flags = [argument.partition("=")[0] for argument in arguments]
     return [name for name in ("k8s",) if name in arguments or f"--{name}" in flags]
+
+
+def unsaid(arguments: list[str]) -> list[str]:
+    """The cluster of the kubeconfig, where a run may go when nothing says where."""
+    flags = {argument.partition("=")[0] for argument in arguments}
+    known = [os.environ.get("KUBECONFIG"), os.environ.get("KUBECONFIG_B64")]
+    found = any(known) or (Path.home() / ".kube" / "config").is_file()
+    return ["k8s"] if found and not flags & {"--on", "--rehearse", "--hosts"} else []
+
+
+def replayed(arguments: list[str]) -> list[str]:
+    """Where the run that is to be replayed ran; of one that cannot be read the module complains."""
+    for argument in arguments:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            plan = json.loads((Path(argument) / "plan.json").read_text(encoding="utf-8"))
+            return [str(plan["cluster"]["backend"])]
+    return []
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ci.backends import BACKENDS as PLACES
 from ci.backends.hosts import client as ssh
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, MultinodeError
 from steps.core.node.noderun import free_bytes
@@ -78,7 +78,7 @@ def run(backend: str, form: str) -> int:
         usable = {name: not entries for name, entries in lacking.items()}
         print(dumps({"usable": usable, "looks": [asdict(e) for e in found]}, indent=2))
     else:
-        print("\n".join(table(found)))
+        print("\n".join(map(foreign.block, table(found))))
         for name, entries in lacking.items():
             words = ", ".join(entry.name for entry in entries)
             print(f"{name}: {'cannot be used here; lacks ' + words if entries else 'can be used'}")

@@ -16,22 +16,26 @@ the directory is passed on to ``ci.run`` and comes last.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import shlex
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ci import run as ci_run
 from ci.report import closing
-from steps.core import VERSION, door
+from steps.core import VERSION, door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.numbers import dumps, loads
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan import budgets, drivers
 from steps.core.plan.plan import Plan, from_json, to_dict
+from steps.core.plan.profile import masked
 from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
+from steps.core.redaction import MASK
 
 #: Differences of two plans that are shown.
 SHOWN = 8
@@ -52,10 +56,11 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
     plan = load(before)
     path = case_of(before, plan)
     directory = Path(given) if given else before.path.parent / new_run_id()
-    words = [str(path), *options(plan, path), "--run-dir", str(directory), *more]
-    for text in warnings(plan):
-        print(f"warning: {text}", file=sys.stderr)
-    print(f"replay of {before.path}: multinode {shlex.join(words)}", flush=True)
+    profile = profile_of(before, plan)
+    words = [str(path), *options(plan, path, profile), "--run-dir", str(directory), *more]
+    for text in warnings(plan, profile):
+        door.warn(text)
+    print(foreign.line(f"replay of {before.path}: multinode {shlex.join(words)}"), flush=True)
     code = ci_run.main(words)
     closing.attempt("the comparison", lambda: _compare(before, RunDir(directory)), print)
     return code
@@ -63,7 +68,7 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
 
 def _compare(before: RunDir, after: RunDir) -> None:
     for line in compared(before, after):
-        print(line)
+        print(foreign.line(line))
 
 
 def load(run_dir: RunDir) -> Plan:
@@ -99,7 +104,20 @@ def case_of(run_dir: RunDir, plan: Plan) -> Path:
     return run_dir.case
 
 
-def options(plan: Plan, path: Path) -> Iterator[str]:
+def profile_of(run_dir: RunDir, plan: Plan) -> str:
+    """The cluster's own profile while it is what it was, else the run's copy."""
+    copy = run_dir.profile(plan.cluster.name)
+    if plan.cluster.backend != "k8s" or not copy.is_file():
+        return plan.cluster.name
+    text = copy.read_text(encoding="utf-8")
+    own = Path(text.partition("\n")[0].removeprefix("# "))
+    with contextlib.suppress(CaseError, OSError, ValueError):
+        if masked(own) == text:
+            return str(own)
+    return str(copy)
+
+
+def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:
     """The command line that makes ``plan`` of the case at ``path``."""
     case = load_case(path)
     cluster = plan.cluster
@@ -108,8 +126,8 @@ def options(plan: Plan, path: Path) -> Iterator[str]:
         yield from ("--on", cluster.backend)
     if cluster.backend == "hosts":
         yield from ("--hosts", ",".join(node.address for node in cluster.nodes))
-    if cluster.backend == "k8s" and cluster.name:
-        yield from ("--profile", cluster.name)
+    if cluster.backend == "k8s" and (profile or cluster.name):
+        yield from ("--profile", profile or cluster.name)
     if rehearsal is not None:
         yield from ("--rehearse", "--load-seconds", f"{rehearsal.load_seconds:g}")
         for fault in rehearsal.faults:
@@ -150,8 +168,10 @@ def _network(plan: Plan) -> str:
     return ".".join(first[1:3])
 
 
-def warnings(plan: Plan) -> Iterator[str]:
+def warnings(plan: Plan, profile: str = "") -> Iterator[str]:
     """What may make the new run another one."""
+    if Path(profile).is_file() and MASK in Path(profile).read_text(encoding="utf-8"):
+        yield f"secrets are left out of {profile}: add --profile with the profile of the run"
     if plan.harness != VERSION:
         yield (
             f"the run was made by version {plan.harness or 'unknown'} of the harness, this is "
@@ -170,7 +190,7 @@ def compared(before: RunDir, after: RunDir) -> Iterator[str]:
         now = to_dict(load(after))
     except UsageError:
         return
-    then = to_dict(load(before))
+    then = _moved(to_dict(load(before)), now)
     then["run"] = now["run"]
     if then["cluster"]["rehearsal"]:  # nox has an interpreter of its own for each session
         then["cluster"]["python"] = now["cluster"]["python"]
@@ -187,6 +207,18 @@ def compared(before: RunDir, after: RunDir) -> Iterator[str]:
         yield f"The verdict is the same: {new}"
     else:
         yield f"The verdict was: {old}\n        now it is: {new}"
+
+
+def _moved(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """An earlier plan at the new one's addresses, where a cluster gives each run others."""
+    if then["cluster"]["backend"] != "k8s" or len(then["nodes"]) != len(now["nodes"]):
+        return then
+    moves = {a["address"]: b["address"] for a, b in zip(then["nodes"], now["nodes"], strict=True)}
+    names = [plan["cluster"]["known"].get("LWS_LEADER_ADDRESS", "") for plan in (then, now)]
+    moves.update({names[0]: names[1]} if all(names) else {})
+    old = "|".join(map(re.escape, moves))
+    text = re.sub(rf"(?<![\w.:-])({old})(?![\w.-])", lambda found: moves[found[1]], dumps(then))
+    return dict(loads(text))
 
 
 def _told(run_dir: RunDir) -> str:

@@ -27,9 +27,10 @@ from ci.nightly import known
 from ci.nightly.known import Known
 from ci.report import annotate, closing, junit
 from ci.report.live import Live
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.masked import mask
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -41,11 +42,12 @@ from steps.core.errors import (
 )
 from steps.core.node import contract, wishes
 from steps.core.node.wishes import Wishes
+from steps.core.record import cleaning
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
 from steps.core.record.verdict import Verdict
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import here
 from steps.validate import validate
 
 WAYS = (
@@ -89,30 +91,34 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
-    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     _latest(run_dir)
     live = Live(asked.verbose)
-    redactor = Redactor.of_environment(settings.inherited())
-    for node in case.nodes:
-        redactor.learn(secrets_in(node.envs))
     warmer = closing.Warmer()
-    events = EventLog(run_dir.events, run_id, RUNNER, redactor, [live, warmer])
+    events = EventLog(run_dir.events, run_id, RUNNER, listeners=[live, warmer])
     request = Request(case, run_id, run_dir, events, asked)
     began = time.time()
+    if common := here().unsearched:
+        names = ", ".join(common)
+        events.emit("note", text=f"{names}: too short or too common: hidden only beside that name")
     for warning in warnings:
         events.emit("note", text=f"{warning.rule} {warning.place}: {warning.message}")
     try:
         with _signals(request):
-            observed = _carry_out(request)
-            warmer.close()
-            run_dir.release()
-            code = conclude(request, observed, issues, began, warnings)
+            try:
+                observed = _carry_out(request)
+                warmer.close()
+                run_dir.release()
+                code = conclude(request, observed, issues, began, warnings)
+            finally:
+                for end in request.ends:
+                    end()
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
     finally:
-        for end in (warmer.close, live.close, events.close, partial(clean, run_dir, redactor)):
+        for end in (warmer.close, live.close, events.close, partial(clean, run_dir)):
             closing.attempt("a clean end", end, door.warn)
     closing.attempt("the collected JUnit", partial(_collect, asked, run_dir), door.warn)
     closing.attempt("the summary on the terminal", partial(closing.show, run_dir), door.warn)
@@ -126,12 +132,15 @@ def _collect(asked: Wishes, run_dir: RunDir) -> None:
         closing.attempt(f"the JUnit in {asked.junit}", add, door.warn)
 
 
-def clean(run_dir: RunDir, redactor: Redactor) -> None:
-    """Take the case's secrets out of the files at the top; the plan had to have them until now."""
-    for path in run_dir.path.iterdir():
-        if path.is_file() and not path.is_symlink():
+def clean(run_dir: RunDir) -> None:
+    """Take secrets out of the files at the top, the plan had to have them until now, and out of
+    those of a node that could not do it itself.
+    """
+    nodes = [path.parent for path in run_dir.path.glob("node-*/record.json")]
+    for path in cleaning.texts(run_dir.path):
+        if not {*path.parents} & {*nodes}:
             with contextlib.suppress(OSError):
-                redactor.file(path)
+                cleaning.clean(path, here())
 
 
 def check(path: Path) -> list[Problem]:
@@ -233,9 +242,9 @@ def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
     if not warnings:
         return
     lines = ["", "## Warnings of validate", ""]
-    lines += [f"- {w.rule} line {w.place.line}: {w.message}" for w in warnings]
+    lines += [f"- {w.rule} line {w.place.line}: {foreign.markdown(w.message)}" for w in warnings]
     text = run_dir.summary.read_text(encoding="utf-8")
-    write_text(run_dir.summary, Redactor().text(text + "\n".join(lines) + "\n"))
+    write_text(run_dir.summary, text + here().text("\n".join(lines)) + "\n")
 
 
 def _refuse(asked: Wishes, run_dir: RunDir, run_id: str, path: Path, error: CaseError) -> None:
@@ -253,9 +262,9 @@ def _refuse(asked: Wishes, run_dir: RunDir, run_id: str, path: Path, error: Case
     now = time.time()
     verdict = Verdict(run_id, path.stem, "config", cause, (), (), (), 0.0, now, False)
     with contextlib.suppress(OSError, UnicodeError):
-        write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+        write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     closing.planless(run_dir, verdict)
-    clean(run_dir, Redactor.of_environment(settings.inherited()))
+    clean(run_dir)
     closing.publish(run_dir)
     _latest(run_dir)
     _collect(asked, run_dir)

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from k8s import fetch, manifest, preflight, render
+from k8s import cleanup, fetch, manifest, preflight, render
 from k8s.api import client
 from k8s.api.client import Api, ApiError, Json, path
-from k8s.api.follow import Follower
+from k8s.api.follow import LAST_WORDS, Follower
 from k8s.api.watch import Watch
 from k8s.fetch import Fetched
 from k8s.harvest import Harvest, without_record
@@ -33,11 +34,12 @@ from steps.core.node import contract
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.plan import LEADER
-from steps.core.plan.profile import find_profile, load_profile
+from steps.core.plan.profile import Profile, find_profile, load_profile, masked
+from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir
-from steps.core.redaction import Redactor
+from steps.core.record.rundir import RunDir, write_text
+from steps.core.redaction import here
 
 #: Seconds without any answer of the API after which the run is given up.
 OUTAGE = 300.0
@@ -45,6 +47,8 @@ OUTAGE = 300.0
 CANCELLED, CANCELLED_AGAIN = 200.0, 20.0
 #: How long nodes get to end after the first of them ended, beyond their own budgets.
 SLACK = 30.0
+#: Phases of a node in which its files are waited for.
+ENDING = ("stop", "collect", "verdict")
 SAY_EVERY = 10.0
 TICK = 0.25
 
@@ -60,6 +64,7 @@ class Request(Protocol):
     interrupted: threading.Event
     interrupts: int
     on_interrupt: list[Callable[[int], None]]
+    ends: list[Callable[[], None]]
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -73,12 +78,20 @@ def run(request: Request) -> tuple[Cause, ...]:
         InfraError: the cluster cannot run it; nothing was created.
     """
     profile = load_profile(find_profile(request.wishes.profile))
+    _keep(request, profile)
     api = client.connect()
     namespace = profile.namespace or api.namespace
     order = render.order(
         request.case, profile, request.wishes, request.run, namespace, output="events"
     )
     return Run(request, api, order).main()
+
+
+def _keep(request: Request, profile: Profile) -> None:
+    """The profile beside the case, for a replay; without what is secret in it."""
+    copy = request.run_dir.profile(profile.name)
+    copy.parent.mkdir(exist_ok=True)
+    write_text(copy, masked(Path(profile.file)))
 
 
 class Run:
@@ -91,7 +104,8 @@ class Run:
         self.names: Names = order.names
         self.size = order.case.num_nodes
         self.events = request.events
-        self.redactor = Redactor([order.token])
+        self.redactor = here()
+        self.redactor.learn([order.token])
         self.wake = threading.Event()
         self.lock = threading.RLock()
         self.triage = Triage(self.names, self.size, order.profile.budgets, time.monotonic())
@@ -123,10 +137,13 @@ class Run:
         finally:
             for watch in self.watches:
                 watch.close()
-            patience = time.monotonic() + 1.0
+            patience = time.monotonic() + (0.0 if self.api.hurry.is_set() else 1.0)
             for follower in self.followers.values():
                 follower.close(max(patience - time.monotonic(), 0.0))
-            self.harvest.remove()
+            # Nothing of the report depends on it.
+            removal = threading.Thread(target=self.harvest.remove, name="delete")
+            removal.start()
+            self.request.ends.append(removal.join)
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
 
@@ -147,7 +164,7 @@ class Run:
         if count > 1:
             self.api.patience = min(self.api.patience, 10.0)
         if count > 2:
-            self.api.hurry.set()
+            self.api.cut()
         self.wake.set()
 
     def _trouble(self, text: str) -> None:
@@ -265,12 +282,18 @@ class Run:
         def line(text: str) -> None:
             event = Event.from_json(text) if text[:1] == "{" else None
             if event is None:
+                if text.startswith(LAST_WORDS):
+                    with self.lock:
+                        self.triage.pods[index].ended = True
+                    self.wake.set()
                 if text.startswith("multinode: ") or not text.strip():
                     return
                 clean = {"text": self.redactor.text(text)}
                 event = Event(time.time(), self.request.run, index, "log", "note", clean)
             if index == LEADER and event.phase not in ("", "join", "log"):
                 self._planned = True
+            if event.phase in ENDING:
+                self.harvest.begin(index)
             for listener in listeners:
                 listener(event)
 
@@ -336,7 +359,8 @@ class Run:
         The nodes themselves wait longer, as long as any pod may take to start.
         """
         limit = BUDGETS["join"].seconds
-        if self._planned or seconds <= limit:
+        # Names resolve late after an outage of the API server.
+        if self._planned or seconds <= limit or self.api.late(cleanup.AFTERMATH):
             return None
         return Finding(
             None,
@@ -411,7 +435,7 @@ class Run:
             place = self.request.run_dir.node(result.node)
             for name in ("pod.log", "pod-previous.log"):
                 with contextlib.suppress(OSError):
-                    self.redactor.file(place.path / name)
+                    cleaning.clean(place.path / name, self.redactor)
             done = result.done
             if place.record.exists() or not done or done.get("exit_code") is None:
                 continue

@@ -18,6 +18,8 @@ from k8s.triage import epoch
 KINDS = ("leaderworkersets", "pods", "statefulsets", "services", "configmaps")
 #: How long pods that have nothing to stop, but do not go, are waited for.
 STUCK = 15.0
+#: After an outage of the API server kubelets, controllers and DNS need so long to catch up.
+AFTERMATH = 180.0
 
 
 def delete(api: Api, names: Names, parts: int) -> list[str]:
@@ -95,6 +97,8 @@ def remove(
 ) -> list[str]:
     """Delete, and look until all is gone; returns the names left after ``seconds``, and why.
 
+    It waits longer where the API server was away a short while ago.
+
     Args:
         over: whether nobody wants to wait any more.
         force: pods that never ran and do not go are taken out of the API.
@@ -119,8 +123,9 @@ def remove(
         if force:
             refused = _force(api, idle)
         stuck = (stuck or time.monotonic()) if pods and len(idle) == len(pods) else 0.0
-        give_up = bool(stuck) and time.monotonic() - stuck > STUCK
-        if give_up or time.monotonic() > deadline or over():
+        patience = AFTERMATH if api.late(AFTERMATH) else 0.0
+        give_up = stuck and time.monotonic() - stuck > STUCK + patience
+        if give_up or time.monotonic() > deadline + patience or over():
             reasons = {f"pods/{p['metadata']['name']}": f": {_why(api, p, now)}" for p in pods}
             left = [name + reasons.get(name, "") for name in remaining]
             return [*failed, *unknown, *left, *refused]

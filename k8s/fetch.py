@@ -11,27 +11,28 @@ transfer goes on at the byte where it broke.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from k8s import manifest
 from k8s.api import client
-from k8s.api.client import Api, ApiError, Exec
+from k8s.api.client import Api, ApiError
 from k8s.pod import OFFSET
 from steps import report
-from steps.core import door
-from steps.core.case.numbers import loads
+from steps.core import door, foreign
+from steps.core.case.numbers import loads, whole
 from steps.core.errors import InfraError, UsageError
+from steps.core.record import arrivals
+from steps.core.record.arrivals import CHUNK, SLACK, Inflated, Overrun, Part, Refused
 from steps.core.record.rundir import RunDir, read_json, sha256_of, write_json
 
-CHUNK = 1 << 18
 #: Transfers at once: more would not be faster through one API server.
 AT_ONCE = 8
 TRIES = 5
@@ -39,6 +40,11 @@ TRIES = 5
 OUTAGE = 300.0
 _AWAY = (0, 429, 502, 503, 504)
 IDLE = 60.0
+#: How a transfer may end before its time; the last two are a damaged archive's.
+BROKEN = (
+    *(ApiError, OSError, EOFError, ValueError, Overrun),
+    *(tarfile.TarError, zlib.error, RecursionError, OverflowError),
+)
 
 
 @dataclass
@@ -57,16 +63,13 @@ class Fetched:
     done: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Wanted:
+class Wanted(Part):
     """One file: what the pod says of it, and what is here."""
 
-    name: str
-    size: int
-    sha256: str
-    target: Path
-    have: int = 0
-    whole: bool = False
+    def __init__(self, name: str, size: int, sha256: str, target: Path) -> None:
+        super().__init__(name, size, target)
+        self.sha256 = sha256
+        self.whole = False
 
 
 class Fetch:
@@ -110,13 +113,13 @@ class Fetch:
                 if not wanted:
                     wanted = self._list()
                 self._transfer(wanted)
-            except (ApiError, OSError, tarfile.TarError, EOFError, ValueError) as error:
+            except BROKEN as error:
                 why = str(error) or type(error).__name__
                 away = isinstance(error, ApiError) and error.code in _AWAY
                 tries += not (away and time.monotonic() < away_until)
                 continue
             tries += 1
-            if all(entry.whole for entry in wanted):
+            if all(entry.whole or entry.lost for entry in wanted):
                 break
             why = "was not verified: its sha256 is not the record's"
         self._conclude(wanted, why)
@@ -129,129 +132,90 @@ class Fetch:
         code, text = self.api.run(*self.where, self._command("list"), IDLE)
         if code:
             raise ApiError(0, "", f"listing failed: {text.strip()[-200:]}")
-        found = []
+        self.result.problems.clear()
+        found: dict[Path, Wanted] = {}
         for line in text.splitlines():
-            entry = loads(line)
-            target = self._target(entry["path"])
-            if target is not None:
-                found.append(Wanted(entry["path"], entry["size"], entry["sha256"], target))
-        return found
+            name = line
+            try:
+                told = loads(line)
+                name, size, digest = told["path"], told["size"], told["sha256"]
+                if not (isinstance(name, str) and isinstance(digest, str) and whole(size) == size):
+                    raise Refused("an entry of the listing that means nothing")
+                if told.get("odd"):
+                    raise Refused(str(told["odd"]))
+                target = self._target(name)
+                if target in found:
+                    raise Refused(f"has the place of {found[target].name}")
+                if target is not None:
+                    found[target] = Wanted(name, size, digest, target)
+            except Refused as error:
+                self.result.problems.append(arrivals.told(str(name), str(error)))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                said = "an entry of the listing that means nothing"
+                self.result.problems.append(arrivals.told(line, said))
+        return list(found.values())
 
     def _target(self, name: str) -> Path | None:
-        """Where a file of the pod belongs; None: nowhere here.
-
-        A node's own files, the leader's plan, and the leader's copies of records that we have not.
-        """
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            return None
-        own = f"node-{self.result.node}"
-        if path.parts[0] == own:
-            return self.run_dir / path
+        """Where a file of the pod belongs; None: nowhere here."""
         if name == "done.json":
-            return self.run_dir / own / "done.json"
-        if name == "plan.json":
-            absent = not (self.run_dir / name).exists()
-            return self.run_dir / name if self.result.node == 0 or absent else None
-        if self.result.node == 0 and path.name == "record.json" and len(path.parts) == 2:
-            target = self.run_dir / path
-            return None if target.exists() else target
-        return None
+            return self.run_dir / f"node-{self.result.node}" / name
+        return arrivals.place(RunDir(self.run_dir), self.result.node, name)
 
     def _transfer(self, wanted: list[Wanted]) -> None:
         """One stream: from the first file that is not whole to the end."""
-        left = [entry for entry in wanted if not entry.whole]
+        left = [entry for entry in wanted if not (entry.whole or entry.lost)]
         if not left:
             return
         first = left[0]
-        words = ("send", first.name, str(first.have)) if first.have else ("send", first.name)
+        # A name may be none for a command line: then all comes from the start.
+        words = ["send", *([first.name] if first.name.isprintable() else [])]
+        words += [str(first.have)] * bool(first.have and words[1:])
         by_name = {entry.name: entry for entry in left}
+        listed = sum(entry.size + 4096 for entry in wanted)
         with self.api.exec(*self.where, self._command(*words), IDLE) as command:
-            stream: Any = Stream(command, self.deadline)
-            archive: Any = tarfile.open(fileobj=stream, mode="r|gz", bufsize=CHUNK)  # noqa: SIM115
+            stream: Any = Inflated(command.read, 2 * listed + SLACK, self.deadline)
+            archive: Any = tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK)  # noqa: SIM115
             with archive as tar:
                 for member in tar:
-                    entry = by_name.get(member.name)
-                    source = tar.extractfile(member)
+                    entry = by_name.pop(member.name, None)
+                    source = tar.extractfile(member) if member.isreg() else None
                     if entry is not None and source is not None:
                         self._receive(entry, member, source)
                     # A stream keeps every member it has seen, which nobody asks for again.
                     tar.members = []
-            stream.drain()
+            while command.read():  # what is behind the archive, and the exit code
+                if time.monotonic() > self.deadline():
+                    raise Overrun("no time was left")
         if command.code:
             raise ApiError(0, "", f"sending failed: {command.errors.decode(errors='replace')}")
 
     def _receive(self, entry: Wanted, member: tarfile.TarInfo, source: Any) -> None:
         """Write one member, from the byte at which it begins."""
         begin = int(member.pax_headers.get(OFFSET, 0))
-        entry.target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = entry.target.with_name(f".{entry.target.name}.part")
-        with temporary.open("r+b" if begin and temporary.exists() else "wb") as out:
-            out.seek(begin)
-            out.truncate()
-            entry.have = begin
-            while data := source.read(CHUNK):
-                out.write(data)
-                entry.have += len(data)
-                self.result.bytes += len(data)
-        temporary.chmod(0o600)
+        if begin not in (0, entry.have):
+            raise ApiError(0, "", f"{entry.name} goes on at {begin}, not at {entry.have}")
+        self.result.bytes += entry.take(source.read, begin)
+        if entry.lost or entry.path is None:
+            return
         if entry.have < entry.size:
             raise ApiError(0, "", f"{entry.name} ends at {entry.have} of {entry.size} bytes")
-        if entry.sha256 and sha256_of(temporary) != entry.sha256:
+        if entry.sha256 and sha256_of(entry.path) != entry.sha256:
             entry.have = 0
-            return
-        temporary.replace(entry.target)
-        entry.whole = True
-        self.result.files += 1
+        elif entry.keep():
+            entry.whole = True
+            self.result.files += 1
 
     def _conclude(self, wanted: list[Wanted], why: str) -> None:
         """What is here in part is kept under its own name; better than nothing."""
-        if not wanted:
+        if not wanted and (why or not self.result.problems):
             self.result.problems.append(why or "there are no files")
         for entry in wanted:
-            if entry.whole:
-                continue
-            self.result.problems.append(f"{entry.name}: {why or 'was not sent'}")
-            part = entry.target.with_name(f".{entry.target.name}.part")
-            with contextlib.suppress(OSError):
-                part.replace(entry.target.with_name(f"{entry.target.name}.partial"))
+            if not entry.whole:
+                problem = entry.lost or why or "was not sent"
+                self.result.problems.append(arrivals.told(entry.name, problem))
+                entry.set_aside()
         done = read_json(self.run_dir / f"node-{self.result.node}" / "done.json")
         self.result.done = done if isinstance(done, dict) else {}
-
-
-class Stream:
-    """A command's output as a file that is read once, in pieces, until a deadline."""
-
-    def __init__(self, command: Exec, deadline: Callable[[], float]) -> None:
-        self._command = command
-        self._deadline = deadline
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes; fewer only at the end.
-
-        Raises:
-            ApiError: the stream broke, or the deadline passed.
-        """
-        parts = [self._rest]
-        have = len(self._rest)
-        while have < size:
-            if time.monotonic() > self._deadline():
-                raise ApiError(0, "", "no time was left")
-            data = self._command.read()
-            if not data:
-                break
-            parts.append(data)
-            have += len(data)
-        whole = b"".join(parts)
-        self._rest = whole[size:]
-        return whole[:size]
-
-    def drain(self) -> None:
-        """Read what is behind the archive, and the exit code."""
-        self._rest = b""
-        while self._command.read():
-            pass
 
 
 def everything(
@@ -271,7 +235,12 @@ def everything(
 
     def one(node: int) -> Fetched:
         ready(node)
-        return Fetch(api, namespace, pods[node], node, run_dir, python, deadline).run()
+        made = Fetch(api, namespace, pods[node], node, run_dir, python, deadline)
+        try:
+            return made.run()
+        except Exception as error:  # of what is deleted next, nothing may go unsaid
+            made.result.problems.append(f"its files: {door.failure(error).message}")
+            return made.result
 
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
         return list(pool.map(one, sorted(pods)))
@@ -313,9 +282,9 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
     for result in results:
         text = f"node {result.node}: {result.files} files, {result.bytes:,} bytes"
         how = result.done.get("how", "its program has not ended yet")
-        print(f"{text}; {how}", flush=True)
+        print(foreign.line(f"{text}; {how}"), flush=True)
         for problem in result.problems:
-            print(f"    {problem}", file=sys.stderr)
+            print(f"    {foreign.line(problem)}", file=sys.stderr)
     if place.plan.exists():
         verdict = report.run(place).verdict
         print(f"\n{place.summary.read_text(encoding='utf-8')}")

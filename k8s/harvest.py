@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -18,11 +19,13 @@ from k8s.api.client import Api, ApiError
 from k8s.api.follow import previous
 from k8s.fetch import Fetched
 from k8s.manifest import Order
-from k8s.triage import Triage
+from k8s.triage import MEMORY, Triage
 from steps.core.errors import Exit
 from steps.core.node import contract
 from steps.core.plan.budgets import BUDGETS
+from steps.core.record.events import read_events
 from steps.core.record.records import Cause
+from steps.core.record.rundir import write_text
 
 #: How long a container that died gets to come back, holding its files.
 REVIVAL = 20.0
@@ -47,6 +50,8 @@ class Harvest:
         self.triage = triage
         self.lock = lock
         self.deadline = float("inf")
+        self.pool = ThreadPoolExecutor(fetch.AT_ONCE, thread_name_prefix="fetch")
+        self.fetches: dict[int, Future[Fetched]] = {}
 
     def exec(self, index: int, *words: str, idle: float = 60.0) -> tuple[int, str]:
         """Run ``pod.py`` in a pod; a broken connection is tried once more."""
@@ -55,10 +60,28 @@ class Harvest:
         try:
             return self.api.run(*where, argv, idle)
         except ApiError as error:
-            if not error.transient:
+            if not error.transient or self.api.hurry.is_set():
                 raise
             time.sleep(0.2)
             return self.api.run(*where, argv, idle)
+
+    def begin(self, index: int) -> None:
+        """A node is stopping: wait inside its pod for its end, and fetch its files at once."""
+        with self.lock:
+            if index not in self.fetches:
+                self.fetches[index] = self.pool.submit(self._one, index)
+
+    def _one(self, index: int) -> Fetched:
+        began = time.monotonic()
+        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
+
+        def deadline() -> float:
+            return min(began + FETCH_SECONDS, self.deadline)
+
+        self._await_end(index, min(began + stop, self._share(deadline())))
+        place, python = self.request.run_dir.path, self.order.profile.python
+        pod, space = self.names.pod(index), self.names.namespace
+        return fetch.Fetch(self.api, space, pod, index, place, python, deadline).run()
 
     def fetch(self) -> list[Fetched]:
         """Every node's files, each as soon as its program has ended."""
@@ -67,30 +90,13 @@ class Harvest:
         with self.lock:
             gone = self.triage.gone()
             there = [i for i, seen in self.triage.pods.items() if seen.started and i not in gone]
-        latest = began + FETCH_SECONDS
-        stop = BUDGETS["stop"].seconds + BUDGETS["collect"].seconds
-
-        def deadline() -> float:
-            return min(latest, self.deadline)
-
-        def ready(index: int) -> None:
-            self._await_end(index, min(began + stop, self._share(deadline())))
-
         self.events.emit("note", text=f"fetching from {len(there)} pods")
-        pods = {i: self.names.pod(i) for i in there}
-        results = fetch.everything(
-            self.api,
-            self.names.namespace,
-            pods,
-            self.request.run_dir.path,
-            self.order.profile.python,
-            deadline,
-            ready,
-        )
+        for index in there:
+            self.begin(index)
+        results = [self.fetches[index].result() for index in sorted(there)]
+        self.pool.shutdown(wait=False)
         for result in results:
-            for problem in result.problems[:5]:
-                text = f"node {result.node} was not fetched whole: {problem}"
-                self.events.emit("warning", text=text)
+            self._name_lost(result)
         self._previous_logs()
         size = sum(result.bytes for result in results)
         self.events.emit(
@@ -100,6 +106,18 @@ class Harvest:
         )
         return results
 
+    def _name_lost(self, result: Fetched) -> None:
+        """Every file that did not come: some in the log, all in a file, before they are deleted."""
+        lost = result.problems
+        for problem in lost[:5]:
+            text = f"node {result.node} was not fetched whole: {problem}"
+            self.events.emit("warning", text=text)
+        if len(lost) > 5:
+            path = self.request.run_dir.node(result.node).make().path / "not-fetched.log"
+            write_text(path, "".join(f"{problem}\n" for problem in lost))
+            text = f"node {result.node}: {len(lost)} files were not fetched; {path} names all"
+            self.events.emit("warning", text=text)
+
     def _share(self, deadline: float) -> float:
         """Two thirds of what is left may go into waiting, the rest is for the transfer."""
         now = time.monotonic()
@@ -108,14 +126,14 @@ class Harvest:
     def _await_end(self, index: int, deadline: float) -> None:
         """Wait until a node's program has ended; a container that died may come back to hold."""
         with self.lock:
-            if self.triage.pods[index].ready:
+            if index in self.triage.finished():
                 return
             dead = self.triage.pods[index].death is not None
         if dead:
             deadline = min(deadline, time.monotonic() + REVIVAL)
         while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
             try:
-                code, _ = self.exec(index, "wait", f"{min(left, 20.0):.1f}")
+                code, _ = self.exec(index, "wait", f"{min(left, 5.0):.1f}")
             except ApiError as error:
                 if error.code in (403, 404):
                     return
@@ -176,17 +194,20 @@ def without_record(place: Path, index: int, done: dict[str, Any], began: float) 
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line for line in lines if not line.startswith(("{", "multinode: "))]
     errors = [line for line in told if line.startswith("error:")]
-    reason = errors[-1].removeprefix("error: ") if errors else contract.ended(code)
+    memory = str(done.get("memory") or "")
+    how = f"{done['how']} and left no record"
+    happened = read_events(place / "events.jsonl")
     cause = contract.lost(
         index,
-        reason,
+        errors[-1].removeprefix("error: ") if errors else f"{how}: {memory}" if memory else how,
         began,
         log="pod.log",
         at=float(done.get("at") or 0),
-        phase="join",
-        exit_code=code,
+        phase=(happened[-1].phase if happened else "") or "join",
+        exit_code=None if done.get("signal") else code,
+        signal=str(done.get("signal") or ""),
         evidence=tuple(told[-10:]),
-        hint=f"Look at node-{index}/pod.log.",
+        hint=MEMORY if memory else f"Look at node-{index}/pod.log.",
     )
-    kind = "config" if code == Exit.USAGE else "exit"
+    kind = "config" if code == Exit.USAGE else "lost" if cause.signal else "exit"
     return replace(cause, kind=kind, verdict=_BY_CODE.get(code, "infra"))

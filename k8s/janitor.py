@@ -19,7 +19,7 @@ from k8s import cleanup, manifest
 from k8s.api import client
 from k8s.api.client import Api, ApiError
 from k8s.triage import epoch
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.case import seconds
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan.profile import find_profile, load_profile
@@ -93,7 +93,8 @@ def run(api: Api, namespace: str, older_than: float | None, dry: bool) -> int:
     entries = find(api, namespace)
     for entry in entries:
         age = f"{(now - entry.made) / 3600:.1f} h old"
-        text = f"{entry.name} ({entry.case}, run {entry.run}, {age}, {len(entry.objects)} objects)"
+        size = f"{len(entry.objects)} objects"
+        text = foreign.line(f"{entry.name} ({entry.case}, run {entry.run}, {age}, {size})")
         if not due(entry, older_than, now):
             hours = (entry.expires - now) / 3600
             print(f"kept     {text}: its time ends in {hours:.1f} h", flush=True)
@@ -106,7 +107,7 @@ def run(api: Api, namespace: str, older_than: float | None, dry: bool) -> int:
         rest = cleanup.remove(api, names, entry.run, parts, PATIENCE, force=True)
         print(f"{'LEFT    ' if rest else 'removed '} {text}", flush=True)
         for line in rest:
-            print(f"    {line}", file=sys.stderr)
+            print(f"    {foreign.line(line)}", file=sys.stderr)
             code = 3
     if not entries:
         print(f"nothing of ours is in the namespace {namespace}")

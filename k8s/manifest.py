@@ -265,7 +265,7 @@ def _pod(order: Order) -> Json:
                 "name": CONTAINER,
                 "image": profile.image,
                 "imagePullPolicy": profile.image_pull_policy,
-                "command": [profile.python, "-u", POD],
+                "command": [*_python(order), "-u", POD],
                 "env": _environment(order),
                 "resources": _resources(order),
                 "readinessProbe": {

@@ -17,22 +17,28 @@ The readiness probe tests ``done.json``: ready means that this member has finish
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import hashlib
-import io
-import json
-import os
-import select
 import signal
-import subprocess
 import sys
-import tarfile
-import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+EARLY: list[int] = []
+if __name__ == "__main__" and not sys.argv[1:]:
+    # Before all else: the kernel keeps from process 1 what it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: EARLY.append(number))
+
+import contextlib  # noqa: E402
+import gzip  # noqa: E402
+import hashlib  # noqa: E402
+import io  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import select  # noqa: E402
+import subprocess  # noqa: E402
+import tarfile  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 ROOT = Path(os.environ.get("MULTINODE_ROOT") or "/multinode")
 BUNDLE = ROOT / "bundle"
@@ -75,6 +81,8 @@ class Main:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        os.umask(0o077)
+        self.terminated = self.terminated or bool(EARLY)
         WORK.mkdir(parents=True, exist_ok=True)
         lives = self._count_lives()
         if DONE.exists():
@@ -103,7 +111,14 @@ class Main:
             say(f"error: {error}")
             self._done(3, str(error))
             return
+        if self.terminated:
+            self._done(130, "was told to stop before the node program began")
+            return
         RUN.mkdir(mode=0o700, exist_ok=True)
+        sys.path.insert(0, str(SITE))
+        from steps.core.system import oom
+
+        kills = oom.kills()
         self.child = subprocess.Popen(
             argv, cwd=SITE, stdin=subprocess.PIPE, start_new_session=True, close_fds=True
         )
@@ -115,7 +130,9 @@ class Main:
         status = self.ended[self.child.pid]
         code = os.waitstatus_to_exitcode(status)
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        self._done(code if code >= 0 else 128 - code, f"the node program {how}")
+        memory = oom.evidence(self.child.pid, kills) if -code == signal.SIGKILL else ""
+        name = signal.Signals(-code).name if code < 0 else ""
+        self._done(code if code >= 0 else 128 - code, f"the node program {how}", name, memory)
 
     def _command(self) -> list[str]:
         """The node program's command line, for the names this group really has."""
@@ -169,7 +186,7 @@ class Main:
                 child.stdin.write(words)
                 child.stdin.flush()
 
-    def _done(self, code: int | None, how: str) -> None:
+    def _done(self, code: int | None, how: str, name: str = "", memory: str = "") -> None:
         verdict = {}
         with contextlib.suppress(OSError, ValueError):
             verdict = json.loads((RUN / "verdict.json").read_text())
@@ -177,6 +194,8 @@ class Main:
             "node": self.index,
             "exit_code": code,
             "how": how,
+            "signal": name,
+            "memory": memory,
             "verdict": verdict.get("verdict", ""),
             "at": round(time.time(), 3),
         }
@@ -231,8 +250,9 @@ class Main:
 
 
 def say(text: str) -> None:
-    """One line of the pod's log."""
-    print(f"multinode: {text}", flush=True)
+    """One line of the pod's log, whatever is in it."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    print(f"multinode: {shown}".replace("##[", "## ["), flush=True)
 
 
 def unpack(start: dict[str, Any]) -> None:
@@ -295,13 +315,20 @@ def files() -> Iterator[tuple[str, Path, int]]:
     """Name, path and size of every file, in an order that stays the same."""
     found = [(DONE, "done.json")] if DONE.exists() else []
     if RUN.is_dir():
-        names = sorted(p for p in RUN.rglob("*") if p.is_file() and not p.is_symlink())
+        names = sorted(p for p in RUN.rglob("*") if not odd(p) and p.is_file())
         # Records first: when time is short, they are worth most.
         names.sort(key=lambda p: (p.name not in ("record.json", "plan.json"), str(p)))
         found += [(path, str(path.relative_to(RUN))) for path in names]
     for path, name in found:
         with contextlib.suppress(OSError):
             yield name, path, path.stat().st_size
+
+
+def odd(path: Path) -> str:
+    """Why what is in the run directory does not travel; empty for files and directories."""
+    if path.is_symlink():
+        return "is a symbolic link, and is not followed"
+    return "" if path.is_file() or path.is_dir() else "is neither a file nor a directory"
 
 
 def digests() -> dict[str, tuple[int, str]]:
@@ -328,6 +355,9 @@ def listing() -> Iterator[dict[str, Any]]:
                     hasher.update(data)
             digest = hasher.hexdigest()
         yield {"path": name, "size": size, "sha256": digest}
+    for path in sorted(RUN.rglob("*")):
+        if odd(path):
+            yield {"path": str(path.relative_to(RUN)), "size": 0, "sha256": "", "odd": odd(path)}
 
 
 def send(first: str, offset: int) -> int:
@@ -353,7 +383,7 @@ def send(first: str, offset: int) -> int:
 
 
 class Whole(io.RawIOBase):
-    """Exactly so many bytes of a file: zeros when it has become shorter meanwhile."""
+    """Exactly so many bytes of a file: zeros where it is shorter by now, or cannot be read."""
 
     def __init__(self, source: io.BufferedReader, size: int) -> None:
         self._source = source
@@ -362,7 +392,10 @@ class Whole(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes."""
         wanted = self._left if size < 0 else min(size, self._left)
-        data = self._source.read(wanted)
+        try:
+            data = self._source.read(wanted)
+        except OSError:  # what follows it in the archive must stay where it is expected
+            data = b""
         data += bytes(wanted - len(data))
         self._left -= wanted
         return data

@@ -14,7 +14,9 @@ import argparse
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -22,7 +24,7 @@ import yaml
 from k8s import bundle, manifest
 from k8s.api import access
 from k8s.manifest import Names, Order
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
@@ -32,7 +34,7 @@ from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.profile import Profile, find_profile, load_profile
 from steps.core.plan.resolver import resolve
-from steps.core.record.rundir import new_run_id
+from steps.core.record.rundir import new_run_id, write_text
 
 
 def order(
@@ -106,10 +108,13 @@ def text(made: Order) -> str:
 #   invoke fetch --on k8s --namespace {namespace} --name {name}
 #   kubectl delete -f THIS_FILE --cascade=foreground
 """
-    body = yaml.dump_all(
-        manifest.documents(made), Dumper=_Dumper, sort_keys=False, default_flow_style=False
-    )
-    return f"{head}---\n{body}"
+    return f"{head}---\n{written(manifest.documents(made))}"
+
+
+def written(documents: Sequence[Any]) -> str:
+    """Documents as YAML, of which a job log obeys no line."""
+    body = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, default_flow_style=False)
+    return body.replace("##[", "#\\x23[")  # it stands between double quotes only
 
 
 _NUMBERS = frozenset("0123456789.+-")
@@ -120,6 +125,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    if foreign.printed(value) != value:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"')
     style = "|" if "\n" in value else None
     if style is None and value[:1] in _NUMBERS:
         # PyYAML and kubectl do not agree on what is a number: 1e5 is one, but for PyYAML.
@@ -147,7 +154,7 @@ def work(arguments: argparse.Namespace) -> int:
     namespace = arguments.namespace or profile.namespace or access.namespace()
     made = order(case, profile, asked, new_run_id(), namespace, output="text")
     if arguments.output:
-        Path(arguments.output).write_text(text(made), encoding="utf-8")
+        write_text(Path(arguments.output), text(made))  # it holds the run's token
     else:
         print(text(made), end="")
     return 0

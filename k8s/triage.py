@@ -34,6 +34,7 @@ DOOMED = {
     "RunContainerError": "Check `python` in the profile: the image must have it.",
     "CrashLoopBackOff": "Look at the pod's previous log.",
 }
+MEMORY = "Raise `memory` in the profile, or make the engine need less."
 #: Seconds for which a trouble that rarely passes by itself is given a chance.
 MOUNT_PATIENCE, CLAIM_PATIENCE, CREATE_PATIENCE, PULL_PATIENCE = 5.0, 30.0, 30.0, 300.0
 #: Words of a registry or a kubelet that is busy, after which the kubelet's next try may succeed.
@@ -87,11 +88,12 @@ def _again(before: Trouble | None, text: str, now: float) -> Trouble:
 
 @dataclass
 class Seen:
-    """What is known of one node's pod."""
+    """What is known of one node's pod; ``ended``: its log said that its program has."""
 
     uid: str = ""
     phase: str = ""
     ready: bool = False
+    ended: bool = False
     running: bool = False
     started: bool = False
     scheduled: bool = False
@@ -197,7 +199,7 @@ class Triage:
             limit = _memory_limit(pod, entry["name"])
             text = f"the container of pod {name} was killed: OOMKilled, over its memory limit"
             text += f" of {limit}" if limit else ""
-            hint = "Raise `memory` in the profile, or make the engine need less."
+            hint = MEMORY
             signal = "SIGKILL"
         elif why not in ("Error", "Completed", ""):
             text += f" ({why})"
@@ -341,7 +343,7 @@ class Triage:
 
     def finished(self) -> list[int]:
         """Nodes whose program has ended."""
-        return [index for index, seen in self.pods.items() if seen.ready]
+        return [index for index, seen in self.pods.items() if seen.ready or seen.ended]
 
     def gone(self) -> list[int]:
         """Nodes whose pod was deleted or replaced."""

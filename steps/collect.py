@@ -16,11 +16,11 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, free_bytes
+from steps.core.record import cleaning
 from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
 PLOG_LIMIT = 2 << 30
-_TEXT = {".log", ".txt", ".json", ".jsonl", ".csv", ".conf", ".yaml", ""}
 
 
 #: Files that tell of the run itself; written to until its very end.
@@ -53,6 +53,7 @@ def plogs(run: NodeRun, source: Path) -> None:
                 target = run.dir.path / "ascend" / path.relative_to(source)
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 shutil.copy2(path, target)
+                target.chmod(0o600)
             except OSError as error:
                 run.events.emit("warning", text=f"{path} was not collected: {error}")
                 continue
@@ -63,11 +64,10 @@ def plogs(run: NodeRun, source: Path) -> None:
 
 def clean(run: NodeRun, written: Collection[str] = ()) -> None:
     """Take secrets out of every text file of the node."""
-    for path in _files(run.dir.path):
-        own = path.name in ("events.jsonl", "record.json", *written)
-        if path.suffix in _TEXT and not own:
+    for path in cleaning.texts(run.dir.path):
+        if path.name not in ("events.jsonl", "record.json", *written):
             try:
-                run.redactor.file(path)
+                cleaning.clean(path, run.redactor)
             except OSError as error:
                 run.events.emit("warning", text=f"{path.name} was not cleaned: {error}")
     work = run.dir.path / "work"

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import build_case
 from steps.core.case.source import parse_yaml, read_text
 from steps.core.errors import CaseError, Exit, Place
 from steps.core.plan.resolver import examine
+from steps.core.redaction import here
 from steps.core.vllm import options
 from steps.core.vllm.commandline import Option, parse_json
 from steps.lint.fleet import Fleet, Server, build
@@ -263,7 +264,7 @@ def run(files: Sequence[str] = (), *, dry_run: bool = False) -> int:
         for line in difflib.unified_diff(
             before.splitlines(), after.splitlines(), str(path), str(path), lineterm=""
         ):
-            print(line)
+            print(foreign.line(here().unparsed(line)))
         print(f"{path}: {', '.join(f'{rules.count(r)} x {r}' for r in sorted(set(rules)))}\n")
         if not dry_run:
             path.write_text(after, encoding="utf-8", newline="")

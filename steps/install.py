@@ -17,6 +17,7 @@ from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.record import evidence
 from steps.core.record.records import Check
+from steps.core.record.rundir import appending
 
 NOT_INSTALLED = Check("special_dependencies", "skipped", "rehearsed: not installed")
 
@@ -30,7 +31,7 @@ def run(run: NodeRun) -> None:
     servers = [process for process in run.me.processes if process.kind == "server"]
     log = run.dir.path / "install.log"
     argv = [run.plan.cluster.python, "-m", "pip", "install", *run.me.packages]
-    with log.open("ab") as out:
+    with appending(log) as out:
         process = subprocess.Popen(
             argv,
             env=run.supervisor.environment(servers[0]),

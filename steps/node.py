@@ -22,28 +22,26 @@ import traceback
 from collections.abc import Iterable
 
 from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
-from steps.core import door, settings
+from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, withheld
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
-from steps.core.record import evidence
+from steps.core.record import cleaning, evidence
 from steps.core.record.events import EventLog
 from steps.core.record.records import Artifact, Cause, to_dict
 from steps.core.record.rundir import write_json, write_text
 from steps.core.record.verdict import CLASSES
-from steps.core.redaction import Redactor, secrets_in
+from steps.core.redaction import here
 from steps.core.system import priority
 from steps.core.system.guard import Guard
 
 HANDOVER_SECONDS = 20.0
-#: A last try to reach a leader that is taken to be lost.
-LEADERLESS_SECONDS = 0.5
 #: What a failure before the run is for the others.
 _EARLY = {Exit.USAGE: "config", Exit.DEADLINE: "hang"}
 
@@ -53,7 +51,8 @@ class Program:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self.redactor = Redactor.of_environment(settings.inherited(), [start.token])
+        self.redactor = here()
+        self.redactor.learn([start.token])
         run_id = start.plan.run if start.plan else ""
         node_dir = start.run_dir.node(start.index).make()
         self.events = EventLog(node_dir.events, run_id, start.index, self.redactor, start.listeners)
@@ -86,7 +85,8 @@ class Program:
             self.meeting.give_up(Cause("config", verdict, error.message, hint=error.hint))
             self.events.emit("warning", text=str(error))
             if not isinstance(error, CaseError):
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                said = foreign.block(self.redactor.text(f"error: {error}"))
+                print(said, file=sys.stderr, flush=True)
                 return int(error.exit_code)
             raise
         except Exception as error:
@@ -97,6 +97,9 @@ class Program:
             self.meeting.close()
             start.run_dir.node(start.index).release()
             self.events.close()
+            if start.case:  # the plan is this program's own, which needed its secrets until now
+                with contextlib.suppress(OSError):
+                    cleaning.clean(start.run_dir.plan, self.redactor)
 
     def make_run(self, plan: Plan, guard: Guard | None = None, nice: int | None = None) -> NodeRun:
         """This node's run of a plan; what was heard before reaches it too."""
@@ -104,9 +107,7 @@ class Program:
         run_dir = self.start.run_dir
         if not run_dir.plan.exists():
             write_text(run_dir.plan, to_json(plan))
-        for node in plan.nodes:
-            for process in node.processes:
-                self.redactor.learn(secrets_in(process.env))
+        self.redactor.study(plan)
         # Read while there is time: a death is explained the sooner.
         threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run = NodeRun(
@@ -123,6 +124,9 @@ class Program:
         self.inbox.attach(run)
         for note in plan.notes if run.is_leader else ():
             self.events.emit("note", text=note)
+        if run.is_leader and (names := withheld(plan)):
+            text = f"left out of the engines' environment: {', '.join(names)}"
+            self.events.emit("note", text=f"{text}; a case names what it needs under 'inherit'")
         return run
 
     def _carry_out(self, run: NodeRun) -> None:
@@ -177,10 +181,7 @@ class Program:
             self.events.emit("warning", text=f"{run.dir.record}: {error.strerror or error}")
             code = code or int(Exit.INFRA)
         if run.link:
-            lost = cause is not None and (cause.kind, cause.node) == ("lost", LEADER)
-            run.link.done(
-                content, LEADERLESS_SECONDS if lost or not run.joined else HANDOVER_SECONDS
-            )
+            run.link.done(content, HANDOVER_SECONDS)
         elif run.leader:
             run.leader.wait(run.leader.all_done, _others_budget(run))
             code = _conclude(run)

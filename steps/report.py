@@ -22,7 +22,7 @@ from steps.core.record.events import read_events
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, read_json, write_json, write_text
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 
 def run(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
@@ -44,8 +44,8 @@ def judge(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
     """
     over = outcome.read(run_dir, observed)
     if observed:
-        kept = Redactor().value([records.to_dict(cause) for cause in observed])
-        write_json(run_dir.observed, kept)
+        kept = here().value(tuple(observed))
+        write_json(run_dir.observed, [records.to_dict(cause) for cause in kept])
     return over
 
 
@@ -55,13 +55,13 @@ def write(over: Finished, remarks: Sequence[str] = ()) -> None:
     Args:
         remarks: what the runner has to say about the verdict, as Markdown paragraphs.
     """
-    run_dir, redactor = over.run_dir, Redactor()
-    write_json(run_dir.verdict, redactor.value(over.verdict.to_dict()))
-    write_text(run_dir.summary, redactor.text(summary.markdown(over, remarks)))
+    run_dir = over.run_dir
+    write_json(run_dir.verdict, over.verdict.to_dict())
+    write_text(run_dir.summary, summary.markdown(over, remarks))
     with contextlib.suppress(OSError):  # a full disk; the events of each node are there
         merge_events(run_dir, over.plan)
     for name, content in summary.upstream_results(over.plan, over.verdict, over.records).items():
-        write_json(run_dir.path / name, redactor.value(content))
+        write_json(run_dir.path / name, content)
 
 
 def merge_events(run_dir: RunDir, plan: Plan) -> None:

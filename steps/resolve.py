@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.masked import mask
 from steps.core.errors import UsageError
 from steps.core.node import wishes
 from steps.core.node.wishes import Wishes
@@ -25,6 +26,7 @@ from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import Plan, to_json
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
+from steps.core.redaction import here
 
 
 def text(plan: Plan) -> str:
@@ -101,12 +103,15 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
         near = partial(clusters.local, case, rehearsal=asked.rehearsal, network=asked.network)
         plan = resolve(case, cluster or near(), asked.options(asked.run))
     run_dir.make()
-    write_text(run_dir.case, path.read_text(encoding="utf-8-sig"))
+    write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     write_text(run_dir.plan, to_json(plan))
     point_latest(run_dir.path)
     if arguments.output:
         write_text(Path(arguments.output), to_json(plan))
-    print(to_json(plan) if arguments.format == "json" else text(plan))
+    known = here()
+    known.study(plan)
+    shown = known.value(plan)
+    print(foreign.json(to_json(shown)) if arguments.format == "json" else text(shown))
     told = f"plan {plan.fingerprint()[:12]} in {run_dir.path}; nothing was started"
     print(told, file=sys.stderr, flush=True)
     return 0

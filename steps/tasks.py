@@ -6,6 +6,7 @@ Steps are imported when they are called, so that ``invoke --list`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -81,6 +82,8 @@ def call(module: str, options: dict[str, Any], *words: str) -> None:
         print(f"{name}: left out, since a step before it failed", flush=True)
     else:
         _row.pin(name, options)
+        with contextlib.suppress(Exception):  # the step itself says what is wrong
+            importlib.import_module(module)  # here, so that later steps need not
         code = _apart(lambda: _guarded(module, options, words))
         _row.failed = code if name == "report" and code else _row.failed or code
     if _row.failed and (name == "plan" or not set(_row.names) & set(CLOSING)):
@@ -289,30 +292,34 @@ def stop(c: Context, run_dir: str = "", node_index: int | None = None) -> None:
 
 # What the roles do, step by step. ``invoke node`` is the same with a rendezvous.
 
+_ROLE = {"plan": _PLAN["plan"], "run_dir": _PLAN["run_dir"], "node_index": "which node this is"}
 
-@task(help={"plan": "a plan.json; default: runs/latest/plan.json", "run_dir": _PLAN["run_dir"]})
-def lead(c: Context, plan: str = "", run_dir: str = "") -> None:
+
+@task(help=_ROLE)
+def lead(c: Context, plan: str = "", run_dir: str = "", node_index: int | None = None) -> None:
     """Do all the leader does, on one machine for every node: from preflight to report."""
     _row.insert(
         ["preflight", "install", "serve", "wait", "bench", "prove", "stop", "collect", "report"]
     )
-    where = {"plan": plan, "run_dir": run_dir}
+    place: dict[str, Any] = {"run_dir": run_dir}
+    here = {**place, "node_index": node_index}
+    where = {**here, "plan": plan}
     call("steps.preflight", {**where})
     call("steps.install", {**where})
     call("steps.serve", {**where, "detach": True})
     call("steps.wait", {**where})
     call("steps.bench", {**where})
     call("steps.prove", {**where})
-    call("steps.byhand.stop", {"run_dir": run_dir})
+    call("steps.byhand.stop", {**here})
     call("steps.collect", {**where})
-    call("steps.report", {"run_dir": run_dir})
+    call("steps.report", {**place})
 
 
-@task(help={"plan": "a plan.json; default: runs/latest/plan.json", "run_dir": _PLAN["run_dir"]})
-def work(c: Context, plan: str = "", run_dir: str = "") -> None:
+@task(help=_ROLE)
+def work(c: Context, plan: str = "", run_dir: str = "", node_index: int | None = None) -> None:
     """Do all a worker does: preflight, install, and serve until Ctrl-C; then collect."""
     _row.insert(["preflight", "install", "serve", "collect"])
-    where = {"plan": plan, "run_dir": run_dir}
+    where: dict[str, Any] = {"plan": plan, "run_dir": run_dir, "node_index": node_index}
     call("steps.preflight", {**where})
     call("steps.install", {**where})
     call("steps.serve", {**where})

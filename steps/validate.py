@@ -33,6 +33,7 @@ from steps.core.errors import (
 from steps.core.plan import profile
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.resolver import examine
+from steps.core.redaction import here
 from steps.lint import formats, reference
 from steps.lint.engine import lint, lint_matrix
 
@@ -170,12 +171,13 @@ def run(
         print(f"error: no case files (*.yaml, *.yml) in {where}", file=sys.stderr)
         return Exit.USAGE
     chosen = Path(matrix) if matrix else (MATRIX if not files and MATRIX.is_file() else None)
-    problems = validate(paths, chosen)
+    problems = list(here().value(tuple(validate(paths, chosen))))
     failed = bool(problems if strict and _weighs(problems) else errors_of(problems))
     if style == "text":
-        sys.stdout.write(text(problems, len(paths)))
+        door.own(sys.stdout).write(text(problems, len(paths)))
     else:
-        sys.stdout.write(formats.FORMATS[style](problems, [str(path) for path in paths]))
+        out = door.own(sys.stdout) if style == "github" else sys.stdout
+        out.write(formats.FORMATS[style](problems, [str(path) for path in paths]))
     return Exit.USAGE if failed else Exit.PASS
 
 

@@ -5,11 +5,24 @@ Enters: reports of tests. Leaves: ``.pytest_cache/v/multinode/failed``. Touches:
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
+
+from steps.core import redaction
 
 #: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
 FAILED: dict[str, bool] = {}
 KEY = "multinode/failed"
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """A run directory that a test makes shall change nothing for the next test."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -22,6 +35,12 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
     """A file that cannot be read is nobody's lateness."""
     if report.failed:
         FAILED[report.nodeid] = False
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned() -> None:
+    """What one test reads is no secret of the next."""
+    redaction.here.cache_clear()
 
 
 @pytest.hookimpl(trylast=True)

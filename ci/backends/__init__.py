@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from steps.core import foreign
 from steps.core.case.case import Case
 from steps.core.node.wishes import Wishes
 from steps.core.record.events import EventLog
@@ -35,6 +36,7 @@ class Request:
         interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP, at ``interrupted_at``;
             ``interrupts`` counts them, ``number`` is the latest signal.
         on_interrupt: what the backend wants to be told at each of them.
+        ends: what the backend still does while the report is made; each returns when it is done.
     """
 
     case: Case
@@ -47,10 +49,11 @@ class Request:
     interrupts: int = 0
     number: int = signal.SIGTERM
     on_interrupt: list[Callable[[int], None]] = field(default_factory=list)
+    ends: list[Callable[[], None]] = field(default_factory=list)
 
     def show(self, name: str, line: str) -> None:
         """A line of a process's output, with the process in front."""
-        print(f"[{name}] {self.events.redactor.text(line)}", flush=True)
+        print(foreign.line(f"[{name}] {self.events.redactor.text(line)}"), flush=True)
 
     def say(self, text: str) -> None:
         """A line of progress."""

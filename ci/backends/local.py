@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import IO
 
 from ci.backends import Request
-from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
 from steps.core.node import contract, noderun
+from steps.core.node.alone.faults import Aim
 from steps.core.plan import clusters
 from steps.core.plan.cluster import ROUTER, STAND_IN_ROUTER, Cluster, Tool
 from steps.core.plan.drivers import DRIVERS
@@ -37,7 +37,7 @@ from steps.core.plan.resolver import resolve
 from steps.core.record import records
 from steps.core.record.events import Event
 from steps.core.record.records import Cause
-from steps.core.record.rundir import read_json, write_text
+from steps.core.record.rundir import appending, read_json, write_text
 from steps.core.system import ancestry, guard, scratch
 from steps.core.system.tail import Tail
 
@@ -76,7 +76,8 @@ def run(request: Request) -> tuple[Cause, ...]:
         for node in plan.nodes:
             members.append(_start(request, node.index))
         programs = {member.index: member.popen.pid for member in members}
-        aim = Aim(request.wishes.signals, request.run_dir, request.events, programs)
+        signals = request.wishes.signals
+        aim = Aim(signals, request.run_dir, request.events, lambda node: programs.get(node, 0))
         request.events.listeners.append(aim)
         try:
             return _follow(request, plan, members)
@@ -169,7 +170,7 @@ def _built(request: Request, tool: Tool) -> str:
 def _start(request: Request, index: int) -> Member:
     """Start one node program; its standard input is its bond to us."""
     node_dir = request.run_dir.node(index).make()
-    log = (node_dir.path / "node.log").open("ab")
+    log = appending(node_dir.path / "node.log")
     run_dir = request.run_dir
     start = contract.Start(
         index,

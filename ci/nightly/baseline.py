@@ -24,7 +24,7 @@ from typing import Any
 
 from ci.nightly.history import Result
 from ci.nightly.trend import ENOUGH, Point, add_arguments, level, results_of, series, span, store_of
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Benchmark, Case
 from steps.core.case.source import Source, parse_yaml
@@ -156,7 +156,7 @@ def work(arguments: argparse.Namespace) -> int:
     proposals = [propose(entry, results, arguments.lower) for entry in case.benchmarks]
     for entry in proposals:
         head = "no change" if entry.value is None else f"baseline: {entry.value:g}"
-        print(f"# {entry.benchmark}, {entry.metric}: {head}; {entry.reason}")
+        print(foreign.line(f"# {entry.benchmark}, {entry.metric}: {head}; {entry.reason}"))
     text = path.read_text(encoding="utf-8")
     new, change = diff(case, text, proposals)
     print(change, end="")

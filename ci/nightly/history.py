@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ci.tools.git import git
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, UsageError
@@ -182,7 +182,7 @@ class DirectoryStore:
         folder = self.path / result.case / time.strftime("%Y-%m", moment)
         name = f"{time.strftime('%Y%m%dT%H%M%S', moment)}-{_plain(result.run)}.json"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _shared(folder)
             handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -303,6 +303,14 @@ def open_store(where: str) -> Store:
     return DirectoryStore(Path(where).expanduser())
 
 
+def _shared(folder: Path) -> None:
+    """Make a folder that others may read, whatever the umask: a history is everybody's."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+
+
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "none"
 
@@ -349,7 +357,7 @@ def work(arguments: argparse.Namespace) -> int:
     over = outcome.read(RunDir(arguments.run_dir))
     result = result_of(over.plan, over.verdict, over.records, over.spent.total, commit_here())
     open_store(where).append(result)
-    print(f"{where}: kept {result.run}, {result.case}: {result.verdict}")
+    print(foreign.line(f"{where}: kept {result.run}, {result.case}: {result.verdict}"))
     return 0
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.nightly.history import Result, Store, case_key, open_store
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS, Gate
 from steps.core.errors import UsageError
 from steps.core.plan.plan import Plan
@@ -137,13 +137,13 @@ def text(case: str, results: Sequence[Result]) -> str:
             value = result.benchmarks.get(name, {}).get(metric)
             cells.append("-" if value is None else with_unit(metric, value))
         rows.append(cells)
-    table = [heads, *rows]
+    table = [[foreign.line(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    lines = [f"{case}: {len(results)} runs"]
+    lines = [f"{foreign.line(case)}: {len(results)} runs"]
     for row in table:
         lines.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
     for name, metric in wanted:
-        lines += ["", *_metric_lines(results, name, metric)]
+        lines += ["", *map(foreign.line, _metric_lines(results, name, metric))]
     return "\n".join(lines)
 
 
@@ -229,7 +229,7 @@ def work(arguments: argparse.Namespace) -> int:
     """Print the trend of a case."""
     store = store_of(arguments)
     if not arguments.case:
-        print("\n".join(store.cases()) or "no results yet")
+        print("\n".join(map(foreign.line, store.cases())) or "no results yet")
         return 0
     results = results_of(store, arguments.case, arguments.last)
     print(text(case_key(arguments.case), results))

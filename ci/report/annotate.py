@@ -6,12 +6,14 @@ Touches: standard output, and only in a GitHub job.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from steps.core import settings
+from steps.core import door, settings
 from steps.core.case.case import Case
 from steps.core.errors import Problem
 from steps.core.record.verdict import Verdict
+from steps.core.redaction import here
 from steps.lint.formats import as_github
 
 
@@ -38,4 +40,6 @@ def of_verdict(case: Case, verdict: Verdict) -> list[Problem]:
 def show(problems: Sequence[Problem]) -> None:
     """Print them where GitHub reads them."""
     if problems and settings.read().github_actions:
-        print(as_github(problems, ()), end="", flush=True)
+        own = door.own(sys.stdout)
+        own.write(as_github(here().value(tuple(problems)), ()))
+        own.flush()

@@ -23,7 +23,7 @@ from ci.nightly import history, known, trend
 from ci.nightly.known import Known
 from ci.report import junit
 from steps import report
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.case import Case
 from steps.core.errors import Exit, MultinodeError
 from steps.core.record import devicetime
@@ -32,7 +32,7 @@ from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, read_json, write_json, write_text
 from steps.core.record.verdict import Verdict
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 #: Seconds after the first process started: the fleet loads, and its own start is over.
 WARM_AFTER = 0.5
@@ -85,7 +85,7 @@ def settle(
     spent, link = over.spent, entry.link if entry else ""
     attempt("the note in verdict.json", lambda: _note(run_dir, remarks, entry, spent), say)
     text = partial(junit.xml, plan, verdict, records, spent.total, link)
-    attempt("junit.xml", lambda: write_text(run_dir.junit, Redactor().text(text())), say)
+    attempt("junit.xml", lambda: write_text(run_dir.junit, text()), say)
 
     def keep() -> None:
         result = history.result_of(plan, verdict, records, spent.total, history.commit_here())
@@ -100,17 +100,17 @@ def settle(
 
 def planless(run_dir: RunDir, verdict: Verdict) -> None:
     """Make everything of a run that never had a plan."""
-    redactor = Redactor()
-    write_text(run_dir.junit, redactor.text(junit.xml(None, verdict)))
-    write_json(run_dir.verdict, redactor.value(verdict.to_dict()))
-    lines = [f"# ❌ {verdict.verdict.upper()}: {verdict.case}"]
+    verdict = here().value(verdict)
+    write_text(run_dir.junit, junit.xml(None, verdict))
+    write_json(run_dir.verdict, verdict.to_dict())
+    lines = [f"# ❌ {verdict.verdict.upper()}: {foreign.markdown(verdict.case)}"]
     if verdict.cause:
-        lines.append(f"**Cause:** {verdict.cause.reason}")
+        lines.append(f"**Cause:** {foreign.markdown(verdict.cause.reason)}")
         if verdict.cause.evidence:
-            lines.append("```\n" + "\n".join(verdict.cause.evidence) + "\n```")
+            lines.append(foreign.fence(verdict.cause.evidence))
         if verdict.cause.hint:
-            lines.append(f"**Next:** {verdict.cause.hint}")
-    write_text(run_dir.summary, redactor.text("\n\n".join(lines) + "\n"))
+            lines.append(f"**Next:** {foreign.markdown(verdict.cause.hint)}")
+    write_text(run_dir.summary, "\n\n".join(lines) + "\n")
     attempt("report.html", lambda: _refused_html(run_dir, verdict), door.warn)
 
 
@@ -145,7 +145,7 @@ def show(run_dir: RunDir) -> None:
         from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown(text))
+        Console(file=door.own(sys.stdout)).print(Markdown(foreign.plain(text), hyperlinks=False))
     else:
         print(text)
     print(f"Files of the run: {run_dir.path}")

@@ -26,7 +26,7 @@ from ci.report import logs
 from ci.report.requests import Sample, samples
 from ci.tools import plots
 from ci.tools.plots import Bar, Row
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
 from steps.core.errors import UsageError
 from steps.core.plan.plan import NodePlan, Plan
@@ -36,7 +36,7 @@ from steps.core.record.outcome import Finished
 from steps.core.record.records import BenchResult, Record
 from steps.core.record.rundir import RunDir, read_json, write_text
 from steps.core.record.verdict import Verdict
-from steps.core.redaction import MASK, Redactor, is_secret_name
+from steps.core.redaction import here
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATS = ("mean", "min", "median", "p75", "p90", "p95", "p99", "max")
@@ -109,17 +109,16 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     Raises:
         ImportError: jinja2 is not installed.
     """
-    redactor = Redactor()
     page = _template("refused.html").render(
         verdict=verdict,
         cause=verdict.cause,
         headline=summary.headline(verdict),
         when=_when(verdict.started),
-        case_lines=redactor.text(case_text).splitlines(),
+        case_lines=case_text.splitlines(),
         style=_style(),
     )
     path = run_dir.path / "report.html"
-    write_text(path, redactor.text(page))
+    write_text(path, foreign.html(page))
     return path
 
 
@@ -129,7 +128,6 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
 
     run_dir, plan, verdict = over.run_dir, over.plan, over.verdict
     events = read_events(run_dir.events)
-    redactor = Redactor()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     records = {index: record for index, record in over.records.items() if record}
     versions = summary.differences({index: record.versions for index, record in records.items()})
@@ -147,7 +145,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         trends=list(trends(plan, history)),
         check_rows=[(check.name, check.status, check.detail) for check in verdict.checks],
         node_rows=[_node_row(node, records.get(node.index)) for node in plan.nodes],
-        commands=redactor.value(commands(plan)),
+        commands=commands(plan),
         port_rows=[
             (
                 p.node,
@@ -162,7 +160,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         all_versions=next((dict(r.versions) for r in records.values()), {}),
         environments=summary.differences(environment),
         environment_heads=["variable", *(f"node {index}" for index in environment)],
-        logs=logs.excerpts(run_dir, plan, verdict, redactor),
+        logs=logs.excerpts(run_dir, plan, verdict, here()),
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
         when=_when(verdict.started),
@@ -170,7 +168,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return page
+    return foreign.html(page)
 
 
 def _node_row(node: NodePlan, record: Record | None) -> tuple[Any, ...]:
@@ -353,12 +351,8 @@ def environments(plan: Plan) -> dict[int, dict[str, str]]:
     found: dict[int, dict[str, str]] = {}
     for node in plan.nodes:
         servers = [process for process in node.processes if process.kind == "server"]
-        found[node.index] = _shown(servers[0].env) if servers else {}
+        found[node.index] = dict(servers[0].env) if servers else {}
     return found
-
-
-def _shown(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: MASK if is_secret_name(name) else value for name, value in env.items()}
 
 
 def commands(plan: Plan) -> dict[str, list[tuple[str, str]]]:
@@ -370,7 +364,7 @@ def commands(plan: Plan) -> dict[str, list[tuple[str, str]]]:
                 "\n".join(
                     [
                         shlex.join(process.argv),
-                        *(f"{k}={v}" for k, v in sorted(_shown(process.env).items())),
+                        *(f"{k}={v}" for k, v in sorted(process.env.items())),
                     ]
                 ),
             )

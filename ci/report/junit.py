@@ -30,14 +30,13 @@ from xml.parsers.expat import ExpatError
 
 from junit_xml import TestCase, TestSuite, to_xml_report_string
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.fields import PHASES
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan.plan import LEADER, Plan
 from steps.core.record.records import BenchResult, Cause, Record
 from steps.core.record.rundir import read_bounded, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS, Verdict
-from steps.lint.formats import xml_text
 
 _PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect")]
 
@@ -54,7 +53,7 @@ def xml(
     The form is what GitHub's, dorny/test-reporter's and Jenkins' readers have
     in common: Jenkins' jenkins-junit.xsd, of which the tests hold a condensation.
     """
-    name = xml_text(verdict.case)
+    name = foreign.xml(verdict.case)
     cases: list[TestCase] = []
     leader = [phase for phase in verdict.phases if phase["node"] == 0]
     for phase in _PHASES:
@@ -63,11 +62,11 @@ def xml(
             cases.append(TestCase(f"phase {phase}", name, sum(seconds)))
     cases += [_benchmark(name, result, verdict) for result in verdict.benchmarks]
     for check in verdict.checks:
-        case = TestCase(f"check {xml_text(check.name)}", name, stdout=xml_text(check.detail))
+        case = TestCase(f"check {foreign.xml(check.name)}", name, stdout=foreign.xml(check.detail))
         if check.status == "fail":
-            case.add_failure_info(xml_text(check.detail), failure_type="functional")
+            case.add_failure_info(foreign.xml(check.detail), failure_type="functional")
         elif check.status == "skipped":
-            case.add_skipped_info(xml_text(check.detail))
+            case.add_skipped_info(foreign.xml(check.detail))
         cases.append(case)
     cases.append(_run(name, verdict))
     properties = {"case": name, "run": verdict.run, "verdict": verdict.verdict}
@@ -83,9 +82,9 @@ def xml(
         properties["known_issue"] = known_issue
     began = datetime.datetime.fromtimestamp(verdict.started, datetime.timezone.utc)
     suite = TestSuite(
-        xml_text(name),
+        foreign.xml(name),
         cases,
-        properties={key: xml_text(value) for key, value in properties.items()},
+        properties={key: foreign.xml(value) for key, value in properties.items()},
         id=verdict.run,
         timestamp=began.strftime("%Y-%m-%dT%H:%M:%S"),
     )
@@ -99,8 +98,8 @@ def _run(name: str, verdict: Verdict) -> TestCase:
     cause = verdict.cause
     if verdict.verdict == "pass":
         return case
-    message = xml_text(str(cause) if cause else verdict.verdict)
-    detail = xml_text(_detail(cause, verdict))
+    message = foreign.xml(str(cause) if cause else verdict.verdict)
+    detail = foreign.xml(_detail(cause, verdict))
     if verdict.verdict in PRODUCT_FAULTS:
         case.add_failure_info(message, detail, verdict.verdict)
     else:
@@ -124,17 +123,17 @@ def _benchmark(name: str, result: BenchResult, verdict: Verdict) -> TestCase:
     lines = [f"{metric} {value:g}" for metric, value in result.metrics.items()]
     lines += [f"gate {g.gate}: {_judged(g.passed, g.reason)}" for g in result.gates]
     case = TestCase(
-        f"benchmark {xml_text(result.name)}",
+        f"benchmark {foreign.xml(result.name)}",
         name,
         result.seconds,
-        stdout=xml_text("\n".join(lines)),
+        stdout=foreign.xml("\n".join(lines)),
     )
     if result.status == "skipped":
-        case.add_skipped_info(xml_text(result.reason))
+        case.add_skipped_info(foreign.xml(result.reason))
     elif result.status in ("fail", "error") and result.fault in PRODUCT_FAULTS:
-        case.add_failure_info(xml_text(result.reason), failure_type=result.fault)
+        case.add_failure_info(foreign.xml(result.reason), failure_type=result.fault)
     elif result.status in ("fail", "error"):
-        case.add_error_info(xml_text(result.reason), error_type=result.fault or "infra")
+        case.add_error_info(foreign.xml(result.reason), error_type=result.fault or "infra")
     return case
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from steps.core import settings
+from steps.core import door, foreign, settings
 from steps.core.record.events import RUNNER, Event, console_line
 
 _VERBOSE_ONLY = ("started", "stopped", "phase-end")
@@ -29,7 +29,7 @@ class Live:
         if sys.stdout.isatty() and not settings.read().ci:
             from rich.console import Console
 
-            console = Console(highlight=False)
+            console = Console(file=door.own(sys.stdout), highlight=False)
             self._status = console.status(self)
             self._status.start()
             self._print = console.print
@@ -37,9 +37,9 @@ class Live:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if event.node != RUNNER:
-            self._phases[event.node] = event.phase
+            self._phases[event.node] = foreign.line(event.phase)
         if event.what in ("waiting", "progress"):
-            self._note = str(event.fields.get("missing") or event.fields.get("text") or "")
+            self._note = foreign.line(event.fields.get("missing") or event.fields.get("text") or "")
         line = console_line(event, self._started)
         hidden = event.what in _VERBOSE_ONLY and not self._verbose
         hidden = hidden or (event.what == "phase" and event.node > 0 and not self._verbose)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from steps.core import foreign
 from steps.core.plan.plan import Plan
 from steps.core.record.rundir import RunDir
 from steps.core.record.verdict import Verdict
@@ -37,7 +38,7 @@ def excerpts(run_dir: RunDir, plan: Plan, verdict: Verdict, redactor: Redactor) 
         path
         for node in plan.nodes
         for path in sorted(run_dir.node(node.index).path.glob("*.log"))
-        if path.is_file()
+        if path.is_file() and not path.is_symlink()
     ]
     first = verdict.cause.log if verdict.cause else ""
     names = {path: path.relative_to(run_dir.path).as_posix() for path in paths}
@@ -86,5 +87,4 @@ def first_error(path: Path) -> int | None:
 
 
 def _text(raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace").replace("\x1b", "")
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return foreign.plain(raw.decode("utf-8", "replace"))

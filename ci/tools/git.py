@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steps.core import settings
 from steps.core.errors import InfraError, MultinodeError
-from steps.core.redaction import Redactor
+from steps.core.redaction import here
 
 SECONDS = 300
 
@@ -42,5 +42,5 @@ def git(
         raise InfraError(f"git {arguments[0]}: {error}") from None
     if done.returncode:
         told = f"git {' '.join(arguments)}: {done.stderr.strip()[-300:]}"
-        raise refused(Redactor().text(told), hint)
+        raise refused(here().text(told), hint)
     return done.stdout

@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from steps.core import foreign
 from steps.core.record import stats
 
 #: Name of a colour -> (a stand-in that no plot uses otherwise, colour outside a page).
@@ -111,12 +112,13 @@ def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = ""
             for bar in row.bars:
                 if bar.label and (bar.end - bar.start) > 0.012 * span * len(bar.label):
                     middle = (bar.start + bar.end) / 2
-                    axes.text(middle, at, bar.label, ha="center", va="center", color="#fffffe")
+                    words = foreign.plot(bar.label)
+                    axes.text(middle, at, words, ha="center", va="center", color="#fffffe")
         if mark is not None:
             axes.axvline(mark, color=_ink("bad"), linewidth=1.6)
             right = mark > 0.6 * span
             axes.annotate(
-                mark_text,
+                foreign.plot(mark_text),
                 (mark, -0.7),
                 xytext=(-4 if right else 4, 0),
                 textcoords="offset points",
@@ -131,7 +133,7 @@ def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = ""
             axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
         if used:
             _legend(axes, 6)
-        axes.set_yticks(range(len(shown)), [row.name for row in shown])
+        axes.set_yticks(range(len(shown)), [foreign.plot(row.name) for row in shown])
         axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
         axes.set_xlim(0, span * 1.01)
         axes.set_xlabel("seconds into the run")
@@ -151,7 +153,7 @@ def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -
                 linewidth=3,
                 alpha=0.55,
                 solid_capstyle="round",
-                label=name,
+                label=foreign.plot(name),
             )
         axes.set_xlabel("second in which the request was sent")
         axes.set_ylabel("ms")
@@ -168,9 +170,8 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
         for colour, (name, found) in zip("abcd", values.items(), strict=False):
             ordered = sorted(found)
             points = _thin(ordered)
-            axes.plot(
-                [p for p, _ in points], [v for _, v in points], color=_ink(colour), label=name
-            )
+            xs, ys = [p for p, _ in points], [v for _, v in points]
+            axes.plot(xs, ys, color=_ink(colour), label=foreign.plot(name))
         for percentile in (50, 90, 99):
             axes.axvline(percentile, color=_ink("faint"), linewidth=0.6, linestyle=":")
         axes.set_yscale("log", subs=[])
@@ -179,7 +180,7 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 25, 50, 75, 90, 99], ["0", "25", "50", "75", "90", "99"])
         axes.set_xlabel("percentile of the requests")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(foreign.plot(unit))
         _legend(axes)
         return _svg(figure, title)
 
@@ -198,13 +199,13 @@ def save_trends(curves: Sequence[Curve], path: Path) -> None:
     with _figure(9.6, 2.6 * len(curves), rows=len(curves)) as (figure, axes):
         for axis, curve in zip(axes if len(curves) > 1 else [axes], curves, strict=True):
             _draw_trend(axis, curve.points, curve.unit, None)
-            axis.set_title(curve.title, loc="left")
+            axis.set_title(foreign.plot(curve.title), loc="left")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", facecolor="white")
     text = buffer.getvalue()
     for stand_in, colour in COLOURS.values():
         text = text.replace(stand_in, colour)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(foreign.html(text), encoding="utf-8")
 
 
 def _draw_trend(
@@ -229,7 +230,7 @@ def _draw_trend(
         axes.axhline(baseline, color=_ink("faint"), linewidth=1, linestyle=":", label="baseline")
     axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=8))
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
-    axes.set_ylabel(unit)
+    axes.set_ylabel(foreign.plot(unit))
     if points:
         _legend(axes)
 
@@ -321,7 +322,8 @@ def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> st
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
     for gid, words in (titles or {}).items():
-        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(words)}</title>')
+        said = escape(words)
+        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{said}</title>')
     prefix = f"p{next(_COUNTER)}-"
     text = re.sub(r'\bid="', f'id="{prefix}', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
@@ -331,4 +333,4 @@ def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> st
     text = text.replace("#fffffe", "var(--plot-on)")
     text = re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
     head = f'<svg role="img" aria-label="{escape(title)}"'
-    return text.replace("<svg", head, 1).strip()
+    return foreign.html(text.replace("<svg", head, 1).strip())

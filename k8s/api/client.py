@@ -15,6 +15,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from socket import SHUT_RDWR
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -36,6 +37,8 @@ CONNECT, READ = 5.0, 20.0
 PATIENCE = 60.0
 #: A watch is renewed after this many seconds, so that a dead connection cannot hide for long.
 WATCH_SECONDS = 120
+#: What a short command may say.
+OUTPUT_LIMIT = 64 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -74,6 +77,7 @@ class Api:
         patience: seconds for which faults of one request are ridden out.
         hurry: set when nobody wants to wait for faults to pass any more.
         troubles: called with a sentence when a request has to be repeated.
+        away: when the server last failed, by the monotonic clock; 0: never.
     """
 
     def __init__(self, load: Callable[[], tuple[Any, str]], patience: float = PATIENCE) -> None:
@@ -81,8 +85,11 @@ class Api:
         self.patience = patience
         self.hurry = threading.Event()
         self.troubles: Callable[[str], None] = lambda text: None
+        self.away = 0.0
+        self.execs: set[Exec] = set()
         self._lock = threading.Lock()
         self._loaded = 0.0
+        self._known = False
         self._configure()
 
     def _configure(self) -> None:
@@ -97,12 +104,31 @@ class Api:
         self._pool.connection_pool_kw["socket_options"] = _keep_alive()
         self._loaded = time.monotonic()
 
-    def _renew(self) -> None:
-        """After a 401: credentials may have been renewed on disk, or by an exec plug-in."""
+    def cut(self) -> None:
+        """Nobody wants to wait any more: commands under way end, and nothing is asked twice."""
+        self.hurry.set()
+        for command in list(self.execs):
+            command.cut()
+
+    def _renew(self) -> bool:
+        """After a 401: credentials may have been renewed on disk, or by an exec plug-in.
+
+        Returns:
+            whether there is hope: they are others now, or the server knew them once.
+        """
+        before = self._headers()
         with self._lock:
             if time.monotonic() - self._loaded > 1.0:
                 with contextlib.suppress(InfraError):
                     self._configure()
+        return self._known or self._headers() != before
+
+    def late(self, seconds: float) -> float:
+        """What is left of ``seconds`` after the server's last failure.
+
+        As long the cluster may still catch up: names resolve late, deletions take their time.
+        """
+        return max(self.away + seconds - time.monotonic(), 0.0) if self.away else 0.0
 
     def _headers(self) -> dict[str, str]:
         found = {"Accept": "application/json", "User-Agent": MANAGER}
@@ -144,9 +170,9 @@ class Api:
                 return self._once(method, target, query, body, kind)
             except ApiError as error:
                 spent = time.monotonic() - began
-                renewable = error.code == 401 and spent < limit
-                if renewable:
-                    self._renew()
+                renewable = error.code == 401 and spent < limit and self._renew()
+                if error.code == 0 or error.code >= 500:
+                    self.away = time.monotonic()
                 if not (error.transient or renewable) or spent > limit or self.hurry.is_set():
                     raise
                 self.troubles(f"{method} {target}: {error}; trying again")
@@ -173,6 +199,8 @@ class Api:
             data = answer.data
         if answer.status >= 400:
             raise _refused(answer.status, answer.headers, data)
+        # What needs no account says nothing of ours.
+        self._known = self._known or "/namespaces/" in target
         try:
             found = loads(data)
         except ValueError:
@@ -309,7 +337,7 @@ class Api:
         except websocket.WebSocketException as error:
             raise ApiError(0, "", str(error)) from None
         socket.settimeout(idle)
-        return Exec(socket)
+        return Exec(socket, self.execs)
 
     def run(
         self, namespace: str, pod: str, container: str, argv: list[str], idle: float = 60.0
@@ -319,6 +347,8 @@ class Api:
             output = bytearray()
             while data := command.read():
                 output += data
+                if len(output) > OUTPUT_LIMIT:
+                    raise ApiError(0, "", "the command says more than can be of use")
             text = bytes(output) if command.code == 0 else bytes(output) + command.errors
             return command.code, text.decode("utf-8", "replace")
 
@@ -331,8 +361,10 @@ class Exec:
         errors: the last of its standard error.
     """
 
-    def __init__(self, socket: Any) -> None:
+    def __init__(self, socket: Any, known: set[Exec]) -> None:
         self._socket = socket
+        self._known = known
+        known.add(self)
         self.code = -1
         self.errors = b""
         self._over = False
@@ -381,10 +413,16 @@ class Exec:
             int(status.get("code") or 500), str(status.get("reason")), str(status.get("message"))
         )
 
+    def cut(self) -> None:
+        """End the connection under whoever reads from it."""
+        with contextlib.suppress(OSError, AttributeError):
+            self._socket.sock.shutdown(SHUT_RDWR)
+
     def __enter__(self) -> Exec:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._known.discard(self)
         with contextlib.suppress(Exception):
             self._socket.close(timeout=1)
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from k8s.api.client import Api, ApiError, path
+from steps.core.record.rundir import no_link
 
 #: Seconds of silence after which a stream is opened anew; a dead connection looks the same.
 SILENCE = 300.0
 #: How far back lines are remembered and asked for again; several clocks of one node's streams.
 OVERLAP_NS = 2_000_000_000
 #: ``pod.py`` says this when the node program has ended.
-LAST_WORDS = b"multinode: MULTINODE-DONE"
+LAST_WORDS = "multinode: MULTINODE-DONE"
 
 
 class Follower:
@@ -74,8 +75,7 @@ class Follower:
     def _main(self) -> None:
         delay = 0.2
         try:
-            with self.out.open("ab", buffering=1 << 14) as out:
-                self.out.chmod(0o600)
+            with open(self.out, "ab", buffering=1 << 14, opener=no_link) as out:
                 self._out = out
                 while not self._over.is_set():
                     try:
@@ -122,8 +122,9 @@ class Follower:
                 if now - flushed > 0.5:
                     out.flush()
                     flushed = now
-            self.line(text.decode("utf-8", "replace"))
-            if text.startswith(LAST_WORDS):
+            words = text.decode("utf-8", "replace")
+            self.line(words)
+            if words.startswith(LAST_WORDS):
                 self._last.set()
 
     def _remember(self, at: int, text: bytes) -> None:
@@ -165,10 +166,9 @@ def previous(api: Api, namespace: str, pod: str, container: str, out: Path) -> b
     """Keep the log of a container's former life; false when there is none."""
     query = {"container": container, "previous": "true"}
     try:
-        with out.open("wb") as file:
+        with open(out, "wb", opener=no_link) as file:
             for line in api.lines(path(namespace, "pods", pod, "log"), query, 20.0, lambda: False):
                 file.write(line + b"\n")
-        out.chmod(0o600)
     except (ApiError, OSError):
         with contextlib.suppress(OSError):
             if not out.stat().st_size:

@@ -32,6 +32,7 @@ def run(run_dir: RunDir, source: RunDir) -> list[int]:
             f"{plan.fingerprint()[:12]}",
             "Copy one plan to every host: invoke plan --output FILE.",
         )
+    run_dir.make()
     here = {hold.node for hold in holding.look(run_dir) if hold.step in holding.HOLDING}
     brought = [index for index in _nodes(plan, source) if index not in here]
     if not brought:
@@ -42,10 +43,26 @@ def run(run_dir: RunDir, source: RunDir) -> list[int]:
     for index in brought:
         target, fresh = run_dir.node(index).path, run_dir.path / f".node-{index}.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(source.node(index).path, fresh, symlinks=True)
+        shutil.copytree(
+            source.node(index).path,
+            fresh,
+            symlinks=True,
+            ignore=_odd,
+            copy_function=shutil.copyfile,
+        )
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
     return brought
+
+
+def _odd(folder: str, names: list[str]) -> list[str]:
+    """What a run follows no more than any other: links, pipes."""
+    found = {name: Path(folder) / name for name in names}
+    return [
+        name
+        for name, path in found.items()
+        if path.is_symlink() or not (path.is_file() or path.is_dir())
+    ]
 
 
 def _nodes(plan: Plan, source: RunDir) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from steps.core import door
+from steps.core import door, foreign
 from steps.core.case.numbers import dumps
 from steps.core.errors import Exit
 from steps.core.node.alone import holding
@@ -82,7 +82,10 @@ def work(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(dumps(found, indent=2))
     else:
-        print("\n".join(map(text, found)) or f"no step was begun in {run_dir.path}")
+        print(
+            "\n".join(foreign.block(text(entry)) for entry in found)
+            or f"no step was begun in {run_dir.path}"
+        )
     held = [entry for entry in found if entry["step"] in holding.HOLDING]
     bad = [entry for entry in held if entry["cause"] or entry["state"] == "died"]
     return int(Exit.INFRA if bad else Exit.PASS)

@@ -3,7 +3,8 @@
 Enters: the options and the function of a verb. Leaves: its ``main``, which always comes back with
 an exit code. Touches: the terminal; when the harness itself fails, a file with the traceback.
 
-Nothing here may fail: standard library only, and whatever cannot be printed is dropped.
+Nothing here may fail: standard library only, and whatever cannot be printed is dropped. Whatever
+is printed passes :mod:`steps.core.foreign`; colours and orders of our own go through :func:`own`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO, cast
 
+from steps.core import foreign
 from steps.core.errors import CaseError, Exit, InfraError, MultinodeError
 
 #: What tells a reader of the output nothing: it went away, or there never was one.
@@ -64,6 +67,9 @@ class Verb:
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Parse, work, and come back with the exit code."""
+        from steps.core import redaction
+
+        redaction.here.cache_clear()
         _open_streams()
         made = self.parser()
         arguments, rest = made.parse_known_args(argv)
@@ -80,7 +86,8 @@ def no_options(_parser: argparse.ArgumentParser) -> None:
 def warn(text: str) -> None:
     """Say that something beside the result went wrong; nobody has to read it."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        said = foreign.block(_without_secrets(f"warning: {text}"))
+        print(said, file=sys.stderr, flush=True)
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -154,13 +161,14 @@ def _ended_by(error: BaseException) -> int:
         return int(Exit.INTERRUPTED)
     if isinstance(error, CaseError):
         count = len(error.problems)
-        print(f"{error}\n{count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
+        text = f"{error}\n{count} problem{'s' if count != 1 else ''} found"
+        print(_without_secrets(text), file=sys.stderr)
         return int(error.exit_code)
     if isinstance(error, OSError) and (error.filename or isinstance(error, BrokenPipeError)):
         where = f"{error.filename}: " if error.filename else ""
         error = InfraError(f"{where}{error.strerror or error}")
     told = error if isinstance(error, MultinodeError) else failure(error)
-    print(f"error: {told}", file=sys.stderr)
+    print(foreign.block(_without_secrets(f"error: {told}")), file=sys.stderr)
     return int(told.exit_code)
 
 
@@ -172,17 +180,20 @@ def _keep(error: BaseException) -> str:
     for home in (_home, None):
         with contextlib.suppress(OSError):
             path = (home or Path(tempfile.mkdtemp(prefix="multinode-"))) / TRACEBACK
-            with path.open("a", encoding="utf-8", errors="replace") as out:
+            with open(path, "a", encoding="utf-8", errors="replace", opener=_no_link) as out:
                 out.write(_without_secrets(text))
             return str(path)
     return "these words: no file could be written for more"
 
 
-def _without_secrets(text: str) -> str:
-    from steps.core import settings
-    from steps.core.redaction import Redactor
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
-    return Redactor.of_environment(settings.inherited()).text(text)
+
+def _without_secrets(text: str) -> str:
+    from steps.core.redaction import here
+
+    return here().text(text)
 
 
 # Output that never fails
@@ -211,6 +222,38 @@ class _Output(io.FileIO):
             select.select((), (self,), ())  # somebody made the stream non-blocking
 
 
+class _Text(io.TextIOWrapper):
+    """A standard stream that shows text and obeys none."""
+
+    _fresh = True
+
+    def write(self, text: str) -> int:
+        """Write what a reader may see of it."""
+        super().write(foreign.printed(text, self._fresh))
+        last = text.rpartition("\n")
+        self._fresh = (self._fresh or bool(last[1])) and not last[2].strip()
+        return len(text)
+
+
+def own(stream: TextIO) -> TextIO:
+    """A standard stream for what we made of clean parts: colours, GitHub's commands."""
+    return cast(TextIO, _Own(stream)) if isinstance(stream, _Text) else stream
+
+
+class _Own:
+    """Writes as it is told."""
+
+    def __init__(self, stream: _Text) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it as it is."""
+        return io.TextIOWrapper.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _open_streams() -> None:
     """Let the standard streams be there, take any sign, and fail at nothing.
 
@@ -234,7 +277,7 @@ def _open_streams() -> None:
 def _unfailing(number: int, before: io.TextIOWrapper) -> io.TextIOWrapper:
     with contextlib.suppress(OSError):
         before.flush()
-    return io.TextIOWrapper(
+    return _Text(
         io.BufferedWriter(_Output(number, "wb", closefd=False)),
         before.encoding,
         "replace" if before.errors == "strict" else before.errors,

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from steps.core import foreign
+
 
 class Exit(enum.IntEnum):
     """Exit codes of every command."""
@@ -72,7 +74,7 @@ class Problem:
         text = f"{self.place}: {self.severity.value} {self.rule}: {self.message}"
         for place in self.related:
             text += f"\n    see also {place}"
-        return f"{text}\n    {self.hint}" if self.hint else text
+        return foreign.block(f"{text}\n    {self.hint}" if self.hint else text)
 
 
 class MultinodeError(Exception):

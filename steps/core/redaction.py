@@ -1,145 +1,419 @@
 """Secrets out of everything that leaves a process.
 
-Enters: text, files, known secret values. Leaves: the same with secrets
-replaced by ``<redacted>``. Touches: the files it is told to clean.
+Enters: values and text, known secrets. Leaves: the same with secrets replaced by ``<redacted>``.
+Touches nothing; :func:`here` looks at the environment once.
+
+Values are masked while they are values: by key and by option, texts only. Text is searched for
+every learned secret in all forms in which programs write it, and for what looks like a secret.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import dataclasses
+import html.entities
+import os.path
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TextIO
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any, TypeVar
+
+from steps.core import settings
 
 MASK = "<redacted>"
-_NAMES = re.compile(
-    r"(TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
-    r"|KUBECONFIG_B64|_AUTH\b)",
-    re.IGNORECASE,
+Any_ = TypeVar("Any_")
+
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
+_SECRET = re.compile(
+    r"TOKEN(_B64|_VALUE|_\d+)?$|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY"
+    r"|PRIVATE_?KEY|_KEY(_DATA|_B64|_PEM)?$|_(PASS|PWD|PAT|DSN|AUTH|AUTHS|COOKIE)$"
+    r"|^(AUTH|AUTHS|COOKIE)$|AUTH_CONFIG|AUTHORIZATION|KUBECONFIG_(B64|DATA)|DATABASE_UR[LI]"
+    r"|WEBHOOK|CONNECTION_STRING"
 )
-#: Counts of tokens, switches about them, and places where a secret lies, are none themselves.
-_NOT_SECRET = re.compile(r"(TOKEN_(ID|COUNT|LEN|PER|TYPE)|_(PATH|FILE|DIR|URL)$|DISABLE)", re.I)
-#: Options whose value, the next word, is a secret.
-_OPTIONS = ("--api-key", "--hf-token", "--token", "--password")
-_PATTERNS = (
-    re.compile(r"(?P<keep>https?://[^/\s:@]+:)[^@\s/]+(?=@)"),
-    re.compile(r"(?P<keep>(?i:authorization)['\"]?\s*[:=]\s*['\"]?(?i:bearer|basic)\s+)[^\s'\"]+"),
-    re.compile(r"(?P<keep>--(?:api-key|hf-token|token|password)(?:=|['\",\s]+))(?!-)[^\s'\",]+"),
-    re.compile(
-        r"(?P<keep>)\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
-    ),
-    re.compile(
-        r"(?P<keep>)(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\b"
-    ),
+#: Counts of tokens, signs of a tokenizer, switches, and places or names of secrets are none.
+_HARMLESS = re.compile(
+    r"TIKTOKEN|^(MAX|MIN|NUM|N|TOTAL)_.*TOKEN$"
+    r"|(^|_)(MAX|MIN|NUM|N|TOTAL|PER|INPUT|OUTPUT|PROMPT|COMPLETION|FIRST|NEXT|LAST|NEW|EOS|BOS|PAD"
+    r"|UNK|CLS|SEP|MASK|STOP|START|END|SPECIAL|IMAGE|VIDEO|AUDIO|VISION|DRAFT|CACHED|BATCHED)_TOKEN"
+    r"|_(PATH|FILE|DIR)$|(?<!DATABASE)(?<!WEBHOOK)_UR[LI]$|DISABLE|PULL_SECRET"
+    r"|SECRET_(NAME|REF|ENV)|(^|_)(PUBLIC|PRIMARY|SORT|CACHE|FOREIGN|PREFIX|GROUP|HOST)_KEY"
+    r"|(ALLOW|PRESERVE)_CREDENTIALS"
 )
-_CHUNK = 1 << 20
+#: What stands under such a name and hides nothing: a switch, a variable, a tokenizer's sign.
+_PLAIN = re.compile(
+    r"(?i)\s*|[01]|true|false|none|null|yes|no|on|off|auto|\$\w+|\$?\{[\w.]+\}|</?\|?\w*\|?>"
+    r"|<redacted>"
+)
+#: What stands so in a program, which a traceback shows.
+_CODE = re.compile(r"[A-Za-z_][\w.]*[(\[{].*|[A-Za-z_.]+[])},:]*|\$\(.*")
+#: Too common to be searched for: short words, numbers and addresses, words of ours.
+_COMMON = re.compile(
+    r"[a-z]{1,7}(-\d{1,2})?|[A-Z][a-z]{1,6}|[A-Z]{1,7}|[\d.,:_+-]{1,11}|(\d+\.){3}\d+(:\d+)?"
+    r"|(?i:password|changeme|localhost|disabled|prefiller|completion|benchmark|preflight"
+    r"|no-verdict|functional|accuracy|performance|interrupted)"
+)
+_LEAST = 6
+#: What of a secret of many words is one by itself.
+_APART, _PART = re.compile(r"[\s\"',{}]+"), re.compile(r"(?=.*[A-Za-z])(?=.*\d)(?!.*://).{12,}")
+#: Fields of ours whose values name something.
+_NAMING = frozenset({
+    "name", "kind", "phase", "verdict", "role", "side", "group", "process", "run", "case_name",
+    "case_type", "driver", "backend",
+})  # fmt: skip
+#: No command is longer.
+_COMMAND = 1 << 17
+#: The options that take several words.
+_SEVERAL = frozenset({"API_KEY"})
 
 
+@lru_cache(4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name holds a secret."""
-    return bool(_NAMES.search(name)) and not _NOT_SECRET.search(name)
+    """Whether a variable, a key or an option of this name holds a secret."""
+    words = "_".join(word for word in _WORDS.split(name) if word).upper()
+    return bool(_SECRET.search(words)) and not _HARMLESS.search(words)
 
 
-def secrets_in(env: Mapping[str, str]) -> list[str]:
-    """The values of an environment whose names say that they are secret."""
-    return [value for name, value in env.items() if is_secret_name(name)]
+# What looks like a secret
+
+_STEMS = (
+    "token", "secret", "password", "passwd", "passphrase", "_pass", "_pwd", "key", "auth",
+    "credential", "credentials", "cookie", "dsn", "webhook_url", "database_url",
+)  # fmt: skip
+_QUOTED = r"(?P<quote>\\{0,8}[\"'])(?P<value>(?:(?!(?P=quote))(?:\\.|[^\n])){1,4096})"
+_VALUE = rf"(?:{_QUOTED}|(?![='\"\\])(?P<bare>[^\s'\",;&<>]{{1,4096}}))"
+_SHAPES = {
+    "hf_": r"[\w-]{20,}",
+    "gh[pousr]_": r"[\w-]{20,}",
+    "github_pat_": r"[\w-]{20,}",
+    "glpat-": r"[\w-]{20,}",
+    "sk-": r"[\w-]{20,}",
+    "xox[abeprs]-": r"[\w-]{10,}",
+    "A[KS]IA": r"[A-Z0-9]{16}",
+    "AIza": r"[\w-]{35}",
+    "eyJ": r"[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}",
+}
+_SHAPE = "|".join(rf"{start}(?<![\w-]{start}){rest}" for start, rest in _SHAPES.items())
+
+
+def _stems(sign: str) -> str:
+    """A sign behind a telling name; a pattern that begins with a sign is found fast."""
+    return f"(?P<sign>{sign})(?i:{'|'.join(f'(?<={stem}{sign})' for stem in _STEMS)})"
+
+
+_PAIR = rf"\s{{0,9}}[:=]\s{{0,9}}[bu]?{_QUOTED}"
+_PATTERNS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"://[^\s/:@'\"<>]{0,256}:(?P<value>[^\s/'\"<>]{1,512})(?=@)",
+        r"(?:uthorization|UTHORIZATION)[\\'\"]{0,9}\s{0,9}[:=]\s{0,9}[\\'\"]{0,9}"
+        r"(?i:bearer|basic|token)\s{1,9}(?P<value>[^\s'\"\\]{1,4096})",
+        r"earer (?P<value>[\w.~+/=-]{20,4096})",
+        rf"--(?P<name>[A-Za-z][\w-]{{0,64}})(?:=|\s{{1,9}}|\\{{0,8}}[\"'],\s{{1,9}})"
+        rf"(?!\\{{0,8}}[\"']?-){_VALUE}",
+        _stems("=") + _VALUE,
+        _stems(":") + r"\s{1,9}" + _VALUE,
+        _stems('"') + _PAIR,
+        _stems("'") + _PAIR,
+        _stems(r"\\") + r"\\{0,7}[\"']" + _PAIR,
+        rf"(?P<value>{_SHAPE})(?![\w-])",
+        r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?P<value>[^-]{1,65536})-----END ",
+    )
+)
+#: A line of YAML: a key and its value, which another file would not show so.
+_YAML = re.compile(
+    r"(?m)(?<![\w.-])(?P<name>[A-Za-z_][\w.-]{1,64})[\"']?:[ \t]+"
+    r"(?P<value>\"(?:\\.|[^\"\\\n])*\"|'(?:''|[^'\n])*'|[^\s#|>&*!'\"{\[][^\n,}#]*)"
+)
+_NAME_BEFORE = re.compile(r"[\w.-]*\Z")
+_HEADER = re.compile(r"(?i)(x|api|set|private)-[\w-]+|cookie")
+
+
+def _found(match: re.Match[str]) -> str:
+    """The group of a match that is a secret; empty when there is none."""
+    groups = match.groupdict()
+    name = _name(match)
+    if name is not None and not is_secret_name(name):
+        return ""
+    if groups.get("sign") == ":" and not _HEADER.fullmatch(name or ""):
+        return ""
+    group = "value" if groups["value"] is not None else "bare"
+    if group == "bare" and groups.get("sign") == "=" and _CODE.fullmatch(match[group]):
+        return ""
+    return "" if _PLAIN.fullmatch(match[group].strip("\"' ")) else group
+
+
+def _name(match: re.Match[str]) -> str | None:
+    """Under which name a match stands, as far as it has one."""
+    if "sign" not in match.groupdict():
+        return match.groupdict().get("name")
+    end = match.start("sign")
+    before = _NAME_BEFORE.search(match.string[max(0, end - 64) : end])
+    return before[0] if before else ""
+
+
+def _masked(match: re.Match[str]) -> str:
+    group = _found(match)
+    if not group:
+        return match[0]
+    begin = match.start()
+    start, end = (at - begin for at in match.span(group))
+    return f"{match[0][:start]}{MASK}{match[0][end:]}"
+
+
+# All forms of a secret
+
+_UNCHANGED = frozenset("-._~")
+_LETTERS = dict(zip("\0\a\b\t\n\v\f\r\x1b", "0abtnvfre", strict=True))
+
+
+@cache
+def _form(char: str) -> str:
+    """A pattern of one character of a secret, as any program may have written it."""
+    if char.isascii() and (char.isalnum() or char in _UNCHANGED):
+        return re.escape(char)
+    code = ord(char)
+    lone = "surrogateescape" if 0xDC80 <= code <= 0xDCFF else "surrogatepass"
+    octets = char.encode("utf-8", lone)
+    units = char.encode("utf-16-be", "surrogatepass")
+    pairs = [units[at : at + 2].hex() for at in range(0, len(units), 2)]
+    entity = {"'": "apos"}.get(char) or html.entities.codepoint2name.get(code, "nothing")
+    forms = [
+        f"&(?:amp;){{0,5}}(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x}|{entity});",
+        "".join(f"%(?:25){{0,5}}{octet:02x}" for octet in octets),
+        r"\\{0,8}".join(f"u{pair}" for pair in pairs),
+        f"U{code:08x}",
+        r"\\{0,8}".join(f"x{octet:02x}" for octet in octets),
+    ]
+    forms += [f"x{code:02x}"] if code < 0x100 else []
+    forms += [_LETTERS[char]] if char in _LETTERS else []
+    if char.isspace():  # lines are folded
+        spaces = r"\\{1,8}[nrt]|\+|\s{1,80}(?:\\ )?"
+        return rf"(?i:(?:\\{{0,8}}(?:{'|'.join(forms)}|{spaces})){{1,4}})"
+    if not char.isascii() or not char.isprintable():
+        forms += [r"[\ufffd?]{1,4}"]
+    signs = {"\\": r"\\{1,16}", "&": "&(?:amp;){0,5}", "%": "%(?:25){0,5}"}
+    forms += [signs.get(char, re.escape(char))]
+    return rf"(?i:\\{{0,8}}(?:{'|'.join(forms)}))"
+
+
+#: YAML goes on in the next line after an escape.
+_FOLD = r"(?:\\{1,8}(?:\n|n(?=[ \t]))[ \t]{0,80})?"
+
+
+@cache
+def _forms(char: str) -> str:
+    """The same with what a shell and YAML make of an apostrophe."""
+    if char != "'":
+        return _form(char)
+    one, two = _form("'"), _form('"')
+    return f"{one}(?:(?:{one}|{two}){{0,24}}{one})?"
+
+
+def _written(text: str, more: bool = False) -> str:
+    """A pattern of a part of a secret; ``more`` of the secret follows."""
+    forms = [_forms(char) + ("" if char.isascii() and char.isalnum() else _FOLD) for char in text]
+    return "".join(forms) if more else "".join(forms).removesuffix(_FOLD)
+
+
+def _tree(words: Sequence[str]) -> str:
+    """One pattern of all words: what several begin with is read once, the longest wins."""
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        groups.setdefault(word[:1], []).append(word)
+    over = groups.pop("", None) is not None
+    parts = []
+    for group in groups.values():
+        head = os.path.commonprefix(group)  # noqa: RUF071 (of words)
+        rest = [word[len(head) :] for word in group]
+        parts.append(re.escape(head) + (_tree(rest) if any(rest) else ""))
+    return f"(?:{'|'.join(parts)}){'?' if over else ''}"
+
+
+class _Matcher:
+    """Finds secrets in a text by the longest part of each that no form changes."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._around: dict[str, list[tuple[re.Pattern[str], int, re.Pattern[str]]]] = {}
+        #: Those of which every sign may be changed.
+        self._odd: list[re.Pattern[str]] = []
+        for secret in secrets:
+            core = max(re.findall(r"[A-Za-z0-9._~-]*", secret), key=len)
+            before, _, after = secret.partition(core) if core else ("", "", secret)
+            first, last = _written(before, more=True), _written(after)
+            if core:
+                place = re.compile(rf"(?:{first})\Z"), 40 * len(before), re.compile(last)
+                self._around.setdefault(core, []).append(place)
+            else:
+                self._odd.append(re.compile(last))
+        self._cores = re.compile(_tree(sorted(self._around)) if self._around else r"(?!)")
+
+    def sub(self, text: str) -> str:
+        """The text with ``MASK`` for each secret."""
+        parts: list[str] = []
+        done = at = 0
+        while core := self._cores.search(text, at):
+            at = core.start() + 1
+            for start, end in self._spans(text, core):
+                if end > done:
+                    parts += [text[done:start], MASK] if start >= done else []
+                    done = at = end
+        text = "".join([*parts, text[done:]]) if done else text
+        for pattern in self._odd:
+            text = pattern.sub(MASK, text)
+        return text
+
+    def _spans(self, text: str, core: re.Match[str]) -> Iterator[tuple[int, int]]:
+        """Where the secrets stand of which this is the core."""
+        begin = core.start()
+        for length in range(len(core[0]), 0, -1):
+            for before, reach, after in self._around.get(core[0][:length], ()):
+                first = before.search(text[max(0, begin - reach) : begin])
+                last = after.match(text, begin + length)
+                if first and last:
+                    yield begin - len(first[0]), last.end()
+
+
+# Values
+
+Leaf = Callable[[str, str, bool], str]
+
+
+def _walk(value: Any, leaf: Leaf, name: str = "") -> Any:
+    """A value with every text in it as ``leaf(text, name, whether its name tells)`` has it."""
+    if type(value) is str:
+        telling = bool(name) and is_secret_name(name) and not _PLAIN.fullmatch(value)
+        return leaf(value, name, telling)
+    if isinstance(value, Mapping):
+        own = value.get("name")  # Kubernetes: {name: HF_TOKEN, value: ...}
+        names = {"value": own} if isinstance(own, str) else {}
+        return {key: _walk(inner, leaf, names.get(key, str(key))) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_listed(value, leaf, name)) if type(value) in (list, tuple) else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{key: _walk(inner[key], leaf, key) for key in inner})
+    return value
+
+
+def _listed(values: Sequence[Any], leaf: Leaf, name: str) -> Iterator[Any]:
+    """The entries of a list, which may be a command."""
+    before = ""
+    for value in values:
+        if type(value) is not str or not value.startswith("-"):
+            yield _walk(value, leaf, before or name)
+            before = before if before.upper().replace("-", "_") in _SEVERAL else ""
+            continue
+        option, glued, rest = value.partition("=")
+        before = option.lstrip("-")
+        tells = len(option) > 2 and is_secret_name(before)
+        yield f"{option}={leaf(rest, before, True)}" if tells and rest else leaf(value, name, False)
+        before = before if tells and not glued else ""
 
 
 class Redactor:
-    """Replaces known secret values and everything that looks like one.
+    """Replaces known secrets and everything that looks like one.
 
     Args:
-        secrets: values to hide; those shorter than six characters are left,
-            since hiding them would garble ordinary text.
+        secrets: values to hide. Words and numbers that are too short or too common are hidden
+            where their name stands, and are not searched for: that would garble ordinary text.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._values: list[str] = []
+        self._learned: dict[str, str] = {}
+        self._names: set[str] = set()
+        self._matcher: _Matcher | None = None
         self.learn(secrets)
 
-    def learn(self, secrets: Iterable[str]) -> None:
-        """Hide these values too from now on."""
-        # A file is cleaned line by line, so a key of many lines is hidden line by line.
-        pieces = (line.strip() for secret in secrets for line in secret.splitlines())
-        values = {*self._values, *(piece for piece in pieces if len(piece) >= 6)}
-        self._values = sorted(values, key=len, reverse=True)
+    def learn(self, secrets: Iterable[str], name: str = "") -> None:
+        """Hide these values too from now on; ``name`` is where they stand."""
+        for secret in secrets:
+            # Text comes in lines, so a key of many lines is hidden line by line; others fold words.
+            lines = [line.strip() for line in secret.splitlines()]
+            pieces = [line for line in lines if not line.startswith("-----")]
+            pieces += filter(_PART.fullmatch, _APART.split(secret))
+            self._learned.setdefault(secret.strip(), name)
+            for piece in filter(self._rare, pieces):
+                self._learned.setdefault(piece, "")
+        self._matcher = None
 
-    @staticmethod
-    def of_environment(env: Mapping[str, str], extra: Iterable[str] = ()) -> Redactor:
-        """A redactor that knows the secrets of an environment."""
-        return Redactor([*secrets_in(env), *extra])
+    def study(self, value: Any) -> None:
+        """Learn the secrets of a value, such as a case, a plan or an environment.
+
+        Its own names for things are no secrets, whatever a password says.
+        """
+
+        def leaf(text: str, name: str, telling: bool) -> str:
+            if telling:
+                self.learn([text], name)
+            elif name in _NAMING:
+                self._names.add(text)
+                self._matcher = None
+            self._study_text(text)
+            return text
+
+        _walk(value, leaf)
+
+    def _study_text(self, text: str) -> None:
+        for pattern in _PATTERNS:
+            for match in pattern.finditer(text):
+                if group := _found(match):
+                    self.learn([match[group]], _name(match) or "")
+        if " " in text and "--" in text and len(text) < _COMMAND:
+            with contextlib.suppress(ValueError):
+                self.study(shlex.split(text))
+
+    def study_yaml(self, text: str) -> None:
+        """Learn the secrets of a file that may be no YAML at all."""
+        self._study_text(text)
+        for match in _YAML.finditer(text):
+            if _found(match):
+                self.learn([match["value"].strip("\"' ")], match["name"])
+
+    @property
+    def unsearched(self) -> list[str]:
+        """Names of secrets that are too short or too common to be searched for."""
+        found = {n for v, n in self._learned.items() if not (self._rare(v) or _PLAIN.fullmatch(v))}
+        return sorted(found - {""})
+
+    def _rare(self, value: str) -> bool:
+        odd = _PLAIN.fullmatch(value) or _COMMON.fullmatch(value) or value in self._names
+        return len(value) >= _LEAST and not odd
 
     def text(self, text: str) -> str:
         """``text`` without secrets."""
-        for value in self._values:
-            if value in text:
-                text = text.replace(value, MASK)
+        matcher = self._matcher
+        if matcher is None:
+            matcher = self._matcher = _Matcher(filter(self._rare, self._learned))
+        text = matcher.sub(text)
         for pattern in _PATTERNS:
-            text = pattern.sub(lambda match: f"{match['keep']}{MASK}", text)
+            text = pattern.sub(_masked, text)
         return text
 
-    def value(self, value: Any, name: str = "") -> Any:
-        """A JSON value without secrets, also those under telling keys."""
-        if isinstance(value, str):
-            return MASK if value and name and is_secret_name(name) else self.text(value)
-        if isinstance(value, Mapping):
-            return {key: self.value(inner, str(key)) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            before = ("", *value)
-            return [
-                MASK if last in _OPTIONS and isinstance(inner, str) else self.value(inner)
-                for last, inner in zip(before, value, strict=False)
-            ]
-        return value
+    def unparsed(self, text: str) -> str:
+        """What would be YAML without secrets, also those under telling keys."""
+        return _YAML.sub(_masked, self.text(text))
 
-    def file(self, path: Path) -> bool:
-        """Clean a text file in place; true when something was hidden."""
-        if not self._suspicious(path):
-            return False
-        changed = False
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-        try:
-            with (
-                os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as out,
-                path.open(encoding="utf-8", errors="surrogateescape", newline="") as source,
-            ):
-                for block in _blocks(source):
-                    clean = self.text(block)
-                    changed = changed or clean != block
-                    out.write(clean)
-            if changed:
-                Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-        return changed
+    def value(self, value: Any_) -> Any_:
+        """A value without secrets, also those under telling keys; names stay."""
 
-    def _suspicious(self, path: Path) -> bool:
-        """A cheap look at the bytes, so that a gigabyte without secrets costs one read."""
-        needles = [value.encode() for value in (*self._values, *_OPTIONS)]
-        needles += [b"://", b"earer ", b"asic ", b"hf_", b"gh", b"sk-", b"eyJ"]
-        longest = max(map(len, needles))
-        tail = b""
-        with path.open("rb") as source:
-            while chunk := source.read(_CHUNK):
-                window = tail + chunk
-                if any(needle in window for needle in needles):
-                    return True
-                tail = window[-longest:]
-        return False
+        def leaf(text: str, name: str, telling: bool) -> str:
+            if telling:
+                return MASK
+            return text if name in _NAMING and text in self._names else self.text(text)
+
+        found: Any_ = _walk(value, leaf)
+        return found
 
 
-def _blocks(source: TextIO) -> Iterator[str]:
-    """A text in pieces of about a megabyte, whole lines; a longer line is cut between two words."""
-    rest = ""
-    while chunk := source.read(_CHUNK):
-        block = rest + chunk
-        cut = max(block.rfind("\n"), block.rfind(" ") if len(block) > 2 * _CHUNK else -1) + 1
-        if cut == 0 and len(block) > 4 * _CHUNK:
-            cut = len(block)
-        if cut:
-            yield block[:cut]
-        rest = block[cut:]
-    if rest:
-        yield rest
+def secret_names(env: Mapping[str, str]) -> list[str]:
+    """The variables of an environment that hold secrets."""
+    return sorted(name for name in env if is_secret_name(name) and not _PLAIN.fullmatch(env[name]))
+
+
+@cache
+def here() -> Redactor:
+    """The redactor of this process: it knows the environment, and learns what the process reads."""
+    made = Redactor()
+    made.study(settings.inherited())
+    return made

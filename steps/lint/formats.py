@@ -5,25 +5,23 @@ Enters: problems and the files that were looked at. Leaves: text. Touches nothin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from steps.core import VERSION
+from steps.core import VERSION, foreign
 from steps.core.case.excerpt import render
 from steps.core.case.numbers import dumps
 from steps.core.errors import Place, Problem, Severity, errors_of
 from steps.lint.registry import RULES
 
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 Format = Callable[[Sequence[Problem], Sequence[str]], str]
 
 
 def as_json(problems: Sequence[Problem], files: Sequence[str]) -> str:
     """A list of problems: file, line, column, rule, severity, message, hint and more."""
     body = [problem.to_dict() for problem in problems]
-    return dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return foreign.json(dumps(body, indent=2, ensure_ascii=False)) + "\n"
 
 
 def as_github(problems: Sequence[Problem], files: Sequence[str]) -> str:
@@ -37,19 +35,11 @@ def as_github(problems: Sequence[Problem], files: Sequence[str]) -> str:
         if problem.hint:
             message += f"\n{problem.hint}"
         fields = (
-            f"file={_property(problem.place.file)},line={problem.place.line},"
+            f"file={foreign.field(problem.place.file)},line={problem.place.line},"
             f"col={problem.place.column},title={problem.rule}"
         )
-        lines.append(f"::{levels[problem.severity]} {fields}::{_data(message)}\n")
+        lines.append(f"::{levels[problem.severity]} {fields}::{foreign.data(message)}\n")
     return "".join(lines)
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
@@ -92,12 +82,12 @@ def as_sarif(problems: Sequence[Problem], files: Sequence[str]) -> str:
             {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
         ],
     }
-    return dumps(log, indent=2, ensure_ascii=False) + "\n"
+    return foreign.json(dumps(log, indent=2, ensure_ascii=False)) + "\n"
 
 
 def _location(place: Place) -> dict[str, Any]:
     return {
-        "artifactLocation": {"uri": quote(place.file.replace("\\", "/"))},
+        "artifactLocation": {"uri": quote(place.file.replace("\\", "/"), errors="surrogateescape")},
         "region": {"startLine": place.line, "startColumn": place.column},
     }
 
@@ -110,19 +100,16 @@ def as_junit(problems: Sequence[Problem], files: Sequence[str]) -> str:
     for file in files:
         mine = [problem for problem in problems if problem.place.file == file]
         rest = [problem for problem in mine if problem.severity is not Severity.ERROR]
-        case = TestCase(xml_text(file), "validate", stdout=xml_text("\n\n".join(map(render, rest))))
+        case = TestCase(
+            foreign.xml(file), "validate", stdout=foreign.xml("\n\n".join(map(render, rest)))
+        )
         errors = errors_of(mine)
         if errors:
-            text = xml_text("\n\n".join(map(render, errors)))
-            case.add_failure_info(xml_text(errors[0].message), text, errors[0].rule)
+            text = foreign.xml("\n\n".join(map(render, errors)))
+            case.add_failure_info(foreign.xml(errors[0].message), text, errors[0].rule)
         cases.append(case)
     text = to_xml_report_string([TestSuite("multinode validate", cases)])
     return f"{text}\n"
-
-
-def xml_text(text: str) -> str:
-    """Without the characters that XML cannot hold."""
-    return _NOT_XML.sub("?", text)
 
 
 FORMATS: dict[str, Format] = {

@@ -15,6 +15,8 @@ from steps.core.errors import UsageError
 from steps.core.plan.budgets import REHEARSAL_BUDGETS
 from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
 from steps.core.plan.plan import Plan, to_json
+from steps.core.plan.profile import masked
+from steps.core.record.rundir import RunDir
 from tests.core.cases import ROOT, SPLIT, plan_of
 from tests.faults.rehearse import environment, left_of, rehearse
 
@@ -139,3 +141,21 @@ def test_differences_name_the_place() -> None:
     assert list(replay.differences(then, {"a": [1, {"b": 3}], "c": 1})) == ["plan.a[1].b: 2, now 3"]
     assert list(replay.differences(then, then)) == []
     assert list(replay.differences({"a": [1]}, {"a": [1, 2]})) == ["plan.a: 1 entries, now 2"]
+
+
+def test_a_profile_is_its_own_file_while_that_is_what_it_was(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "lab.yaml"
+    own.write_text(
+        "image: a/b:1\nsecret_env: {HF_TOKEN: hub/token}\nenv: {API_KEY: abcd1234efgh}\n"
+    )
+    kept = RunDir(run)
+    kept.profile("lab").parent.mkdir()
+    kept.profile("lab").write_text(masked(own))
+    assert "abcd1234efgh" not in kept.profile("lab").read_text()
+    cluster = Cluster("lab", "k8s", (ClusterNode(0, "10.1.0.1"), ClusterNode(1, "10.1.0.2")))
+    plan = replace(plan_of(SPLIT), cluster=cluster)
+    assert replay.profile_of(kept, plan) == str(own)
+    own.write_text("image: a/b:2\n")
+    copy = replay.profile_of(kept, plan)
+    assert copy == str(kept.profile("lab"))
+    assert any("secrets are left out" in text for text in replay.warnings(plan, copy))

@@ -204,3 +204,18 @@ def test_a_control_port_that_is_taken_is_the_cause_of_the_record(tmp_path: Path)
     record = json.loads((tmp_path / "run" / "node-0" / "record.json").read_text())
     assert "cannot be opened: Address already in use" in record["cause"]["reason"]
     assert "started twice?" in record["cause"]["hint"]
+
+
+def test_nobody_waits_for_a_node_that_the_starter_saw_end(tmp_path: Path) -> None:
+    words = ["--case", str(ROOT / "configs" / "quickstart.yaml"), "--rehearse", "--bound"]
+    words += ["--network", free_network(settings.read().control_port), "--node-index", "0"]
+    argv = [sys.executable, "-m", "steps.node", *words, "--run-dir", str(tmp_path / "run")]
+    pipe = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, cwd=ROOT, **pipe) as program:  # type: ignore[call-overload]
+        try:
+            program.stdin.write("lost 1 was killed by signal 9\n")
+            program.stdin.flush()
+            assert program.wait(15) == 3
+            assert "node 1 is lost: was killed by signal 9" in program.stderr.read()
+        finally:
+            program.kill()

@@ -31,7 +31,7 @@ FLOORS = (
     "steps.core.vllm",
     "steps.core.case",
     "steps.core.system",
-    "steps.core",  # its top: door, errors, redaction, settings
+    "steps.core",  # its top: door, errors, foreign, redaction, settings
 )
 ROOMS = ("steps", "ci", "k8s", "rehearsal")
 MOST = {"modules": 14, "lines": 500, "lines of a function": 60, "methods": 25}
@@ -170,11 +170,12 @@ def test_nothing_is_larger_than_one_can_read() -> None:
     assert not too_large()
 
 
-def test_the_top_of_the_core_has_four_files() -> None:
+def test_the_top_of_the_core_is_small() -> None:
     assert sorted(path.name for path in (ROOT / "steps/core").glob("*.py")) == [
         "__init__.py",
         "door.py",
         "errors.py",
+        "foreign.py",
         "redaction.py",
         "settings.py",
     ]

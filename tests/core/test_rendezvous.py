@@ -235,6 +235,56 @@ def test_malformed_requests_harm_nobody(
     assert b" 200 " in raw(run, beat(1))
 
 
+def nested(levels: int) -> bytes:
+    return b'{"hello": {"case": %s%s}}' % (b"[" * levels, b"]" * levels)
+
+
+@pytest.mark.parametrize("levels", [10, 900, 970, 1500, 8000])
+def test_deep_words_cost_no_more_than_a_line(
+    fleet: Callable[..., Fleet], levels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a stranger, and of somebody with the token."""
+    told: list[Any] = []
+    run = fleet(3, fingerprints={"case": "a"}, on_stranger=lambda *words: told.append(words))
+    assert b" 401 " in raw(run, post("/v1/beat", nested(levels), token="none"))
+    for field in ("hello", "progress", "causes", "passed", "node", "record"):
+        body = b'{"node": 1, "seq": -2, "%s": %s%s}' % (
+            field.encode(), b"[" * levels, b"]" * levels,
+        )  # fmt: skip
+        answer = raw(run, post("/v1/beat", body))
+        assert answer[9:12] in (b"200", b"400"), (field, answer)
+    assert b" 200 " in raw(run, beat(2))
+    assert not told
+    assert not caplog.records, "the event loop complained of a request"
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), KeyError("x" * 9999)])
+def test_a_request_that_breaks_the_leader_costs_one_line(
+    fleet: Callable[..., Fleet], error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(node: int, record: Any) -> None:
+        raise error
+
+    run = fleet(2)
+    run.leader._on_record = fail
+    for _ in range(20):
+        raw(run, post("/v1/done", json.dumps({"node": 1, "seq": -2}).encode()))
+    said = capfd.readouterr().err
+    assert len(said) < 600
+    assert said.count("\n") == (not isinstance(error, RecursionError))
+    assert b" 200 " in raw(run, beat(1))
+
+
+def test_strangers_fill_no_log(fleet: Callable[..., Fleet]) -> None:
+    told: list[tuple[str, Any]] = []
+    run = fleet(2, fingerprints={"case": "a"}, on_stranger=lambda *words: told.append(words))
+    for number in range(60):
+        body = json.dumps({"hello": {"case": f"::add-mask::{number}"}}).encode()
+        assert b" 401 " in raw(run, post("/v1/beat", body, token="none"))
+    assert 2 <= len(told) <= 8
+    assert b" 200 " in raw(run, beat(1))
+
+
 def test_many_silent_connections_do_not_fill_the_memory(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     with contextlib.ExitStack() as stack:
@@ -455,7 +505,20 @@ def test_no_one_takes_the_record_of_a_leader_that_is_gone(fleet: Callable[..., F
     link = run.worker(1)
     eventually(lambda: run.states[1])
     run.leader.close()
-    assert not link.done({}, seconds=0.5)
+    began = time.monotonic()
+    assert not link.done({}, seconds=20)
+    assert time.monotonic() - began < GONE_AFTER + 2.0
+
+
+def test_a_leader_known_to_be_lost_is_asked_once_more(fleet: Callable[..., Fleet]) -> None:
+    run = fleet(2)
+    link = run.worker(1)
+    eventually(lambda: run.states[1])
+    run.leader.close()
+    eventually(lambda: run.lost)
+    began = time.monotonic()
+    assert not link.done({}, seconds=20)
+    assert time.monotonic() - began < 1.5
 
 
 def test_the_plan_is_told_to_those_who_ask(fleet: Callable[..., Fleet]) -> None:

@@ -6,7 +6,6 @@ Touches: the sockets they are told of, their standard output.
 The product does not know it and it knows nothing of the product: ``bin`` goes first on PATH, and
 a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE``:
 
-==================  ==========================================================================
 ``load=S``          seconds until it listens
 ``ttft=S itl=S``    seconds before the first token, and between tokens
 ``warm=F``          factor on ``ttft`` for a prompt it has seen (a prefix cache)
@@ -15,9 +14,25 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``crash=WHEN``      ends with ``code=N``, below 0 by that signal; WHEN is start, load, request:N
 ``hang=WHEN``       answers nothing any more, and lives on
 ``log_mb=N``        writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
+``says=BASE64``     prints these bytes before it listens
 ``stray=KIND``      leaves a child: plain, session (setsid), bare (setsid, no environment)
 ``forgets``         the proxy hands no KV over; ``master=S``, ``master_code=N``: the pool's master
 ==================  ==========================================================================
+=======
+=====================  =======================================================================
+``load=S``             seconds until it listens
+``ttft=S itl=S``       seconds before the first token, and between tokens
+``warm=F``             factor on ``ttft`` for a prompt it has seen (a prefix cache)
+``fail=A-B``           completions A to B answer 500
+``wrong``              sums are answered one too high
+``crash=WHEN``         ends with ``code=N``, below 0 by that signal; WHEN is start, load, request:N
+``hang=WHEN``          answers nothing any more, and lives on
+``says=FILE``          writes what is in a file before it listens
+``environment=FILE``   writes its environment there
+``log_mb=N``           writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
+``stray=KIND``         leaves a child: plain, session (setsid), bare (setsid, no environment)
+``forgets``            the proxy hands no KV over; ``master=S``, ``master_code=N``: of the pool
+=====================  =======================================================================
 """
 
 from __future__ import annotations

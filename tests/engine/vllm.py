@@ -76,6 +76,10 @@ class Engine:
         if "dashes" in self.knobs:
             print("ERROR " + "-" * int(1000 * self.number("dashes")), flush=True)
         print(f"INFO loading {self.argv[1]}", flush=True)
+        if "environment" in self.knobs:
+            Path(self.knobs["environment"]).write_text(json.dumps(dict(os.environ)))
+        if "says" in self.knobs:
+            sys.stdout.buffer.write(Path(self.knobs["says"]).read_bytes())
         self.moment("load")
         time.sleep(self.number("load", 0.1))
 

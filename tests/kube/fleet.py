@@ -73,10 +73,10 @@ class Place:
         more.setdefault("profile", self.profile)
         return start(None, self.directory / "user", *options, env=self.env, **more)
 
-    def tool(self, module: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run one of our modules there."""
+    def tool(self, module: str, *argv: str, given: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of our modules there; case and profile are ``given``, or not there any more."""
         (self.directory / "user").mkdir(exist_ok=True)
-        for name, content in (("case.yaml", CASE), ("lab.yaml", self.profile)):
+        for name, content in (("case.yaml", CASE), ("lab.yaml", self.profile)) if given else ():
             (self.directory / "user" / name).write_text(content)
         return subprocess.run(
             [sys.executable, "-m", module, *argv],
@@ -225,7 +225,46 @@ def await_(
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def pod_name(kube: KubeDouble, node: int) -> str:
+    """The pod of a node of the only run."""
+    names = sorted((pod["metadata"]["name"] for pod in kube.pods()), key=lambda n: (len(n), n))
+    return str(names[node])
+
+
+def program(kube: KubeDouble, node: int) -> int:
+    """The PID on this machine of a node's program, the first child of its pod's first process."""
+    first = kube.pid(pod_name(kube, node))
+    children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    return int(children[0])
+
+
+def said(kube: KubeDouble, node: int, words: str) -> bool:
+    """Whether a node's events say ``words``, as its volume has them on this machine."""
+    files = kube.directory.glob(f"pods/*/volumes/work/run/node-{node}/events.jsonl")
+    return any(words in path.read_text() for path in files)
+
+
+def running(kube: KubeDouble) -> list[dict[str, str]]:
+    """Name and uid of pods whose container runs."""
+    found = []
+    for pod in kube.pods():
+        states = [c["state"] for c in pod["status"].get("containerStatuses") or []]
+        found += [pod["metadata"]] if any("running" in state for state in states) else []
+    return found
+
+
+def ready(kube: KubeDouble) -> int:
+    """How many pods have finished."""
+    conditions = [c for pod in kube.pods() for c in pod["status"].get("conditions") or []]
+    return sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def gone(kube: KubeDouble, uid: str) -> bool:
+    """Whether a pod is gone; its successor has the same name."""
+    return all(entry["metadata"]["uid"] != uid for entry in kube.pods())
 
 
 def leftovers(kube: KubeDouble) -> list[str]:

@@ -89,6 +89,26 @@ def test_a_pod_killed_for_memory_is_the_cause_and_its_files_survive(
     assert fleet.leftovers(kube) == []
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_program_killed_for_memory_is_named_as_such_though_its_container_lives(
+    kube: KubeDouble, tmp_path: Path, version: str, node: int
+) -> None:
+    if kube.mode != "namespaces":
+        pytest.skip("cgroups are shown to pods with namespaces of their own only")
+    kube.cgroups(version)
+    with fleet.start(kube, tmp_path / "user", "--load-seconds", "20") as started:
+        started.until(f"node {node}  load      started server")
+        kube.starve(fleet.pod_name(kube, node), fleet.program(kube, node))
+        done = started.finish()
+    cause = done.verdict["cause"]
+    assert (done.code, cause["node"]) == (3, node), done.text
+    assert "out of memory: the cgroup's oom_kill counter rose" in done.reason
+    assert (cause["phase"], cause["signal"]) == ("load" if node == 0 else "hold", "SIGKILL")
+    assert "memory" in cause["hint"]
+    assert fleet.leftovers(kube) == []
+
+
 def test_a_leader_that_is_killed_ends_the_run(kube: KubeDouble, tmp_path: Path) -> None:
     with fleet.start(kube, tmp_path / "user", "--load-seconds", "6") as started:
         started.until("started server")

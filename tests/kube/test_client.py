@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -248,3 +249,34 @@ def test_the_account_of_the_pod_we_are_in(tmp_path: Path, monkeypatch: pytest.Mo
         (account / "token").write_text("fresh")
         with mock.patch.dict(os.environ, env), mock.patch.object(api, "_loaded", -10.0):
             assert api.items(client.path("rec", "pods")) == []
+
+
+def test_a_wrong_static_token_is_refused_at_once(kube: KubeDouble, tmp_path: Path) -> None:
+    config = str(kube.kubeconfig(tmp_path / "config", "nobody-knows-it"))
+    began = time.monotonic()
+    api = connected({"KUBECONFIG": config})
+    with pytest.raises(ApiError) as refused:
+        api.get("/api/v1/namespaces/rec/pods")
+    assert (refused.value.code, time.monotonic() - began < 4) == (401, True)
+
+
+def test_a_token_that_was_good_once_may_be_renewed_in_a_while(
+    kube: KubeDouble, tmp_path: Path
+) -> None:
+    config = kube.kubeconfig(tmp_path / "config")
+    api = connected({"KUBECONFIG": str(config)})
+    api.get("/api/v1/namespaces/rec/pods")
+    kube.expire_token()
+    threading.Timer(3.0, kube.renew_token).start()
+    assert api.get("/api/v1/namespaces/rec/pods")["items"] == []
+
+
+def test_an_outage_is_remembered_for_the_budgets_after_it(kube: KubeDouble) -> None:
+    api = connected({"KUBECONFIG": str(kube.kubeconfig())})
+    assert api.late(60.0) == 0.0
+    kube.fault("503", times=1)
+    api.get("/api/v1/namespaces/rec/pods")
+    assert 50.0 < api.late(60.0) <= 60.0
+    kube.fault("404", times=1)
+    with pytest.raises(ApiError):
+        api.get("/api/v1/namespaces/rec/pods/x")

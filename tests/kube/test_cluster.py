@@ -21,6 +21,19 @@ def test_a_run_passes_and_leaves_nothing(place: fleet.Place) -> None:
     assert place.left() == []
 
 
+def test_a_run_is_replayed_with_its_profile_wherever_that_came_from(place: fleet.Place) -> None:
+    with place.start("--fault", "crash@1:load") as started:
+        first = started.finish(300)
+    assert first.code == 1, first.text
+    (place.directory / "user" / "lab.yaml").unlink()
+    again = place.directory / "again"
+    done = place.tool("ci.replay", str(first.run_dir), "--run-dir", str(again), given=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "The verdict is the same: startup" in done.stdout
+    assert "The plan is the same" in done.stdout, done.stdout[-2000:]
+    assert place.left() == []
+
+
 def test_a_product_failure_is_one(place: fleet.Place) -> None:
     with place.start("--fault", "crash@0:load") as started:
         done = started.finish(300)

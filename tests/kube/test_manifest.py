@@ -297,12 +297,15 @@ def test_nodes_that_run_and_never_meet_are_found_out(tmp_path: Path) -> None:
     from k8s.backend import Run
 
     request: Any = argparse.Namespace(events=None)
-    api: Any = None
+    api: Any = argparse.Namespace(late=lambda seconds: 0.0)
     run = Run(request, api, order(tmp_path))
     assert run._apart(600.0) is None
     apart = run._apart(601.0)
     assert apart is not None
     assert "NetworkPolicy" in apart.hint
+    api.late = lambda seconds: 30.0  # the API was away: names resolve late
+    assert run._apart(601.0) is None
+    api.late = lambda seconds: 0.0
     run._planned = True
     assert run._apart(601.0) is None
 

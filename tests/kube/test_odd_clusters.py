@@ -15,7 +15,7 @@ from k8s.triage import Triage
 
 from . import fleet
 from .conftest import QUICK
-from .double import KubeDouble, Timing
+from .double import KubeDouble, Timing, sandbox
 
 pytest.importorskip("kubernetes")
 pytestmark = pytest.mark.timeout(180)
@@ -120,7 +120,7 @@ def test_a_kill_with_cgroup_v1_shows_in_no_status(kube: KubeDouble, tmp_path: Pa
     with fleet.start(kube, tmp_path / "user", "--load-seconds", "6") as started:
         started.until("node 1  load      started server")
         pod = max((p["metadata"]["name"] for p in kube.pods()), key=len)
-        kube.kill_child(pod, "vllm serve")
+        kube.starve(pod, sandbox.descendant(kube.pid(pod), "vllm serve"))
         [status] = next(p for p in kube.pods() if p["metadata"]["name"] == pod)["status"][
             "containerStatuses"
         ]

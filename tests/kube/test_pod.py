@@ -28,12 +28,25 @@ while True:
 """
 
 
-@contextlib.contextmanager
-def pod(root: Path) -> Iterator[subprocess.Popen[str]]:
-    """``pod.py`` with a node program that waits for SIGTERM and exits with 7."""
+def first(root: Path) -> subprocess.Popen[str]:
+    """The first process of a pod."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("LWS_")}
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-u", str(fleet.ROOT / "k8s" / "pod.py")],
+        env={**env, "MULTINODE_ROOT": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def lay(root: Path) -> None:
+    """A bundle whose node program waits for SIGTERM and exits with 7."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, text in (("steps/__init__.py", ""), ("steps/node.py", PROGRAM)):
+        oom = (fleet.ROOT / "steps" / "core" / "system" / "oom.py").read_text()
+        core = [(f"steps/{room}__init__.py", "") for room in ("", "core/", "core/system/")]
+        for name, text in (*core, ("steps/core/system/oom.py", oom), ("steps/node.py", PROGRAM)):
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(text), 0o600
             tar.addfile(member, io.BytesIO(text.encode()))
@@ -53,14 +66,13 @@ def pod(root: Path) -> Iterator[subprocess.Popen[str]]:
     ):
         (root / "bundle" / part).mkdir(parents=True, exist_ok=True)
         (root / "bundle" / part / name).write_bytes(content)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("LWS_")}
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(fleet.ROOT / "k8s" / "pod.py")],
-        env={**env, "MULTINODE_ROOT": str(root)},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+
+
+@contextlib.contextmanager
+def pod(root: Path) -> Iterator[subprocess.Popen[str]]:
+    """``pod.py``, whose node program has begun."""
+    lay(root)
+    process = first(root)
     try:
         fleet.await_((root / "work" / "begun").exists)
         yield process
@@ -88,3 +100,25 @@ def test_a_storm_of_dying_orphans_does_not_make_it_deaf(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=15)
     assert json.loads((tmp_path / "work" / "done.json").read_text())["exit_code"] == 7
+
+
+def test_a_sigterm_while_it_still_reads_what_to_do_ends_it_and_nothing_is_started(
+    tmp_path: Path,
+) -> None:
+    lay(tmp_path)
+    order = tmp_path / "bundle" / "0" / "start.json"
+    text = order.read_text()
+    order.unlink()
+    os.mkfifo(order)
+    process = first(tmp_path)
+    try:
+        with order.open("w") as out:  # opens once the other side reads
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            out.write(text)
+        said, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "told to stop before the node program began" in said
+    assert not (tmp_path / "work" / "begun").exists()

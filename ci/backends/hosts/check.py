@@ -19,7 +19,7 @@ from ci.backends.hosts import inventory as hosts_file
 from ci.backends.hosts.client import Client
 from ci.backends.hosts.inventory import Host, Inventory
 from ci.backends.hosts.ssh import Remote
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import Exit, MultinodeError, UsageError
@@ -110,7 +110,7 @@ def _say(found: Mapping[str, Facts], problems: Sequence[str], style: str, hosts:
         lines += [f"error: {problem}" for problem in problems]
         if hosts:
             lines.append(f"{hosts} hosts, {len(problems)} problems, {len(unlike)} differences")
-        print("\n".join(lines))
+        print("\n".join(map(foreign.block, lines)))
     return int(Exit.INFRA) if problems else int(Exit.PASS)
 
 

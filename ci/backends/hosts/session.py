@@ -26,7 +26,7 @@ from steps.core.errors import InfraError, MultinodeError
 from steps.core.node import bundle, contract
 from steps.core.record.events import Event
 from steps.core.record.records import Cause
-from steps.core.record.rundir import write_text
+from steps.core.record.rundir import appending, write_text
 
 BEAT = 1.0
 #: A connection that says nothing for so long is taken to be broken.
@@ -310,8 +310,8 @@ class Session:
 
     def _append(self, name: str, text: str) -> None:
         path = self.request.run_dir.node(self.index).make().path / name
-        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as out:
-            out.write(text)
+        with contextlib.suppress(OSError), appending(path) as out:
+            out.write(text.encode("utf-8", "backslashreplace"))
 
     def death(self, began: float) -> Cause | None:
         """The cause that this host's end is; None when its node program left a record."""

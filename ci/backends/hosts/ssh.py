@@ -252,14 +252,14 @@ class Remote:
             raise failure(self.host, code, errors, noise)
         return said.decode("utf-8", "replace")
 
-    def stream(self, command: str) -> tuple[Channel, IO[bytes]]:
+    def stream(self, command: str) -> tuple[Channel, io.BufferedReader[Any]]:
         """Run a command; gives its channel and its output, to be read as a file.
 
         Raises:
             InfraError: it fails before it says anything.
         """
         channel = self.start(command)
-        out = io.BufferedReader(channel, 1 << 17)
+        out: io.BufferedReader[Any] = io.BufferedReader(channel, 1 << 17)
         noise = b""
         while line := out.readline():
             if line.rstrip() == MARK:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steps.bench_drivers import Measurement, Sample
+from steps.core import foreign
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import Refused, dumps, finite, is_finite, loads, whole
 from steps.core.record.records import Check
@@ -192,8 +193,8 @@ def _failure(line: Mapping[str, Any]) -> Sample:
 def _sample(line: Mapping[str, Any], success: Any) -> Sample:
     if not isinstance(success, bool):
         raise Refused(f"success: found {str(success)[:40]!r}, expected true or false")
-    said = "".join(c if c.isprintable() else " " for c in str(line.get("error_info") or ""))
-    error = "" if success else " ".join(said.split()) or "failed"
+    said = " ".join(foreign.line(line.get("error_info") or "").split())
+    error = "" if success else said or "failed"
     number = _field("id", whole, line.get("id"))
     return Sample(number, text=_text(line.get("prediction")), error=error)
 

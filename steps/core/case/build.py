@@ -136,6 +136,7 @@ class _Builder:
             proof=data.get("proof", True),
             rehearse=data.get("rehearse", False),
             lint_ignore=dict((data.get("lint") or {}).get("ignore") or {}),
+            inherit=tuple(data.get("inherit") or ()),
             source=self.source,
         )
 

@@ -148,6 +148,7 @@ class Case:
     proof: bool
     rehearse: bool
     lint_ignore: Mapping[str, str]
+    inherit: tuple[str, ...]
     source: Source = field(repr=False, compare=False)
 
     def place(self, *path: Any) -> Place:

@@ -5,28 +5,30 @@ Enters: problems. Leaves: text. Touches: reads the files the problems are in.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from steps.core import foreign, redaction
+from steps.core.case.masked import mask
 from steps.core.errors import Place, Problem, Severity
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.INFO: "36"}
 _WIDTH = 120
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 Lines = Callable[[str], Sequence[str]]
 
 
 @cache
 def lines_of(file: str) -> tuple[str, ...]:
-    """The lines of a file; none when it cannot be read, or is a pipe or a device."""
+    """The lines of a file, without secrets; none when it is no regular file that can be read."""
     try:
         if not Path(file).is_file():
             return ()
-        return tuple(Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        redaction.here().study_yaml(text)
+        return tuple(mask(text).splitlines())
     except (OSError, ValueError):
         return ()
 
@@ -36,13 +38,14 @@ def render(problem: Problem, *, colour: bool = False, lines: Lines = lines_of) -
     severity = problem.severity.value
     if colour:
         severity = f"\x1b[{_COLOURS[problem.severity]}m{severity}\x1b[0m"
-    parts = [f"{problem.place}: {severity} {problem.rule}: {problem.message}"]
+    said = foreign.block(f"{problem.rule}: {problem.message}")
+    parts = [f"{foreign.line(problem.place)}: {severity} {said}"]
     parts += _excerpt(problem.place, lines)
     for place in problem.related:
-        parts.append(f"  see also {place}")
+        parts.append(f"  see also {foreign.line(place)}")
         parts += _excerpt(place, lines)
     if problem.hint:
-        parts.append(f"  = {problem.hint}")
+        parts.append(foreign.block(f"  = {problem.hint}"))
     return "\n".join(parts)
 
 
@@ -73,7 +76,6 @@ def _excerpt(place: Place, lines: Lines) -> list[str]:
     text = lines(place.file)
     if not 0 < place.line <= len(text):
         return []
-    # What a terminal would obey is shown as what cannot be shown.
     line = text[place.line - 1].rstrip()
     start = max(place.column - 1, 0)
     if len(line) > _WIDTH:
@@ -81,7 +83,7 @@ def _excerpt(place: Place, lines: Lines) -> list[str]:
         line, start = line[left : left + _WIDTH], start - left
     if not line.strip():
         return []
-    line = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", line)
+    line = foreign.signs(line)
     pad = "".join("\t" if char == "\t" else " " for char in line[:start])
     gutter = " " * len(str(place.line))
     return [f"  {place.line} | {line}", f"  {gutter} | {pad}^"]

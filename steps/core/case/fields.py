@@ -172,6 +172,12 @@ _COMMON: Field = {
         "strict_integer", "Devices of each node.", required=True, min=0, max=1024
     ),
     "env_common": _environment("Environment of every node's processes."),
+    "inherit": _field(
+        "list",
+        "Secrets of this machine's environment that local engines get all the same, by name.",
+        ours=True,
+        schema={"type": "string", "regex": r"^[A-Za-z_][A-Za-z0-9_]*$"},
+    ),
     "cluster_hosts": _field(
         "list",
         "Addresses of the nodes in order, for plain hosts.",

@@ -23,6 +23,7 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from steps.core import redaction
 from steps.core.errors import CaseError, Place, Problem, Severity, errors_of, sort_problems
 
 MAX_BYTES = 1 << 20
@@ -120,8 +121,7 @@ def load_yaml(path: Path, name: str = "") -> Source:
         CaseError: the file is absent, unreadable, too large, not UTF-8, or not
             one well-formed YAML document.
     """
-    text = read_text(path)
-    return parse_yaml(text, name or str(path))
+    return parse_yaml(read_text(path), name or str(path))
 
 
 def parse_yaml(text: str, file: str) -> Source:
@@ -130,6 +130,8 @@ def parse_yaml(text: str, file: str) -> Source:
     Raises:
         CaseError: as for :func:`load_yaml`.
     """
+    known = redaction.here()
+    known.study_yaml(text)  # before anything is said of it, and if it is no YAML
     tab = re.search(r"^ *\t", text, re.MULTILINE)
     try:
         _check_size(text, file)
@@ -146,6 +148,7 @@ def parse_yaml(text: str, file: str) -> Source:
         ) from None
     builder = _Builder(file)
     data = builder.root(root)
+    known.study(data)
     if builder.problems:
         raise CaseError(enough(builder.problems))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -38,9 +38,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from steps.core import door, settings
+from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.node.leftovers import (
     LEAVE_TICKS,
@@ -52,8 +52,8 @@ from steps.core.node.leftovers import (
     prune,
     retire,
 )
-from steps.core.record.rundir import RunDir, write_text
-from steps.core.redaction import Redactor
+from steps.core.record.rundir import RunDir, appending, write_text
+from steps.core.redaction import here
 from steps.core.system import ancestry, scratch
 
 LEASE = 30.0
@@ -106,7 +106,8 @@ class Keeper:
         self._bye = False
         self._clients: dict[int, Client] = {}
         self._selector = selectors.DefaultSelector()
-        self._redactor = Redactor.of_environment(settings.inherited(), [self._token])
+        self._redactor = here()
+        self._redactor.learn([self._token])
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._orphans = ancestry.Orphans()
 
@@ -160,7 +161,7 @@ class Keeper:
         os.write(write, self._token.encode())
         os.close(write)
         argv = [sys.executable, *self._argv, "--token-file", f"/dev/fd/{read}"]
-        log = os.open(self._log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = appending(self.run_dir.node(self.index).make().path / "node.log")
         try:
             self._node = subprocess.Popen(
                 argv,
@@ -172,15 +173,12 @@ class Keeper:
                 start_new_session=True,
             )
         finally:
-            os.close(log)
+            log.close()
             os.close(read)
         assert self._node.stdout is not None
         os.set_blocking(self._node.stdout.fileno(), False)
         self._selector.register(self._node.stdout, selectors.EVENT_READ, self._hear_node)
         self._tell_all(started=self._node.pid)
-
-    def _log_path(self) -> Path:
-        return self.run_dir.node(self.index).make().path / "node.log"
 
     def _hear_node(self) -> None:
         """Everything the node program has said by now."""
@@ -397,6 +395,20 @@ def _write_all(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
+class Whole:
+    """A file from which all that is asked for comes: zeros where it is shorter by now."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+
+    def read(self, size: int) -> bytes:
+        """So many bytes; an archive whose files are not as long as they said cannot be read."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = self._source.read(size)
+        return data + bytes(size - len(data))
+
+
 def pack(place: Path) -> int:
     """The run directory as a compressed stream."""
     import gzip
@@ -408,9 +420,16 @@ def pack(place: Path) -> int:
         tarfile.open(fileobj=packed, mode="w|") as archive,
     ):
         root = place / "run"
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                archive.add(path, str(path.relative_to(root)), recursive=False)
+        found = (path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+        # Records first: they say how large the rest is. What is no file is named, not followed.
+        for path in sorted(found, key=lambda path: (path.name != "record.json", str(path))):
+            with contextlib.suppress(OSError):  # gone since, or closed: what is there is sent
+                member = archive.gettarinfo(path, str(path.relative_to(root)))
+                if member is not None and not member.isreg():
+                    archive.addfile(member)
+                elif member is not None:
+                    with path.open("rb") as source:
+                        archive.addfile(member, Whole(source))  # type: ignore[arg-type]
     return 0
 
 

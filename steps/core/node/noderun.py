@@ -32,7 +32,7 @@ from steps.core.record.events import EventLog
 from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
 from steps.core.record.rundir import NodeDir, RunDir, full
 from steps.core.record.verdict import PRODUCT_FAULTS
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, here, secret_names
 from steps.core.system.envscripts import sourced
 from steps.core.system.guard import Guard
 
@@ -58,6 +58,13 @@ class StepFailed(Exception):
 def marker(run_dir: RunDir, index: int, step: str = "") -> str:
     """What a node's processes carry in their environment; a step's own are told from others'."""
     return f"{run_dir.path.resolve()}:{index}{f':{step}' if step else ''}"
+
+
+def withheld(plan: Plan) -> list[str]:
+    """The secrets of this machine that local engines do not get: nobody asked for them."""
+    if plan.cluster.backend != "local":
+        return []
+    return [n for n in secret_names(settings.inherited()) if n not in plan.cluster.inherit]
 
 
 class NodeRun:
@@ -89,7 +96,7 @@ class NodeRun:
         self.run_dir = run_dir
         self.dir: NodeDir = run_dir.node(index, step).make()
         self.events = events
-        self.redactor = redactor or Redactor()
+        self.redactor = redactor or here()
         self.started = time.time()
         self.began = time.monotonic()
         self.ended = threading.Event()
@@ -112,11 +119,13 @@ class NodeRun:
         self._mark: Any = None
         self._phase_began = self.began
         self._budget: Budget | None = None
+        left_out = set(withheld(plan))
+        inherited = {n: v for n, v in settings.inherited().items() if n not in left_out}
         # The profile's environment scripts are sourced before anything is started.
         self.supervisor = Supervisor(
             self.dir,
             marker(run_dir, index, step),
-            sourced(plan.cluster.scripts, settings.inherited()),
+            sourced(plan.cluster.scripts, inherited),
             self.on_exit,
             guard,
             self.redactor,

@@ -19,6 +19,7 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.case.build import load_case
 from steps.core.case.case import Case
+from steps.core.case.masked import mask
 from steps.core.errors import UsageError
 from steps.core.node import alone, identify, wishes
 from steps.core.node.wishes import Wishes
@@ -109,7 +110,7 @@ def start_of(asked: Wishes) -> Start:
     token = _token(asked)
     run_dir = RunDir(asked.run_dir or Path("runs") / f"{options.run}-node-{index}").make()
     run_dir.check_unused()
-    write_text(run_dir.case, "\n".join(case.source.lines) + "\n")
+    write_text(run_dir.case, mask("\n".join(case.source.lines) + "\n"))
     return Start(
         index,
         token or identify.default_token(case, cluster),
@@ -149,18 +150,29 @@ def _token(asked: Wishes) -> str:
     name = f"--token-file {asked.token_file}"
     try:
         with Path(asked.token_file).open(encoding="utf-8") as file:
-            mode, token = os.fstat(file.fileno()).st_mode, file.read().strip()
+            found, token = os.fstat(file.fileno()), file.read().strip()
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from None
     # Who starts node programs (a pod, a runner) looks after its own files.
-    if not asked.bound and stat.S_ISREG(mode) and mode & 0o077:
-        raise UsageError(
-            f"{name}: found mode {mode & 0o777:04o}, expected 0600: others can read the token",
-            f"chmod 600 {asked.token_file}",
-        )
+    if not asked.bound and stat.S_ISREG(found.st_mode):
+        _check_private(name, asked.token_file, found)
     if not token:
         raise UsageError(f"{name}: it is empty", "Write one secret into it, on all nodes the same.")
     return settings.usable_token(token, name)
+
+
+def _check_private(name: str, file: str, found: os.stat_result) -> None:
+    """Raises UsageError when others know, or may have chosen, the token."""
+    if found.st_uid not in (os.geteuid(), 0):
+        raise UsageError(
+            f"{name}: it belongs to another user, number {found.st_uid}, who knows the token",
+            "Name a file of your own, mode 0600.",
+        )
+    if found.st_mode & 0o077:
+        raise UsageError(
+            f"{name}: found mode {found.st_mode & 0o777:04o}, expected 0600: others can read it",
+            f"chmod 600 {file}",
+        )
 
 
 def _print_json(event: Event) -> None:

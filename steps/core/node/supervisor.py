@@ -25,7 +25,7 @@ from steps.core.plan.direct import exempt
 from steps.core.plan.plan import TOOL, Process
 from steps.core.record.records import ProcessRecord
 from steps.core.record.rundir import NodeDir, write_json
-from steps.core.redaction import Redactor
+from steps.core.redaction import Redactor, here
 from steps.core.system import ancestry, oom, priority
 from steps.core.system.ancestry import Kin
 from steps.core.system.guard import MARKER, Guard, marked
@@ -131,7 +131,7 @@ class Supervisor:
         self._inherited = dict(inherited)
         self._on_exit = on_exit
         self._guard = guard
-        self._redactor = redactor or Redactor()
+        self._redactor = redactor or here()
         self._workdir = workdir
         self._direct = tuple(direct)
         self._lock = threading.RLock()
@@ -167,7 +167,7 @@ class Supervisor:
         work = place or (Path(self._workdir) if self._workdir else self._dir.path / "work")
         if place is None and not self._workdir:
             work.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
             popen = subprocess.Popen(
                 process.argv,

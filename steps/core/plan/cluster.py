@@ -51,6 +51,7 @@ class Cluster:
         router: the vllm-router program, if there is one.
         ais_bench: the ais_bench program; empty: the one on PATH.
         python: the interpreter that runs scripts and pip on the nodes.
+        inherit: secrets of this machine's environment that local engines get.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Cluster:
     python: str = "python3"
     rehearsal: Rehearsal | None = None
     timeouts: Mapping[str, float] = field(default_factory=dict)
+    inherit: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -74,6 +74,7 @@ def local(
         ais_bench=ais_bench or found.ais_bench,
         python=sys.executable,
         rehearsal=rehearsal,
+        inherit=case.inherit,
     )
 
 

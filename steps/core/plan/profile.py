@@ -24,6 +24,7 @@ from steps.core.case.fields import DURATION, Field
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.plan import clusters
+from steps.core.redaction import here
 
 CLUSTERS = clusters.ROOT / "configs" / "clusters"
 
@@ -250,6 +251,12 @@ def is_one(source: Source) -> bool:
     return len(keys & FIELDS.keys()) > len(
         keys & (fields.DEPLOYMENT.keys() | fields.ROUTING.keys())
     )
+
+
+def masked(path: Path) -> str:
+    """A profile's text without what is secret in it, its place first."""
+    here().study(dict(load_profile(path).env))
+    return f"# {path.resolve()}\n{here().text(path.read_text(encoding='utf-8-sig'))}"
 
 
 def check(source: Source) -> list[Problem]:

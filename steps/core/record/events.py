@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core import foreign
 from steps.core.case.numbers import dumps, is_time, loads
-from steps.core.record.rundir import READ_LIMIT, read_bounded
-from steps.core.redaction import Redactor
+from steps.core.record.rundir import READ_LIMIT, appending, read_bounded
+from steps.core.redaction import Redactor, here
 
 RUNNER = -1
 #: Bytes of events that are kept while they cannot be written.
@@ -86,7 +87,7 @@ class EventLog:
         self.run = run
         self.node = node
         self.phase = "start"
-        self.redactor = redactor or Redactor()
+        self.redactor = redactor or here()
         self.listeners = list(listeners)
         #: Why events cannot be written at present; they are kept and tried again.
         self.trouble: OSError | None = None
@@ -95,7 +96,7 @@ class EventLog:
         self._path = path
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.open("ab").close()
+            appending(path).close()
 
     def emit(self, what: str, **fields: Any) -> Event:
         """Write one event of the present phase."""
@@ -124,7 +125,7 @@ class EventLog:
     def _write(self, path: Path) -> None:
         """Write what is not written; opened anew each time, for the report replaces the file."""
         try:
-            with path.open("ab", buffering=0) as out:
+            with appending(path) as out:
                 while self._unwritten:
                     del self._unwritten[: out.write(self._unwritten)]
             self.trouble = None
@@ -179,4 +180,4 @@ def console_line(event: Event, started: float) -> str:
         return ""
     clock = time.strftime("%H:%M:%S", time.localtime(event.time))
     who = "runner" if event.node == RUNNER else f"node {event.node}"
-    return f"{clock} {event.time - started:+7.1f}s  {who:<7} {event.phase:<9} {text}"
+    return foreign.block(f"{clock} {event.time - started:+7.1f}s  {who:<7} {event.phase:<9} {text}")

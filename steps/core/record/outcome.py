@@ -18,6 +18,7 @@ from steps.core.record.events import RUNNER, read_events
 from steps.core.record.records import Cause, Record
 from steps.core.record.rundir import RunDir, read_bounded, read_json
 from steps.core.record.verdict import Verdict, compute
+from steps.core.redaction import here
 
 #: Phases of a backend in which pods hold their devices though nothing runs yet.
 HOLDING = ("pull", "start")
@@ -45,7 +46,7 @@ class Finished:
 
 
 def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
-    """The run of a directory, its verdict computed from what is there.
+    """The run of a directory without its secrets, its verdict computed from what is there.
 
     Args:
         observed: causes that only the backend saw; absent: as they were kept.
@@ -53,9 +54,11 @@ def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:
     Raises:
         InfraError: the directory has no plan, so nothing can be said.
     """
-    plan = plan_of(run_dir)
+    plan, known = plan_of(run_dir), here()
+    known.study(plan)
     found = _records(run_dir, plan)
     verdict = compute(plan, found, observed or _observed(run_dir))
+    plan, found, verdict = known.value((plan, found, verdict))
     return Finished(run_dir, plan, found, verdict, _held(run_dir))
 
 

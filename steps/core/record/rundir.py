@@ -21,7 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import UsageError
@@ -42,6 +42,10 @@ def new_run_id(now: float | None = None) -> str:
 
 
 _ANOTHER = "Name a new directory with --run-dir."
+
+
+def _linked(path: Path) -> UsageError:
+    return UsageError(f"{path} is a symbolic link, and a run follows none", _ANOTHER)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,13 @@ class NodeDir:
         return self.path / "bench"
 
     def make(self) -> NodeDir:
-        """Create it, for the owner only."""
+        """Create it, for the owner only.
+
+        Raises:
+            UsageError: there is a link of its name.
+        """
+        if self.path.is_symlink():
+            raise _linked(self.path)
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self
 
@@ -105,6 +115,10 @@ class RunDir:
     def case(self) -> Path:
         """The case as it was validated."""
         return self.path / "case.yaml"
+
+    def profile(self, name: str) -> Path:
+        """The cluster's profile as it was used; its name is the file's."""
+        return self.path / "clusters" / f"{name}.yaml"
 
     @property
     def events(self) -> Path:
@@ -141,19 +155,43 @@ class RunDir:
         return NodeDir(self.path / f"node-{index}", step)
 
     def make(self) -> RunDir:
-        """Create it, for the owner only.
+        """Create it, for the owner only, as all that this process and its children make then.
+
+        What comes back is the same by a name that stays its own: ``runs/latest`` may mean another
+        one soon, and processes start elsewhere.
 
         Raises:
-            UsageError: there can be no directory of this name.
+            UsageError: there can be no directory of this name, or others have a hand in it.
         """
+        os.umask(0o077)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._own()
         except OSError as error:
             raise UsageError(
                 f"the run directory {self.path} cannot be made: {error.strerror or error}",
                 "Name another one with --run-dir.",
             ) from None
-        return self
+        return RunDir(self.path.resolve())
+
+    def _own(self) -> None:
+        """Let a directory that was there before be for its owner only; an empty one becomes so."""
+        found = self.path.stat()
+        with tempfile.TemporaryFile(dir=self.path) as mine:  # a file server may have renamed us
+            if os.fstat(mine.fileno()).st_uid != found.st_uid:
+                raise UsageError(f"{self.path} belongs to another user", _ANOTHER)
+        inside = list(self.path.iterdir())
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            if inside:
+                raise UsageError(
+                    f"{self.path}: found mode {stat.S_IMODE(found.st_mode):04o}, and files in it; "
+                    "others can reach what a run leaves there",
+                    f"{_ANOTHER} Or chmod 700 {self.path}",
+                )
+            self.path.chmod(0o700)
+        for path in (*inside, *self.path.glob("node-*/*")):
+            if path.is_symlink():
+                raise _linked(path)
 
     def reserve(self) -> None:
         """Hold room back for the verdict and what is made with it."""
@@ -189,7 +227,8 @@ class RunDir:
 def _reserve(path: Path) -> None:
     """Zeros, for a file system that cannot allocate without writing; nothing where none fit."""
     try:
-        path.write_bytes(bytes(RESERVE_BYTES))
+        with open(path, "wb", opener=no_link) as out:
+            out.write(bytes(RESERVE_BYTES))
     except OSError:
         _release(path)
 
@@ -213,10 +252,22 @@ def point_latest(run: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener of files that are the owner's only; a symbolic link is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def appending(path: Path) -> BinaryIO:
+    """A file of a run to which lines are added, unbuffered."""
+    return open(path, "ab", buffering=0, opener=no_link)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file at once or not at all, readable by the owner only."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    # The name says nothing of the file's: that may have all the length there is.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
+        os.fchmod(handle, 0o600)
         with os.fdopen(handle, "wb") as out:
             try:
                 out.write(text.encode("utf-8", "surrogateescape"))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steps.core import foreign
 from steps.core.case.gates import METRICS, GateResult
 from steps.core.plan.faults import deadly
 from steps.core.plan.plan import Plan
@@ -35,10 +36,10 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     """
     plan, verdict, found = over.plan, over.verdict, over.records
     mark = "✅" if verdict.verdict == "pass" else "❌"
-    parts = [f"# {mark} {headline(verdict)}"]
+    parts = [f"# {mark} {foreign.markdown(headline(verdict))}"]
     parts += _cause(verdict)
-    parts += remarks
-    parts.append(f"Run `{verdict.run}` of `{plan.case_file}`.")
+    parts += map(foreign.markdown, remarks)
+    parts.append(f"Run {foreign.code(verdict.run)} of {foreign.code(plan.case_file)}.")
     if verdict.rehearsed:
         parts.append("Stand-ins played the engines: baselines were not judged.")
         parts += _survived(plan, verdict)
@@ -48,7 +49,7 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     parts += _fleet(plan, found)
     parts += _logs(over)
     if plan.notes:
-        parts.append("\n".join(f"- {note}" for note in plan.notes))
+        parts.append("\n".join(f"- {foreign.markdown(note)}" for note in plan.notes))
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,8 +59,8 @@ def _survived(plan: Plan, verdict: Verdict) -> list[str]:
     if rehearsal is None or verdict.verdict != "pass":
         return []
     return [
-        f"**Fault `{_cell(fault)}` changed nothing:** its moment never came, or nothing depended "
-        "on what it befell. This pass does not show that it would be noticed."
+        f"**Fault {foreign.code(fault)} changed nothing:** its moment never came, or nothing "
+        "depended on what it befell. This pass does not show that it would be noticed."
         for fault in deadly(rehearsal.faults)
     ]
 
@@ -68,15 +69,15 @@ def _cause(verdict: Verdict) -> list[str]:
     cause = verdict.cause
     if cause is None:
         return []
-    lines = [f"**Cause:** {_cell(str(cause))}"]
+    lines = [f"**Cause:** {foreign.markdown(str(cause))}"]
     if cause.evidence:
-        lines.append("```\n" + "\n".join(cause.evidence) + "\n```")
+        lines.append(foreign.fence(cause.evidence))
     if cause.log:
-        lines.append(f"Log: `{cause.log}`")
+        lines.append(f"Log: {foreign.code(cause.log)}")
     if cause.hint:
-        lines.append(f"**Next:** {cause.hint}")
+        lines.append(f"**Next:** {foreign.markdown(cause.hint)}")
     if verdict.consequences:
-        rest = "\n".join(f"- {_cell(str(entry))}" for entry in verdict.consequences[:10])
+        rest = "\n".join(f"- {foreign.markdown(str(entry))}" for entry in verdict.consequences[:10])
         lines.append(f"What followed from it:\n\n{rest}")
     if verdict.missing:
         names = ", ".join(f"node {index}" for index in verdict.missing)
@@ -102,7 +103,9 @@ def _benchmarks(verdict: Verdict) -> list[str]:
             rows.append((result.name if number == 0 else "", *row))
     if rows:
         lines.append(table(heads, rows))
-    lines.append("\n".join(f"- {_cell(sentence(result))}" for result in verdict.benchmarks))
+    lines.append(
+        "\n".join(f"- {foreign.markdown(sentence(result))}" for result in verdict.benchmarks)
+    )
     return lines
 
 
@@ -200,14 +203,17 @@ def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
         host = record.host if record else ""
         rows.append((str(node.index), role, node.address, host, names, ended))
     heads = ("node", "role", "address", "host", "processes", "ended")
-    lines = [f"## Fleet: {plan.cluster.name}, engine {plan.engine or 'vllm'}", table(heads, rows)]
+    lines = [
+        f"## Fleet: {plan.cluster.name}, engine {foreign.markdown(plan.engine or 'vllm')}",
+        table(heads, rows),
+    ]
     versions = {r.node: dict(r.versions) for r in found.values() if r and r.versions}
     if not versions:
         return lines
     if len({tuple(sorted(v.items())) for v in versions.values()}) == 1:
         first = next(iter(versions.values()))
         text = ", ".join(f"{name} {version}" for name, version in sorted(first.items()))
-        return [*lines, f"Versions: {text}"]
+        return [*lines, f"Versions: {foreign.markdown(text)}"]
     differing = differences(versions)
     columns = ["version of", *(f"node {index}" for index in versions)]
     return [*lines, "**Versions differ between nodes:**", table(columns, differing)]
@@ -233,7 +239,7 @@ def _logs(over: Finished) -> list[str]:
     logs.sort(key=lambda entry: (entry[0] != first, entry[0]))
     if not logs:
         return []
-    lines = [f"- `{path}` ({max(size, 1) / 1000:,.0f} kB)" for path, size in logs[:40]]
+    lines = [f"- {foreign.code(path)} ({max(size, 1) / 1000:,.0f} kB)" for path, size in logs[:40]]
     if len(logs) > 40:
         lines.append(f"- and {len(logs) - 40} more")
     return ["## Logs, in the run directory", "\n".join(lines)]
@@ -248,12 +254,8 @@ def with_unit(metric: str, value: float) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(foreign.markdown(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def upstream_results(

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
@@ -443,19 +442,19 @@ class KubeDouble:
 
         self.on_loop(work)
 
-    def kill_child(self, pod: str, word: str) -> int:
-        """SIGKILL for a process below a container's first one, by a word of its command line.
+    def cgroups(self, version: str) -> None:
+        """Show pods that start from now on the memory counters of cgroup ``v1`` or ``v2``."""
+        self.on_loop(lambda: setattr(self.kubelet.node, "cgroup", version))
 
-        That is what the kernel does with cgroup v1, where a container over its limit loses one
-        process: the first one lives on, and no status says OOMKilled. Its process id here.
-        """
+    def starve(self, pod: str, pid: int) -> None:
+        """Let the kernel kill a process of a pod for want of memory, and none besides it."""
 
-        def work() -> int:
-            pid = sandbox.descendant(self._process(pod, "").pid, word)
-            os.kill(pid, signal.SIGKILL)
-            return pid
+        def work() -> None:
+            worker = self.kubelet.find(self.namespace, pod)
+            assert worker is not None
+            worker.starve(pid)
 
-        return self.on_loop(work)
+        self.on_loop(work)
 
     def pid(self, pod: str, container: str = "") -> int:
         """The PID on this machine of a container's first process."""

@@ -95,6 +95,7 @@ class Node:
     defects: list[BaseException]
     lag: Lag = field(default_factory=Lag)
     pulled: set[str] = field(default_factory=set)
+    cgroup: str = ""
 
 
 class Kubelet:
@@ -268,9 +269,9 @@ class Worker:
         await asyncio.sleep(min(self.node.timing.remove, max(self.grace, 0.01)))
         await asyncio.sleep(self.node.lag.left(asyncio.get_running_loop().time()))
         self.node.collector.finish_pod(self.namespace, self.name, self.uid)
-        shutil.rmtree(self.directory / "lives", ignore_errors=True)
-        shutil.rmtree(self.directory / "volumes", ignore_errors=True)
         self._done(self.uid)
+        for name in ("lives", "volumes"):  # beside the loop: on a slow disk it takes seconds
+            await asyncio.to_thread(shutil.rmtree, self.directory / name, ignore_errors=True)
 
     async def _stop(self, container: Container) -> None:
         process = container.process
@@ -433,6 +434,8 @@ class Worker:
                 (self.node.resolv, "/etc/resolv.conf"),
                 (hostname, "/etc/hostname"),
             ]
+            if self.node.cgroup:
+                mounts += [(self._counters(0), "/sys/fs/cgroup")]
         box = sandbox.Box(life, self.name, argv, env, mounts, spec.get("workingDir") or "/")
         container.id = "containerd://" + secrets.token_hex(32)
         self._event("Normal", "Created", "Container created", container)
@@ -474,6 +477,21 @@ class Worker:
             kinds.PODS, self.namespace, self.name
         ):
             await asyncio.sleep(0.05)
+
+    def _counters(self, kills: int) -> Path:
+        """The memory counters of the container's cgroup, as version 1 or 2 shows them inside."""
+        root: Path = self.directory / "cgroup"
+        v1 = self.node.cgroup == "v1"
+        path = root / "memory" / "memory.oom_control" if v1 else root / "memory.events"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = "oom_kill_disable 0\nunder_oom 0\n" if v1 else "low 0\nhigh 0\nmax 9\noom 1\n"
+        path.write_text(f"{rows}oom_kill {kills}\n")
+        return root
+
+    def starve(self, pid: int) -> None:
+        """Kill one process for want of memory; the others of its container live on."""
+        self._counters(1)
+        os.kill(pid, signal.SIGKILL)
 
     async def _image(self, container: Container) -> bool:
         """Make the image present, for ever if it must be."""

@@ -424,10 +424,14 @@ def _watch(loop: asyncio.AbstractEventLoop, process: Process, pipes: dict[int, s
         process.finished = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         process.log.end()
         process.exited.set()
-        for name in ("upper", "work", "tmp"):
-            shutil.rmtree(process.box.directory / name, ignore_errors=True)
+        loop.run_in_executor(None, _clean, process.box.directory)
 
     loop.add_reader(pidfd, gone)
+
+
+def _clean(directory: Path) -> None:
+    for name in ("upper", "work", "tmp"):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def memory_hog(process: Process, limit: float) -> int:

@@ -25,10 +25,11 @@ from typing import Any
 
 from steps.core import door
 from steps.core.errors import Exit, InfraError, UsageError
+from steps.core.foreign import block
 from steps.core.node.alone import holding
 from steps.core.node.alone.go import Go, Part, Step, StepRun, printer
 from steps.core.node.alone.holding import Taken
-from steps.core.node.wishes import Wishes, add_plan_arguments, index_in, plan_of, wishes_of
+from steps.core.node.wishes import Wishes, add_plan_arguments, index_in, plan_of, seconds, wishes_of
 from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Plan, from_json, to_json
 from steps.core.record.rundir import RunDir, point_latest, write_text
@@ -50,7 +51,7 @@ def step(
                 "--detach", action="store_true", help="a keeper holds it until invoke stop"
             )
             held.add_argument(
-                "--limit", type=float, metavar="SECONDS",
+                "--limit", type=partial(seconds, least=1, most=30 * 86400), metavar="SECONDS",
                 help="end by itself after that; default: the sum of the plan's budgets",
             )  # fmt: skip
 
@@ -178,7 +179,7 @@ def _detached(
         if code:
             with log.open(errors="replace") as told:
                 told.seek(before)
-                print(told.read().strip(), file=sys.stderr)
+                print(block(told.read().strip()), file=sys.stderr)
             continue
         until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + limit))
         print(f"{step.name} of node {index} is held by pid {pid}, at most until {until}")

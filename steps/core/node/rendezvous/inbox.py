@@ -24,6 +24,7 @@ class Inbox:
     Attributes:
         told: the leader said how the run ended, or never will.
         early: there was an interrupt before there was a run.
+        hopeless: why the nodes will never meet, as the starter saw it; empty while they may.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class Inbox:
         self.state = State(seq=-1)
         self.refused = ""
         self.leaderless = ""
+        self.hopeless = ""
         self._early_interrupts = 0
         self._early_words: list[str] = []
 
@@ -155,8 +157,9 @@ class Inbox:
         word, run = contract.heard(line), self.run
         if word == contract.STOP:
             self.interrupt("interrupted by the runner")
-        elif run is None and word:
+        elif run is None and isinstance(word, contract.Lost):
             self._early_words.append(line)
+            self.hopeless = f"node {word.node} is lost: {word.how}"
         elif isinstance(word, contract.Lost) and run is not None:
             self._lose(run, word)
 

@@ -27,6 +27,9 @@ from steps.core.node.rendezvous.messages import Beat, Hello, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 
+#: So many strangers are told of; more would be somebody who wants to fill the log.
+STRANGERS = 8
+
 
 @dataclass
 class Member:
@@ -261,15 +264,16 @@ class Leader:
         return hmac.compare_digest(authorization.encode(), b"Bearer " + self._token)
 
     def stranger(self, address: str, body: bytes) -> Answer:
-        """The answer to a request without the token; what it says of itself is told once."""
+        """The answer to a request without the token; what a few of them say is told, once."""
         try:
             data = loads(body)
             hello = data["hello"] if isinstance(data["hello"], dict) else {}
         except (ValueError, KeyError, TypeError):
             hello = {}
-        said = {key: str(hello.get(key, ""))[:80] for key in self.fingerprints}
+        known = {key: hello.get(key) for key in self.fingerprints}
+        said = {key: word[:80] if isinstance(word, str) else "" for key, word in known.items()}
         mark = (address, dumps(said))
-        if any(said.values()) and mark not in self._strangers and len(self._strangers) < 64:
+        if any(said.values()) and mark not in self._strangers and len(self._strangers) < STRANGERS:
             self._strangers.add(mark)
             self._on_stranger(address, said)
         error = {"error": "wrong or missing token", "fingerprints": self.fingerprints}

@@ -73,6 +73,7 @@ class Link:
         self._waited = 0.0
         self.state = State(seq=-1)
         self.joined = threading.Event()
+        self._lost = False
         self._stop = threading.Event()
         self._hurried = threading.Event()
         self._clock = pace.Clock(self._stop, self._look_at_leader)
@@ -100,18 +101,21 @@ class Link:
 
     def done(self, record: Any, seconds: float = 10.0) -> bool:
         """Hand the node's record over; false when the leader did not take it."""
-        deadline = time.monotonic() + seconds
+        began, refused_since = time.monotonic(), 0.0
         self._stop.set()
-        while time.monotonic() < deadline:
-            last = self._hurried.is_set()
+        while (now := time.monotonic()) < began + seconds:
+            # One that is lost, or was never there, gets a last chance.
+            last = self._hurried.is_set() or self._lost or not self.joined.is_set()
             try:
                 beat = self._beat(seq=-2, record=record)
                 self._post(self._connect(min(1.0 if last else 5.0, seconds)), DONE, beat)
                 return True
             except Refused:
                 return False
-            except (OSError, http.client.HTTPException, ValueError):
-                if last:
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                closed = isinstance(error, ConnectionError)
+                refused_since = (refused_since or now) if closed else 0.0
+                if last or (closed and now - refused_since > pace.GONE_AFTER):
                     return False
                 self._hurried.wait(pace.TICK)
         return False
@@ -209,6 +213,7 @@ class Link:
                 silent = now - self._heard - (self._clock.late() - late)
                 excused = min(self._waited, pace.STARVED_MOST)
                 if self.joined.is_set() and (silent - excused > pace.LOST_AFTER or dead):
+                    self._lost = True
                     if not self._stop.is_set():
                         self._on_lost(f"{type(error).__name__}: {error}")
                     return

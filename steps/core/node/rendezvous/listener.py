@@ -13,8 +13,9 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.node.rendezvous import pace
 
@@ -80,6 +81,7 @@ class Listener:
         self.loop = asyncio.new_event_loop()
         self.server: asyncio.Server | None = None
         self._ready = threading.Event()
+        self._complained: set[str] = set()
         self._trouble: OSError | None = None
         self.thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
 
@@ -127,6 +129,7 @@ class Listener:
             return
         finally:
             self._ready.set()
+        loop.set_exception_handler(self._complain)
         # No task: one that a thread leaves behind is complained of when the program ends.
         loop.call_later(pace.TICK, self._tick, time.monotonic())
         loop.run_forever()
@@ -135,6 +138,14 @@ class Listener:
             transport.abort()
         loop.run_until_complete(asyncio.sleep(0))  # the connections hear of their end
         loop.close()
+
+    def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """One line for each kind of failure of ours, however often somebody brings it about."""
+        error = context.get("exception")
+        kind = f"{type(error).__name__} in {context['message']}"
+        if kind not in self._complained:
+            self._complained.add(kind)
+            door.warn(f"the rendezvous failed at a request: {kind[:200]}: {str(error)[:200]}")
 
     def _tick(self, before: float) -> None:
         now = time.monotonic()
@@ -222,7 +233,10 @@ class _Connection(asyncio.Protocol):
         if path not in (BEAT, DONE, STATE, PLAN):
             self._reply(refusal(404, "no such path"))
             return
-        answer = self._ledger.answer(path, body)
+        try:
+            answer = self._ledger.answer(path, body)
+        except RecursionError:  # how deep is too deep depends on the Python, and on who looks
+            answer = refusal(400, "nested too deeply")
         if answer.node is not None:
             self._node = answer.node
         if not answer.hold:

@@ -175,10 +175,13 @@ class Meeting:
 
         Raises:
             RunEnded: interrupted.
+            InfraError: a node that is waited for will not come.
             DeadlineError: the budget to join is used up.
         """
         if self.inbox.early.wait(0.2):
             raise RunEnded
+        if self.inbox.hopeless:
+            raise InfraError(self.inbox.hopeless, "Look at the log of that node.")
         now = time.monotonic()
         if now > self._deadline:
             raise DeadlineError(
@@ -273,7 +276,7 @@ class Meeting:
         """A worker's record, kept beside our own where its own directory is elsewhere."""
         place = self.start.run_dir.node(node).make()
         if record and not place.record.exists():
-            with contextlib.suppress(OSError, TypeError):
+            with contextlib.suppress(OSError, TypeError, RecursionError):
                 write_json(place.record, record)
 
 
