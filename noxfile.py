@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -23,6 +24,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "tests"]
 
 HERE = Path(__file__).parent
+LOCKS = HERE / "ci" / "tools" / "locks"
 
 
 @nox.session
@@ -67,6 +69,13 @@ def compare(session: nox.Session) -> None:
     """Say whether a variant of a case is worse: CASE --b-set PATH=VALUE [--budget MINUTES]."""
     install(session, "node", "runner", "report", *backend_extras(session.posargs))
     run_module(session, "ci.compare.compare")
+
+
+@nox.session
+def bisect(session: nox.Session) -> None:
+    """Find the commit that made a case slower or broke it: CASE --repository DIR --good --bad."""
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    run_module(session, "ci.compare.bisect")
 
 
 @nox.session
@@ -147,23 +156,64 @@ def workflows(session: nox.Session) -> None:
     install(session, "node", "workflows")
     files = [str(path) for path in sorted((HERE / ".github" / "workflows").glob("*.yaml"))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
-    session.run("zizmor", "--offline", "--no-progress", *files)
+    session.run("zizmor", "--persona", "auditor", "--offline", "--no-progress", *files)
     session.run("python", "-m", "ci.nightly.matrix")
     session.run("python", "-m", "ci.nightly.known")
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Make the locks of what setup.cfg and the tools ask for: [NAME...] [--upgrade]."""
+    install(session, "node", "lock")
+    run_module(session, "ci.tools.lock")
 
 
 # Helpers
 
 
 def install(session: nox.Session, *sides: str) -> None:
-    """Install the dependencies of the named sides, as setup.cfg lists them."""
+    """Install the named sides as they are locked; `--unlocked`: as new as setup.cfg allows.
+
+    What is installed is noted in the environment, so that pip is not asked again for the same.
+    """
+    with environment("cannot be installed"):
+        stamp = Path(session.bin).parent / "locked.txt"
+        if unlocked(session):
+            stamp.unlink(missing_ok=True)
+            session.install("--quiet", "--upgrade", *requirements(*sides))
+            return
+        files = [LOCKS / f"{side}.txt" for side in sides]
+        wanted = {f"{file.stem} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files}
+        noted = set(stamp.read_text().splitlines()) if stamp.exists() else set()
+        if wanted <= noted:
+            return
+        stamp.unlink(missing_ok=True)
+        locked = [word for file in files for word in ("-r", str(file))]
+        session.install("--quiet", "--require-hashes", "--only-binary", ":all:", *locked)
+        if not asked(session, "no_install"):
+            stamp.write_text("\n".join(sorted(wanted)))
+
+
+def unlocked(session: nox.Session) -> bool:
+    """Whether this session, and what it builds, tries newer packages than the locked ones."""
+    if "--unlocked" in session.posargs:
+        session.posargs.remove("--unlocked")
+        os.environ["MULTINODE_UNLOCKED"] = "1"
+    return os.environ.get("MULTINODE_UNLOCKED", "").lower() in ("1", "true", "yes", "on")
+
+
+def requirements(*sides: str) -> list[str]:
+    """What setup.cfg lists for these sides."""
     config = configparser.ConfigParser()
     config.read(HERE / "setup.cfg")
     lists = {"node": config["options"]["install_requires"], **config["options.extras_require"]}
-    wanted = [line for side in sides for line in lists[side].splitlines()]
-    requirements = [line for line in wanted if line and not line.startswith("#")]
-    with environment("cannot be installed"):
-        session.install("--quiet", *requirements)
+    lines = [line for side in sides for line in lists[side].splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def asked(session: nox.Session, option: str) -> bool:
+    """Whether nox was given this option of its own, which a session cannot read otherwise."""
+    return bool(getattr(session._runner.global_config, option))
 
 
 @contextlib.contextmanager
@@ -185,6 +235,8 @@ def run_module(session: nox.Session, module: str) -> None:
     As its parent nox would turn every exit code into 1, and kill a run half a second after
     Ctrl-C, before it has stopped its fleet and collected its logs.
     """
+    if asked(session, "install_only"):
+        return
     python = Path(session.bin) / "python"
     session.log(f"python -m {module} {shlex.join(session.posargs)}".rstrip())
     for stream in filter(None, (sys.stdout, sys.stderr)):

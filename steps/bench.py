@@ -14,19 +14,19 @@ import statistics
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steps import bench_drivers
-from steps.bench_drivers import Job, Measurement, caches
+from steps import bench_drivers, checks
+from steps.bench_drivers import Job, Measurement, acceptance, caches
 from steps.core.case import gates
 from steps.core.node import alone
 from steps.core.node.http import look
-from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.node.noderun import NodeRun, StepFailed, stage
 from steps.core.plan import drivers
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
 from steps.core.record import stats
-from steps.core.record.records import BenchResult, to_dict
+from steps.core.record.records import BenchResult, Check, to_dict
 from steps.core.record.rundir import write_json
 
 
@@ -56,11 +56,13 @@ def run(run: NodeRun) -> None:
     threading.Thread(target=_watch_health, args=(run, health), daemon=True).start()
     try:
         for number, entry in enumerate(run.plan.benchmarks):
+            stage(run, number + 1)
             result = _benchmark(run, entry, number)
             run.benchmarks.append(result)
             run.events.emit("benchmark", text=_sentence(result), name=result.name)
             if result.status == "fail" and result.fault == "functional":
                 _await_deaths(run)
+        checks.behind(run)
     finally:
         health.set()
 
@@ -139,7 +141,8 @@ class _Series:
         self._first: float | None = None
         asked = self._entry.benchmark
         confirms = asked.confirm > 0 and not self._entry.skip_gates
-        self._again = asked.case_type != "accuracy" and (asked.repeat > 1 or confirms)
+        self._again = asked.case_type == "performance" and (asked.repeat > 1 or confirms)
+        self._drafts = any(run.plan.drafting())
 
     def take(self, places: Sequence[Path], *, confirms: bool) -> None:
         """Measure into each place; ends early at an error, and where the caches stay warm."""
@@ -158,8 +161,12 @@ class _Series:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             before = caches.given(run.plan) if self._again else None
             job = Job(self._entry, run.plan.endpoint, place, number if way.prompts else 0)
+            drafted = acceptance.read(run.plan) if self._drafts else None
             measured = self._measure(run, job)
             run.check_end()
+            if drafted is not None:
+                told = acceptance.between(drafted, acceptance.read(run.plan))
+                measured = with_acceptance(measured, told, self._entry.benchmark.case_type)
             share = caches.share(before, caches.given(run.plan)) if before else None
             if not self.found:
                 self._first = share
@@ -193,6 +200,7 @@ def to_confirm(entry: BenchmarkPlan, result: BenchResult) -> bool:
     """Whether to measure again before it counts: numbers that can be believed missed a gate."""
     return (
         entry.benchmark.confirm > 0
+        and entry.benchmark.case_type == "performance"
         and result.status == "fail"
         and result.fault == "performance"
         and all(gate.found is not None for gate in result.gates if gate.passed is False)
@@ -215,12 +223,12 @@ def judge(
     """
     found = [bench_drivers.believed(measurement) for measurement in found]
     last = found[-1]
-    checks = tuple(check for measurement in found for check in measurement.checks)
+    seen = tuple(check for measurement in found for check in measurement.checks)
     metrics = with_confidence(_median(found), last.requests.get("ok", 0))
     common = {
         "metrics": metrics,
         "requests": last.requests,
-        "checks": checks,
+        "checks": seen,
         "runs": tuple(m.metrics for m in found) if len(found) > 1 else (),
         "note": "; ".join(filter(None, (spread_note(entry, found), way))),
         "started": started,
@@ -231,7 +239,7 @@ def judge(
         return _result(entry, "skipped", last.skipped, **common)
     if last.error:
         return _result(entry, "error", last.error, fault=last.fault, **common)
-    failed = [check for check in checks if check.status == "fail"]
+    failed = [check for check in seen if check.status == "fail"]
     if failed:
         reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
         return _result(entry, "fail", reason, fault=last.fault, **common)
@@ -241,7 +249,7 @@ def judge(
         gates.GateResult(
             str(gate), gate.metric, None, metrics.get(gate.metric), None, entry.skip_gates
         )
-        if entry.skip_gates and gate.metric != "success_ratio"
+        if entry.skip_gates and gate.metric not in entry.judged
         else gates.hold(gate, metrics, entry.benchmark.baseline)
         for gate in entry.gates
     )
@@ -251,6 +259,20 @@ def judge(
         reason = "; ".join(_miss(gate, metrics) for gate in missed)
         return _result(entry, "fail", reason, fault=fault, gates=held, **common)
     return _result(entry, "pass", "", gates=held, **common)
+
+
+def with_acceptance(
+    measured: Measurement, told: acceptance.Drafts | str, case_type: str
+) -> Measurement:
+    """A measurement with the share of drafts that was accepted, or the reason why nobody knows."""
+    needed = case_type == "spec_decode"
+    if isinstance(told, str):
+        check = Check(acceptance.CHECK, "fail" if needed else "skipped", told)
+        return replace(measured, checks=(*measured.checks, check))
+    if needed:  # an accuracy run whose score is not looked at
+        kept = tuple(check for check in measured.checks if check.name != "score")
+        measured = replace(measured, checks=kept)
+    return replace(measured, metrics={**measured.metrics, **told.rates})
 
 
 def with_confidence(metrics: dict[str, float], samples: int) -> dict[str, float]:

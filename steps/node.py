@@ -4,8 +4,8 @@ Enters: a plan or a case, a node index. Leaves: a run directory with this
 node's record, logs and events; on the leader the verdict too. Touches:
 through the steps it chains: processes, ports, the node's directory.
 
-    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader)
-    -> benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
+    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) -> checks,
+    benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
 
 The same program runs on one machine, on plain hosts and in a pod; only who
 starts it differs.
@@ -21,11 +21,11 @@ import time
 import traceback
 from collections.abc import Iterable
 
-from steps import bench, collect, install, preflight, prove, proxy, report, serve, wait
+from steps import bench, checks, collect, install, preflight, prove, proxy, report, serve, wait
 from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, withheld
+from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, stage, withheld
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
@@ -190,6 +190,7 @@ class Program:
 
 def lead(run: NodeRun, leader: Leader) -> None:
     """The leader's phases."""
+    stage(run, 0)
     with run.phase("preflight"):
         preflight.run(run)
         _barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
@@ -212,6 +213,10 @@ def lead(run: NodeRun, leader: Leader) -> None:
     leader.tell(phase="probe", serving=True)
     with run.phase("probe"):
         wait.completion(run)
+    if run.plan.content.before:
+        leader.tell(phase="checks")
+        with run.phase("checks"):
+            checks.before(run)
     leader.tell(phase="bench")
     with run.phase("bench"):
         bench.run(run)

@@ -265,6 +265,7 @@ proxy = _hold("proxy", "Start the proxy of a split fleet and hold it.")
 pool = _hold("pool", "Start the KV pool of a fleet and hold it.", "steps.byhand.pool")
 wait = _step("wait", "Wait until the fleet is ready, proven by a completion.")
 check = _step("check", "Ask the fleet for one completion.", "steps.byhand.check")
+checks = _step("checks", "Make the case's checks of content.", "steps.byhand.checks")
 bench = _step("bench", "Run the benchmarks against a fleet that is up; again adds a measurement.")
 prove = _step("prove", "Check that every side and rank served requests.")
 collect = _step("collect", "Collect logs into the run directory, without secrets.")
@@ -299,7 +300,18 @@ _ROLE = {"plan": _PLAN["plan"], "run_dir": _PLAN["run_dir"], "node_index": "whic
 def lead(c: Context, plan: str = "", run_dir: str = "", node_index: int | None = None) -> None:
     """Do all the leader does, on one machine for every node: from preflight to report."""
     _row.insert(
-        ["preflight", "install", "serve", "wait", "bench", "prove", "stop", "collect", "report"]
+        [
+            "preflight",
+            "install",
+            "serve",
+            "wait",
+            "checks",
+            "bench",
+            "prove",
+            "stop",
+            "collect",
+            "report",
+        ]
     )
     place: dict[str, Any] = {"run_dir": run_dir}
     here = {**place, "node_index": node_index}
@@ -308,6 +320,7 @@ def lead(c: Context, plan: str = "", run_dir: str = "", node_index: int | None =
     call("steps.install", {**where})
     call("steps.serve", {**where, "detach": True})
     call("steps.wait", {**where})
+    call("steps.byhand.checks", {**where})
     call("steps.bench", {**where})
     call("steps.prove", {**where})
     call("steps.byhand.stop", {**here})

@@ -100,19 +100,47 @@ def test_a_changed_pin_is_another_environment(tmp_path, register):
     assert environments._slot("fake").path != before.path
 
 
-def test_a_pin_of_what_a_package_drags_in_is_another_environment_and_constrains_pip(
-    tmp_path, register, monkeypatch
-):
-    monkeypatch.setattr(environments, "PINS", tmp_path)
-    register(
-        "fake", recipe(Install((str(make_wheel(tmp_path)),), options=("--no-index", "--dry-run")))
-    )
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register) -> Path:
+    """A recipe whose lock has the wheel beside it, and whose steps would bring a newer one."""
+    monkeypatch.setattr(environments, "LOCKS", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    wheel = make_wheel(tmp_path)
+    made = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (tmp_path / "fake.txt").write_text(f"greeter==1.0 \\\n    --hash=sha256:{made}\n")
+    newer = (local(make_wheel(tmp_path, version="2.0")), Uninstall(("burden",)), Check("1"))
+    register("fake", Recipe("for the tests", newer, (0, 99), 1, locks=("fake",)))
+    return tmp_path / "fake.txt"
+
+
+def greeter_of(built: environments.Environment) -> str:
+    version = "import importlib.metadata as m; print(m.version('greeter'))"
+    argv = [built.python, "-c", version]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_what_is_locked_is_installed_unless_newer_is_wanted(locked, monkeypatch):
+    assert greeter_of(environments.ensure("fake", lambda line: None)) == "1.0"
+    monkeypatch.setenv("MULTINODE_UNLOCKED", "1")
+    assert environments.installed("fake") is None
+    assert greeter_of(environments.ensure("fake", lambda line: None)) == "2.0"
+
+
+def test_a_changed_lock_is_another_environment(locked):
     before = environments._slot("fake")
-    (tmp_path / f"fake-{sys.implementation.cache_tag}.txt").write_text("greeter==2.0\n")
+    locked.write_text(locked.read_text() + "\n")
     assert environments._slot("fake").path != before.path
-    builder = cache.Builder("fake", tmp_path / "log", lambda line: None)
-    with pytest.raises(BuildError, match=r"greeter==2\.0"):
-        environments.RECIPES["fake"].steps[0].apply(Path(sys.executable), builder)
+
+
+def test_a_file_that_is_not_the_locked_one_is_not_installed(locked):
+    make_wheel(locked.parent, name="greeter").write_bytes(
+        make_wheel(locked.parent / "other", version="1.0").read_bytes() + b"changed"
+    )
+    with pytest.raises(BuildError, match="DO NOT MATCH THE HASHES") as caught:
+        environments.ensure("fake", lambda line: None)
+    assert "MULTINODE_UNLOCKED" in str(caught.value.hint)
+    assert environments.installed("fake") is None
 
 
 def test_a_failing_pip_names_log_cause_and_remedy_and_is_tried_again(

@@ -40,7 +40,13 @@ from tests.realpath import fleet
 
 PAGE = ROOT / "docs" / "extend.md"
 FOLDERS = ("ci", "configs", "docs", "k8s", "rehearsal", "steps", "tests")
-FILES = ("pyproject.toml", "setup.cfg", "noxfile.py", "tasks.py", "README.md", "CONTRIBUTING.md")
+FILES = (
+    "pyproject.toml",
+    "setup.cfg",
+    "noxfile.py",
+    "tasks.py",
+    *(p.name for p in ROOT.glob("*.md")),
+)
 STEP = re.compile(
     r"^(?:New file|In) `(?P<file>[^`]+)`:$|^```(?P<kind>python|diff)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,

@@ -57,6 +57,8 @@ def propose(benchmark: Benchmark, results: Sequence[Result], lower: bool = False
     def answer(value: float | None, reason: str) -> Proposal:
         return Proposal(benchmark.name, metric, benchmark.baseline, value, reason)
 
+    if benchmark.rates:
+        return answer(None, "its baseline is a list of rates, which is not proposed")
     if benchmark.no_gate_reason:
         return answer(None, f"gate: none, {benchmark.no_gate_reason}")
     if len(values) < ENOUGH:

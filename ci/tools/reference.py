@@ -33,6 +33,7 @@ PARSERS = {
     "nox -s report --": "ci.report.html",
     "nox -s trend --": "ci.nightly.trend",
     "nox -s baseline --": "ci.nightly.baseline",
+    "nox -s lock --": "ci.tools.lock",
 }
 EXITS = {
     Exit.PASS: "the case passed, or the command did its work",

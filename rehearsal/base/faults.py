@@ -30,6 +30,8 @@ BEHAVIOURS = (
     "midstream",
     "truncate",
     "refuse-handoff",
+    "miscount",
+    "low-acceptance",
     "busy",
 )
 """Faults that change how a process answers from then on; the process does them."""
@@ -42,9 +44,10 @@ _MOMENT = re.compile(r"(?P<moment>start|load|term|ready|request|bench)?(?P<rest>
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `moment` is start, load, ready, request or term; `after` seconds follow start or
-    ready;
-    `count` is the number of the completion for request. `node` and `process` None mean all."""
+    """One fault. `moment` is start, load, ready, request, bench or term; `after` seconds follow
+    start or ready; `count` is the number of the completion for request, of the benchmark for bench.
+    `node` and `process` None mean all.
+    """
 
     what: str
     arg: float | None
@@ -124,7 +127,8 @@ def _parse_when(part: str, when: str | None) -> tuple[str, float, int]:
     if when is None:
         return "start", 0.0, 0
     allowed = (
-        f"{part!r}: WHEN is start, load, ready, ready+S, +S, request, requestN, bench or term, "
+        f"{part!r}: WHEN is start, load, ready, ready+S, +S, request, requestN, bench, benchN or "
+        "term, "
         f"not {when!r}"
     )
     shape = _MOMENT.fullmatch(when)
@@ -133,11 +137,8 @@ def _parse_when(part: str, when: str | None) -> tuple[str, float, int]:
         if not re.fullmatch(r"\+\d+(\.\d+)?", rest):
             raise ValueError(allowed)
         return moment or "start", float(rest[1:]), 0
-    if moment == "request" and (not rest or (rest.isdecimal() and int(rest) > 0)):
-        return "request", 0.0, int(rest or 1)
-    if moment == "bench" and not rest:
-        # The first completion is the harness's own readiness probe.
-        return "request", 0.0, 2
+    if moment in ("request", "bench") and (not rest or (rest.isdecimal() and int(rest) > 0)):
+        return moment, 0.0, int(rest or 1)
     if moment is None or rest:
         raise ValueError(allowed)
     return moment, 0.0, 0
@@ -158,9 +159,10 @@ class Injector:
         process: str,
         behave: Callable[[str, float | None], None] = lambda what, arg: None,
         abandon: Callable[[], None] = lambda: None,
+        stage: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.pending = [fault for fault in faults if fault.concerns(node, process)]
-        self.behave, self.abandon = behave, abandon
+        self.behave, self.abandon, self.stage = behave, abandon, stage
         self.started = time.monotonic()
         self.ignores_term = False
         self.loop: Any = None
@@ -175,6 +177,18 @@ class Injector:
                 self.pending.remove(fault)
                 since = time.monotonic() - self.started if moment == "start" else 0.0
                 self.loop.call_later(max(0.0, fault.after - since), self._act, fault)
+
+    def arrived(self, count: int) -> None:
+        """The `count`-th completion came: its moment, and that of the benchmark that is on.
+
+        Where nobody says which one is on, the first completion is a probe and the rest is the
+        first benchmark's.
+        """
+        self.fire("request", count)
+        if any(fault.moment == "bench" for fault in self.pending):
+            told = self.stage()
+            for number in range(1, 1 + (int(count > 1) if told is None else told)):
+                self.fire("bench", number)
 
     def run_in(self, loop: Any, watch_signals: Callable[[], None]) -> None:
         """Take the event loop that times `+S` faults, and start those. `watch_signals` installs the

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rehearsal.base.faults import Fault, parse_faults
 
@@ -31,6 +33,15 @@ class Settings:
     nixl_port: int
     dev_mode: bool
     key: str
+    acceptance: tuple[float, ...]
+    run_dir: Path | None
+
+    def stage(self) -> int | None:
+        """The benchmark that is on, 0 before the first; None where no leader says so here."""
+        try:
+            return int((self.run_dir / "stage").read_text()) if self.run_dir else None
+        except (OSError, ValueError):
+            return None
 
     @property
     def own_address(self) -> str:
@@ -83,6 +94,11 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         if environ.get(name, "").strip():
             visible = tuple(part.strip() for part in environ[name].split(",") if part.strip())
             break
+    told = environ.get("REHEARSAL_ACCEPTANCE", "")
+    if not re.fullmatch(r"((0(\.\d+)?|1(\.0+)?)(,|$))*", told):
+        raise ValueError(f"REHEARSAL_ACCEPTANCE={told!r}: expected rates from 0 to 1, with commas")
+    rates = tuple(float(rate) for rate in told.split(",") if rate)
+    run = re.fullmatch(r"(.+?):\d+(?::[^/]*)?", environ.get("MULTINODE_RUN", ""))
     try:
         faults = parse_faults(environ.get("REHEARSAL_FAULTS", ""))
     except ValueError as error:
@@ -105,6 +121,8 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         nixl_port=int(number("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)),
         dev_mode=bool(number("VLLM_SERVER_DEV_MODE", 0)),
         key=environ.get("OPENAI_API_KEY", ""),
+        acceptance=rates,
+        run_dir=Path(run[1]) if run else None,
     )
 
 

@@ -15,10 +15,20 @@ import uuid
 from typing import Any
 
 from rehearsal.base import console
+from rehearsal.base.settings import Settings
 from rehearsal.base.web import PHRASES, Connection, Request
 from rehearsal.base.wire import Link, Message
 from rehearsal.engine.cli import ServeArgs
 from rehearsal.engine.metrics import EngineMetrics, render
+from rehearsal.engine.prompts import (
+    Refusal,
+    check_images,
+    check_sampling,
+    misshaped,
+    out_of_range,
+    problem,
+    prompt_of,
+)
 from rehearsal.engine.text import answer, count_tokens
 
 STATS_SECONDS = 10.0
@@ -26,48 +36,6 @@ VERSION = "0.32.0"
 #: vLLM has these only with VLLM_SERVER_DEV_MODE=1, and answers 200 whatever came of it.
 RESETS = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-
-
-def problem(
-    code: int, message: str, kind: str = "BadRequestError", param: str | None = None
-) -> Message:
-    """vLLM's error body."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-class Refusal(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(
-        self, code: int, message: str, kind: str = "BadRequestError", param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code, self.body = code, problem(code, message, kind, param)
-
-
-def _misshaped(kind: str, place: str, text: str) -> Refusal:
-    """What pydantic says of a body of the wrong shape, in vLLM's words."""
-    message = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{place}', 'msg': '{text}'}}"
-    return Refusal(400, message, "Bad Request", place)
-
-
-def _out_of_range(name: str, text: str, value: object) -> Refusal:
-    return Refusal(400, f"{text} (parameter={name}, value={value})", param=name)
-
-
-def _check_sampling(body: Message) -> None:
-    """Refuse what no engine would sample with."""
-    temperature = body.get("temperature")
-    if isinstance(temperature, (int, float)) and temperature < 0:
-        found = float(temperature)
-        text = f"temperature must be non-negative, got {found}."
-        raise _out_of_range("temperature", text, found)
-    if body.get("stream_options") and not body.get("stream"):
-        raise Refusal(
-            400,
-            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
-            param="stream_options",
-        )
 
 
 class Generation:
@@ -84,6 +52,8 @@ class Generation:
         self.wants_counts = self.wants_usage and bool(options.get("continuous_usage_stats"))
         self.wants_logprobs = body.get("logprobs") not in (None, False)
         self.prompt_tokens = count_tokens(prompt)
+        self.others: list[list[str]] = []
+        self.off = 0
         self.model = str(body.get("model"))
         self.created = int(time.time())
         self.pieces: list[str] = []
@@ -107,10 +77,11 @@ class Generation:
 
     def usage(self) -> Message:
         """Token counts, as an event of a stream has them."""
+        output = self.sent + sum(map(len, self.others))
         return {
-            "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + self.sent,
-            "completion_tokens": self.sent,
+            "prompt_tokens": self.prompt_tokens + self.off,
+            "total_tokens": self.prompt_tokens + output + 2 * self.off,
+            "completion_tokens": output + self.off,
         }
 
     def begin(self) -> None:
@@ -186,7 +157,13 @@ class Generation:
             200,
             {
                 **self.base,
-                "choices": [choice],
+                "choices": [
+                    choice,
+                    *(
+                        {**choice, "index": at, "text": "".join(pieces)}
+                        for at, pieces in enumerate(self.others, 1)
+                    ),
+                ],
                 "usage": {
                     **self.usage(),
                     "prompt_tokens_details": None,
@@ -207,11 +184,67 @@ class Generation:
         self.connection.reply(code, body)
 
 
+class MessageGeneration(Generation):
+    """One of Anthropic's messages on its way."""
+
+    def _tell(self, kind: str, value: Message) -> None:
+        text = json.dumps({"type": kind, **value}, separators=(",", ":"))
+        self.connection.chunk(f"event: {kind}\ndata: {text}\n\n".encode())
+
+    def _message(self, blocks: list[Message], reason: str | None) -> Message:
+        counts = self.usage()
+        return {
+            "id": f"msg_{self.request_id}",
+            "type": "message",
+            "role": "assistant",
+            "content": blocks,
+            "model": self.model,
+            "stop_reason": reason,
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": counts["prompt_tokens"],
+                "output_tokens": counts["completion_tokens"],
+            },
+        }
+
+    def begin(self) -> None:
+        """Open the stream."""
+        self.connection.stream()
+        self._tell("message_start", {"message": self._message([], None)})
+        block = {"type": "text", "text": ""}
+        self._tell("content_block_start", {"index": 0, "content_block": block})
+
+    def piece(self, text: str, last: bool) -> None:
+        """One token of the stream."""
+        delta = {"type": "text_delta", "text": text}
+        self._tell("content_block_delta", {"index": 0, "delta": delta})
+
+    def finish(self) -> None:
+        """Complete the answer."""
+        reason = "max_tokens" if self.reason == "length" else "end_turn"
+        if not self.streams:
+            block = {"type": "text", "text": "".join(self.pieces)}
+            self.connection.reply(200, self._message([block], reason))
+            return
+        self._tell("content_block_stop", {"index": 0})
+        usage = self._message([], reason)["usage"]
+        self._tell("message_delta", {"delta": {"stop_reason": reason}, "usage": usage})
+        self._tell("message_stop", {})
+        self.connection.end()
+
+
+def check_message(body: Message) -> None:
+    """Refuse what is no request for a message."""
+    if not isinstance(body.get("max_tokens"), int):
+        raise misshaped("missing", "body.max_tokens", "Field required")
+
+
 class Api:
     """The endpoints. `on_request(n)` is called when the n-th completion arrives."""
 
-    def __init__(self, args: ServeArgs, on_request: Any, dev_mode: bool = False) -> None:
+    def __init__(self, args: ServeArgs, on_request: Any, settings: Settings) -> None:
         self.args, self.on_request = args, on_request
+        self.rates = accepted_rates(args.raw.get("speculative_config"), settings.acceptance)
         self.engines: dict[int, Link] = {}
         self.metrics: dict[int, EngineMetrics] = {}
         self.behaviours: set[str] = set()
@@ -234,8 +267,9 @@ class Api:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/v1/completions"): self._completions,
             ("POST", "/v1/chat/completions"): self._completions,
+            ("POST", "/v1/messages"): self._completions,
         }
-        for path in RESETS if dev_mode else ():
+        for path in RESETS if settings.dev_mode else ():
             self.routes["POST", path] = lambda request, connection: connection.reply(200, b"")
 
     def connection(self) -> Connection:
@@ -245,7 +279,7 @@ class Api:
     def attach(self, engines: dict[int, Link]) -> None:
         """Take the engines that requests may go to."""
         self.engines = engines
-        self.metrics = {rank: EngineMetrics() for rank in sorted(engines)}
+        self.metrics = {rank: EngineMetrics(len(self.rates)) for rank in sorted(engines)}
         if not self.args.quiet_stats:
             asyncio.get_running_loop().call_later(STATS_SECONDS, self._stats)
 
@@ -305,7 +339,7 @@ class Api:
 
     def _tokenize(self, request: Request, connection: Connection) -> None:
         body = self._body(request)
-        count = count_tokens(_prompt(body, "messages" in body))
+        count = count_tokens(prompt_of(body, "messages" in body))
         connection.reply(
             200,
             {
@@ -321,10 +355,10 @@ class Api:
             body = json.loads(request.body)
         except ValueError as error:
             place = f"body.{getattr(error, 'pos', 0)}"
-            raise _misshaped("json_invalid", place, "JSON decode error") from None
+            raise misshaped("json_invalid", place, "JSON decode error") from None
         if not isinstance(body, dict):
             text = "Input should be a valid dictionary or object to extract fields from"
-            raise _misshaped("model_attributes_type", "body", text)
+            raise misshaped("model_attributes_type", "body", text)
         name = body.get("model") or self.args.served_names[0]
         if name not in self.args.served_names:
             aliases = ", ".join(self.args.served_names)
@@ -342,17 +376,25 @@ class Api:
         if "http503" in self.behaviours:
             raise Refusal(503, "Service Unavailable", "ServiceUnavailableError")
         body = self._body(request)
-        chat = request.path.endswith("/chat/completions")
-        prompt = _prompt(body, chat)
+        chat = request.path != "/v1/completions"
+        prompt = prompt_of(body, chat)
+        check_images(body, self.args.raw)
         request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-        generation = Generation(chat, body, prompt, request_id, connection)
-        _check_sampling(body)
+        make: type[Generation] = Generation
+        if request.path == "/v1/messages":
+            check_message(body)
+            make = MessageGeneration
+        generation = make(chat, body, prompt, request_id, connection)
+        check_sampling(body)
         most = self._limit(body, chat, generation.prompt_tokens)
         if body.get("n") not in (None, 1):
             raise Refusal(400, "the stand-in gives one choice a request", param="n")
-        generation.pieces, generation.reason = answer(
-            prompt, most, int(body.get("min_tokens") or 0), bool(body.get("ignore_eos"))
-        )
+        least, exact = int(body.get("min_tokens") or 0), bool(body.get("ignore_eos"))
+        several = prompt if _are_texts(prompt) else [prompt]
+        answers = [answer(each, most, least, exact) for each in several]
+        generation.pieces, generation.reason = answers[0]
+        generation.others = [pieces for pieces, _ in answers[1:]]
+        generation.off = int("miscount" in self.behaviours)
         if "silent" in self.behaviours:
             self._hold(connection)
             return
@@ -360,7 +402,7 @@ class Api:
             _garbage(generation)
             return
         if "empty" in self.behaviours:
-            generation.pieces, generation.reason = [], "stop"
+            generation.pieces, generation.reason, generation.others = [], "stop", []
             if generation.streams:
                 generation.begin()
                 generation.piece("", True)
@@ -381,7 +423,7 @@ class Api:
         asked = body.get("max_completion_tokens") if chat else None
         asked = body.get("max_tokens") if asked is None else asked
         if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool)):
-            raise _misshaped(
+            raise misshaped(
                 "int_parsing",
                 "body.max_tokens",
                 "Input should be a valid integer, unable to parse string as an integer",
@@ -393,7 +435,7 @@ class Api:
                 if isinstance(body.get("prompt"), list)
                 else f"at least {longest + 1}"
             )
-            raise _out_of_range(
+            raise out_of_range(
                 "input_tokens",
                 f"This model's maximum context length is {longest} tokens. However, your prompt "
                 f"contains {told} input tokens, which exceeds this limit even without any output "
@@ -401,7 +443,7 @@ class Api:
                 told.split()[-1],
             )
         if asked is not None and asked > longest:
-            raise _out_of_range(
+            raise out_of_range(
                 "max_tokens",
                 f"max_tokens={asked} cannot be greater than max_model_len={longest}. Please "
                 "request fewer output tokens.",
@@ -410,7 +452,7 @@ class Api:
         left = longest - prompt_tokens
         most = min(left if chat else 16, left) if asked is None else min(asked, left)
         if most < 1:
-            raise _out_of_range("max_tokens", f"max_tokens must be at least 1, got {most}.", most)
+            raise out_of_range("max_tokens", f"max_tokens must be at least 1, got {most}.", most)
         return most
 
     def _hold(self, connection: Connection) -> None:
@@ -491,6 +533,8 @@ class Api:
             generation.piece(text, last)
         if last:
             del self.generations[serial]
+            share = 0.5 if "low-acceptance" in self.behaviours else 1.0
+            metrics.drafted(generation.sent, [share * rate for rate in self.rates])
             metrics.finished[generation.reason] += 1
             metrics.histograms["e2e_request_latency_seconds"].observe(now - generation.started)
             generation.finish()
@@ -526,45 +570,17 @@ class Api:
         asyncio.get_running_loop().call_later(STATS_SECONDS, self._stats)
 
 
-def _prompt(body: Message, chat: bool) -> Any:
-    if not chat:
-        prompt = body.get("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-            prompt = prompt[0]
-        if (isinstance(prompt, str) and prompt) or (
-            isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)
-        ):
-            return prompt
-        if isinstance(prompt, list) and prompt:
-            raise Refusal(400, "the stand-in answers one prompt a request", param="prompt")
-        raise Refusal(
-            400,
-            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)",
-            param="prompt",
-        )
-    messages = body.get("messages")
-    if messages is None:
-        raise _misshaped("missing", "body.messages", "Field required")
-    if not isinstance(messages, list) or not all(isinstance(entry, dict) for entry in messages):
-        raise _misshaped("list_type", "body.messages", "Input should be a valid list")
-    if not messages:
-        raise Refusal(
-            400,
-            "Cannot apply chat template to an empty conversation. Provide at least one message.",
-        )
-    return "\n".join(
-        f"{message.get('role', 'user')}: {_content(message.get('content'))}" for message in messages
-    )
+def _are_texts(prompt: Any) -> bool:
+    return isinstance(prompt, list) and isinstance(prompt[0], str)
 
 
-def _content(content: Any) -> str:
-    if isinstance(content, list):
-        return " ".join(
-            str(part.get("text", part.get("type", "")))
-            for part in content
-            if isinstance(part, dict)
-        )
-    return "" if content is None else str(content)
+def accepted_rates(config: Any, told: tuple[float, ...]) -> tuple[float, ...]:
+    """The share of drafts that is accepted of each position; none without speculative decoding."""
+    if not isinstance(config, dict):
+        return ()
+    count = config.get("num_speculative_tokens")
+    positions = range(count if isinstance(count, int) and count > 0 else 1)
+    return tuple(told[at] if at < len(told) else 0.8 * 0.75**at for at in positions)
 
 
 def _garbage(generation: Generation) -> None:

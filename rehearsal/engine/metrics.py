@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -54,7 +56,9 @@ class Histogram:
 class EngineMetrics:
     """What is counted for one engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, positions: int = 0) -> None:
+        self.steps = 0
+        self.accepted = [0.0] * positions
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.gauges = dict.fromkeys(GAUGES, 0.0)
         self.sources = dict.fromkeys(SOURCES, 0)
@@ -69,6 +73,15 @@ class EngineMetrics:
         if source == "external_kv_transfer":
             self.counters["external_prefix_cache_queries"] += tokens
             self.counters["external_prefix_cache_hits"] += tokens
+
+    def drafted(self, tokens: int, rates: list[float]) -> None:
+        """Count the drafts of an answer: each step gives one token, and what was accepted.
+
+        The first token is the prefill's. Shares are kept whole, so that rates are exact.
+        """
+        steps = math.ceil(max(tokens - 1, 0) / (1 + sum(rates))) if rates else 0
+        self.steps += steps
+        self.accepted = [old + steps * rate for old, rate in zip(self.accepted, rates, strict=True)]
 
 
 def render(engines: dict[int, EngineMetrics], model: str) -> str:
@@ -106,11 +119,38 @@ def render(engines: dict[int, EngineMetrics], model: str) -> str:
             f"vllm:request_success_total{labels(rank, finished_reason=reason)} {float(n)}"
             for reason, n in engine.finished.items()
         ]
+    if any(engine.accepted for engine in engines.values()):
+        _drafts(lines, engines, labels, head)
     for name in HISTOGRAMS:
         head(name, "histogram", name.replace("_", " "))
         for rank, engine in engines.items():
             lines += _buckets(f"vllm:{name}", engine.histograms[name], rank, labels)
     return "\n".join(lines) + "\n"
+
+
+def _drafts(
+    lines: list[str],
+    engines: dict[int, EngineMetrics],
+    labels: Callable[..., str],
+    head: Callable[[str, str, str], None],
+) -> None:
+    for name, values in (
+        ("num_drafts", [engine.steps for engine in engines.values()]),
+        ("num_draft_tokens", [e.steps * len(e.accepted) for e in engines.values()]),
+        ("num_accepted_tokens", [sum(engine.accepted) for engine in engines.values()]),
+    ):
+        head(f"spec_decode_{name}", "counter", f"speculative decoding: {name}")
+        lines += [
+            f"vllm:spec_decode_{name}_total{labels(rank)} {float(value)}"
+            for rank, value in zip(engines, values, strict=True)
+        ]
+    name = "spec_decode_num_accepted_tokens_per_pos"
+    head(name, "counter", "accepted tokens by position")
+    for rank, engine in engines.items():
+        lines += [
+            f"vllm:{name}_total{labels(rank, position=str(at))} {float(count)}"
+            for at, count in enumerate(engine.accepted)
+        ]
 
 
 def _buckets(name: str, histogram: Histogram, rank: int, labels: object) -> list[str]:

@@ -70,9 +70,10 @@ class Front:
             settings.process,
             self._behave,
             self._kill_children,
+            settings.stage,
         )
         self.behaviours: list[tuple[str, float | None]] = []
-        self.api = Api(args, lambda count: self.injector.fire("request", count), settings.dev_mode)
+        self.api = Api(args, self.injector.arrived, settings)
         self.children: list[Child] = []
         self.group: Group | None = None
         self.http: socket.socket | None = None
@@ -199,7 +200,7 @@ class Front:
         elif kind == "arrived":
             if self.args.headless:
                 self.arrived += 1
-                self.injector.fire("request", self.arrived)
+                self.injector.arrived(self.arrived)
         elif self.serving:
             self.api.on_engine(child.rank, message)
 

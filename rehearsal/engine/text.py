@@ -30,7 +30,9 @@ WORDS = [a + b for a in _SYLLABLES for b in _SYLLABLES]
 
 
 def count_tokens(prompt: Any) -> int:
-    """Tokens of a text, or of a list of token ids; at least 1."""
+    """Tokens of a text, of several, or of a list of token ids; at least 1."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
+        return sum(map(count_tokens, prompt))
     if isinstance(prompt, list):
         return max(1, len(prompt))
     return max(1, len(_TOKEN.findall(prompt)))

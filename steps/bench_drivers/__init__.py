@@ -123,9 +123,8 @@ def problems(run: NodeRun) -> Iterator[str]:
 def generation(benchmark: Benchmark) -> dict[str, Any]:
     """What a benchmark puts into each request besides the question.
 
-    Upstream's defaults: temperature 0 and ``ignore_eos`` for performance, 0.6 for accuracy.
-    Chat templates ask for thinking under one of two names (DeepSeek ``thinking``, Qwen3
-    ``enable_thinking``) and pass over the other.
+    Upstream's: temperature 0 and ``ignore_eos`` for performance, 0.6 for what is scored; thinking
+    is asked for, or not spoken of.
     """
     performance = benchmark.case_type == "performance"
     found: dict[str, Any] = {
@@ -133,9 +132,8 @@ def generation(benchmark: Benchmark) -> dict[str, Any]:
         "ignore_eos": performance,
         **benchmark.sampling,
     }
-    if benchmark.thinking is not None:
-        found["chat_template_kwargs"] = {
-            "thinking": benchmark.thinking,
-            "enable_thinking": benchmark.thinking,
-        }
+    if benchmark.reasoning_effort:
+        found["reasoning_effort"] = benchmark.reasoning_effort
+    if benchmark.thinking:
+        found["chat_template_kwargs"] = {"thinking": True}
     return found

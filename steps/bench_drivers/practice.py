@@ -27,6 +27,11 @@ _PIXEL = (
 )
 
 
+def picture() -> bytes:
+    """A picture."""
+    return base64.b64decode(_PIXEL)
+
+
 def questions(seed: int, count: int) -> Iterator[dict[str, str]]:
     """Sums and differences in GSM8K's format, none twice while there are others left."""
     pairs = [
@@ -94,7 +99,7 @@ def _gpqa(directory: Path, count: int) -> None:
 def _textvqa(directory: Path, count: int) -> None:
     images = directory / "train_images"
     images.mkdir(exist_ok=True)
-    (images / "pixel.jpg").write_bytes(base64.b64decode(_PIXEL))
+    (images / "pixel.jpg").write_bytes(picture())
     lines, answers = [], []
     for number, item in enumerate(questions(0, count)):
         image = "data/textvqa/train_images/pixel.jpg"

@@ -61,7 +61,6 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         finally:
             loop.close()
 
-    began = time.monotonic()
     thread = threading.Thread(target=work, name="smoke", daemon=True)
     thread.start()
     seen = 0
@@ -85,7 +84,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         if thread.is_alive():
             loop.call_soon_threadsafe(load.cancel)
             thread.join(2)
-    took = time.monotonic() - began
+    took = time.monotonic() - load.began
     result = box[0]
     if isinstance(result, BaseException):
         return Measurement(error=f"the smoke client failed: {type(result).__name__}: {result}")
@@ -130,6 +129,7 @@ def summarise(
     metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples)}
     if good and seconds > 0:
         metrics["output_throughput"] = sum(s.output_tokens for s in good) / seconds
+        metrics["input_throughput"] = sum(s.input_tokens for s in good) / seconds
         tokens = sum(s.output_tokens + s.input_tokens for s in good)
         metrics["total_throughput"] = tokens / seconds
         metrics["request_throughput"] = len(good) / seconds
@@ -183,6 +183,7 @@ class _Load:
         self.entry = entry
         self.total = entry.num_prompts or 32
         self.finished = 0
+        self.began = time.monotonic()
         self._generation = generation(entry)
         self.exact = bool(self._generation["ignore_eos"])
         self._endpoint = job.endpoint
@@ -199,7 +200,10 @@ class _Load:
     async def send(self) -> list[Sample]:
         """Send everything; requests that are not over in time become errors."""
         room = asyncio.Semaphore(self.entry.batch_size)
-        began = time.monotonic()
+        for number in range(self.entry.num_warmups or 0):
+            await self._one(-1 - number, room, time.monotonic())
+        self.finished, self.began = 0, time.monotonic()
+        began = self.began
         for index in range(self.total):
             task = asyncio.ensure_future(self._one(index, room, began))
             self._tasks.append(task)

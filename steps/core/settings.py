@@ -64,6 +64,7 @@ class Settings:
     history: str
     pull_request: str
     ssh_agent: str
+    unlocked: bool
 
     @property
     def token(self) -> str:
@@ -136,6 +137,7 @@ def read() -> Settings:
             env.get("GITHUB_REF", ""),
         ),
         ssh_agent=env.get("SSH_AUTH_SOCK", ""),
+        unlocked=_yes(env.get("MULTINODE_UNLOCKED")),
     )
 
 

@@ -20,7 +20,7 @@ def make(request="vllm_api_stream_chat", data="gsm8k_gen_0_shot_cot_str_perf", *
         Benchmark("b", **fields),
         Endpoint("http://10.0.0.7:6000", "served-name", "proxy"),
         catalogue.request(request),
-        catalogue.data_set(data),
+        catalogue.found(data, []),
         Path("/data/gsm8k"),
         Path("/models/tokenizer"),
     )
@@ -86,7 +86,7 @@ def test_where_the_endpoint_is(url, host, port, tls):
         Benchmark("b", "accuracy"),
         Endpoint(url, "m", "server"),
         catalogue.request("vllm_api_general_chat"),
-        catalogue.data_set("gsm8k_gen_0_shot_cot_chat_prompt"),
+        catalogue.found("gsm8k_gen_0_shot_cot_chat_prompt", []),
         Path("/d"),
         None,
     )
@@ -100,18 +100,17 @@ def test_sampling_goes_into_every_request_as_it_stands():
     cuts = {"top_p": 0.95, "top_k": 20, "min_p": 0.1}
     sampling = {"temperature": 1.0, "seed": 7, "ignore_eos": False, **cuts, **penalties}
     assert generation(Benchmark("b", "performance", sampling=sampling)) == sampling
-    for thinking in (True, False):
-        asked = generation(Benchmark("b", "accuracy", thinking=thinking))
-        assert asked["chat_template_kwargs"] == {
-            "thinking": thinking,
-            "enable_thinking": thinking,
-        }
-    assert "chat_template_kwargs" not in generation(Benchmark("b", "accuracy"))
+    asked = generation(Benchmark("b", "accuracy", thinking=True, reasoning_effort="low"))
+    assert asked["chat_template_kwargs"] == {"thinking": True}
+    assert asked["reasoning_effort"] == "low"
+    assert not {"chat_template_kwargs", "reasoning_effort"} & set(
+        generation(Benchmark("b", "spec_decode"))
+    )
 
 
 def test_names_that_nobody_knows_list_those_that_are():
     with pytest.raises(KeyError, match="expected one of gsm8k/gsm8k_gen_0_shot_cot_str_perf"):
-        catalogue.data_set("gsm8k/typo")
+        catalogue.found("gsm8k/typo", [])
     with pytest.raises(KeyError, match="expected one of vllm_api_stream_chat"):
         catalogue.request("")
 
@@ -133,20 +132,20 @@ def test_a_data_set_of_another_family_is_named(tmp_path):
     practice.write_dataset("gsm8k", tmp_path, 3)
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(NotHere, match=r"is no gsm8k: train\.jsonl is missing"):
-        material.located(tmp_path, catalogue.data_set("gsm8k_gen_0_shot_cot_str_perf"))
+        material.located(tmp_path, catalogue.found("gsm8k_gen_0_shot_cot_str_perf", []))
     with pytest.raises(NotHere, match=r"is no gpqa: gpqa_diamond\.csv is missing"):
-        material.located(tmp_path, catalogue.data_set("gpqa_gen_0_shot_cot_chat_prompt"))
+        material.located(tmp_path, catalogue.found("gpqa_gen_0_shot_cot_chat_prompt", []))
 
 
 def test_an_empty_data_set_has_no_question(tmp_path):
     practice.write_dataset("gsm8k", tmp_path, 1)
     (tmp_path / "test.jsonl").write_text("\n")
     with pytest.raises(NotHere, match="has no question"):
-        material.located(tmp_path, catalogue.data_set("gsm8k_gen_0_shot_cot_str_perf"))
+        material.located(tmp_path, catalogue.found("gsm8k_gen_0_shot_cot_str_perf", []))
 
 
 def test_a_picture_that_is_nowhere(tmp_path):
-    data = catalogue.data_set("textvqa_gen_base64")
+    data = catalogue.found("textvqa_gen_base64", [])
     found = material.made_up(Benchmark("b", "accuracy", num_prompts=1), data, tmp_path)
     (tmp_path / "data" / "train_images" / "pixel.jpg").unlink()
     with pytest.raises(NotHere, match=r"the picture .*pixel\.jpg"):

@@ -88,7 +88,7 @@ def test_a_row_that_cannot_be_read_fails_its_check_and_the_others_count(tmp_path
     assert found.measurement.requests["ok"] == len(found.rows) == 15
     assert found.measurement.requests["sent"] == 16
     assert found.measurement.metrics["output_throughput"] == 557.0973
-    results.write_requests(tmp_path / "requests.jsonl", found.rows, keep_text=True)
+    results.write_requests(tmp_path / "requests.jsonl", found.rows)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_times_that_are_none(tmp_path, times):
     database(work, *times)
     found = read("perf-good", work)
     assert "request 0: its times" in failed(found)["AISBench's details"]
-    results.write_requests(tmp_path / "requests.jsonl", found.rows, keep_text=True)
+    results.write_requests(tmp_path / "requests.jsonl", found.rows)
     assert [loads(line)["e2el"] for line in (tmp_path / "requests.jsonl").open()] == [0.0] * 16
 
 
@@ -215,7 +215,7 @@ def test_any_odd_row_leaves_the_others(fields: dict[str, Any]) -> None:
         work = copied(Path(folder))
         leave(work, DETAILS, row(**fields))
         found = read("perf-good", work)
-        results.write_requests(Path(folder) / "requests.jsonl", found.rows, keep_text=True)
+        results.write_requests(Path(folder) / "requests.jsonl", found.rows)
         lines = (Path(folder) / "requests.jsonl").read_text().splitlines()
     assert found.measurement.requests["ok"] >= 15
     assert len([loads(line) for line in lines]) >= 15

@@ -234,9 +234,7 @@ def test_requests_have_the_smoke_drivers_shape(tmp_path):
 
     path = tmp_path / "requests.jsonl"
     rows = read("perf-good").rows
-    results.write_requests(path, rows, keep_text=True)
+    results.write_requests(path, rows)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 16
     assert list(lines[0]) == [f.name for f in fields(Sample)]
-    results.write_requests(path, rows, keep_text=False)
-    assert not any(json.loads(line)["text"] for line in path.read_text().splitlines())

@@ -29,7 +29,9 @@ OURS = ("index", "tour", "add-a-case", "read-a-verdict", "nightly", "extend", "f
 ALL = [
     *(page for page in PAGES if page.stem != "reference"),
     ROOT / "README.md",
+    ROOT / "README.zh.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
 ]
 SESSIONS = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
 MINE = [page for page in PAGES if page.stem in OURS]
@@ -41,7 +43,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
     return [(label, body) for kind, label, body in BLOCK.findall(text) if kind == language]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*ALL, *PAGES], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#")):
@@ -137,6 +139,47 @@ def test_every_session_of_the_pages_exists() -> None:
     for page in ALL:
         for name in re.findall(r"nox -s (\w+)", page.read_text(encoding="utf-8")):
             assert name in SESSIONS, f"{page.name}: {name}"
+
+
+HEADINGS = {"multinode": "multinode", "Why": "为什么", "Use": "使用", "Pages": "文档"}
+
+
+def shape(page: Path) -> list[list[str]]:
+    """What two languages have in common: headings, commands, code and links, block by block."""
+    blocks = []
+    for block in page.read_text(encoding="utf-8").strip().split("\n\n"):
+        if block.startswith("#"):
+            level, _, heading = block.partition(" ")
+            blocks.append([level, HEADINGS.get(heading, heading)])
+        elif block.startswith("    "):
+            blocks.append([block])
+        else:
+            for part in re.split(r"^(?=[-|])", block, flags=re.MULTILINE):
+                code = re.findall(r"`[^`]+`", part)
+                links = re.findall(r"\]\(([^)]+)\)", part.replace("README.zh.md", "README.md"))
+                blocks.append([*sorted(code), *sorted(links)])
+    return blocks
+
+
+def test_the_chinese_page_is_in_step() -> None:
+    """Each heading, command and link of the first page, in the same place of the other."""
+    english, chinese = shape(ROOT / "README.md"), shape(ROOT / "README.zh.md")
+    assert english == chinese
+    text = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    for line in re.sub(r"`[^`]*`", "", text).splitlines():
+        translated = re.search("[\u4e00-\u9fff]", line) or not re.search(r"[A-Za-z]", line)
+        assert translated or line.startswith(("    ", "# multinode", "[English]")), line
+
+
+def test_every_claim_of_the_security_page_is_shown_by_a_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(shown) > 25
+    for file, test in shown:
+        assert not test or f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
+    for table in text.split("|---|---|\n")[1:]:
+        for row in table.partition("\n\n")[0].splitlines():
+            assert "`tests/" in row.split("|")[2], row
 
 
 def test_the_tour_names_what_is_there() -> None:

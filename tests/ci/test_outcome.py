@@ -351,7 +351,7 @@ def left_by_aisbench(place: Path) -> int:
     found = results.read(
         work, "vllm-api-stream-chat", "gsm8k", asked, len(rows), stream=True, size=len(rows)
     )
-    results.write_requests(place / "requests.jsonl", found.rows, keep_text=True)
+    results.write_requests(place / "requests.jsonl", found.rows)
     return len(rows)
 
 
@@ -397,7 +397,7 @@ def test_times_that_were_not_seen_are_not_plotted_as_none(tmp_path: Path) -> Non
     found = results.read(
         SAMPLES / "perf-good", "vllm-api-stream-chat", "gsm8k", asked, 16, stream=True, size=16
     )
-    results.write_requests(tmp_path / "requests.jsonl", found.rows, keep_text=True)
+    results.write_requests(tmp_path / "requests.jsonl", found.rows)
     untimed = samples(tmp_path)
     assert {(s.ttft, s.e2el, s.tpot) for s in untimed} == {(None, None, None)}
     assert list(html.request_plots("chat", untimed)) == []

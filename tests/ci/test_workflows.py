@@ -65,7 +65,7 @@ def test_workflows_pass_the_offline_checkers(tool: str) -> None:
         pytest.skip(f"{tool} is not installed; nox -s workflows runs it")
     options = {
         "check-jsonschema": ["--builtin-schema", "vendor.github-workflows"],
-        "zizmor": ["--offline", "--no-progress"],
+        "zizmor": ["--persona", "auditor", "--offline", "--no-progress"],
     }[tool]
     done = subprocess.run([program, *options, *FILES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,6 +86,96 @@ def test_actions_are_pinned_and_permissions_said(path: Path) -> None:
     for line in re.findall(r"uses: (\S+.*)", text):
         assert line.startswith("./") or re.search(r"@[0-9a-f]{40} # v\d", line), line
     assert "permissions" in yaml.safe_load(text)
+
+
+def test_everything_is_installed_before_there_is_a_kubeconfig() -> None:
+    steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
+    names = [entry.get("name") for entry in steps]
+    place, run = names.index("Place the kubeconfig"), names.index("Run")
+    before, after = steps[:place], steps[place:]
+    assert any("--install-only -- --on k8s" in entry.get("run", "") for entry in before)
+    assert "secrets." not in str(before) and "KUBECONFIG" not in str(before)
+    assert "nox -s multinode --no-install" in steps[run]["run"]
+    for entry in after:
+        script = entry.get("run", "")
+        assert "pip" not in script and script.count("nox ") == script.count("--no-install")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nox_is_installed_as_it_is_locked(path: Path) -> None:
+    installs = re.findall(r"pip install.*", path.read_text(encoding="utf-8"))
+    assert set(installs) <= {"pip install --quiet --require-hashes -r ci/tools/locks/nox.txt"}
+
+
+def test_workflows_of_a_request_have_no_secret() -> None:
+    for path in FILES:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "pull_request" in found[True]:  # YAML reads `on` as a truth value
+            assert found["permissions"] == {"contents": "read"}
+            assert not any("permissions" in job for job in found["jobs"].values())
+            assert "secrets." not in path.read_text(encoding="utf-8")
+        assert "pull_request_target" not in found[True]
+
+
+def test_what_tries_newer_packages_may_write_nothing() -> None:
+    """New packages run in jobs that only read; the job that opens the request installs nothing."""
+    jobs = load("locks.yaml")["jobs"]
+    for name, job in jobs.items():
+        script = " ".join(entry.get("run", "") for entry in job["steps"])
+        if name == "open":
+            assert "pip" not in script and "nox" not in script and "python" not in script
+        else:
+            assert job["permissions"] == {"contents": "read"}
+            assert "GH_TOKEN" not in str(job)
+
+
+def repository(place: Path) -> None:
+    (place / "ci" / "tools" / "locks").mkdir(parents=True)
+    (place / "ci" / "tools" / "locks" / "node.txt").write_text("a==1\n")
+    (place / "other.txt").write_text("mine\n")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], cwd=place, check=True)
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_difference_of_the_locks_is_handed_on(tmp_path: Path, newer: bool) -> None:
+    repository(tmp_path)
+    out = tmp_path / "output"
+    new = "echo a==2 > ci/tools/locks/node.txt; echo b==1 > ci/tools/locks/new.txt"
+    stubs = {"nox": f'echo "$*"; {new if newer else ":"}'}
+    script = step("locks.yaml", "newest", "Make the locks")
+    code, output = finish(shell(script, tmp_path, stubs, GITHUB_OUTPUT=str(out)))
+    assert code == 0 and "-s lock -- --upgrade" in output
+    assert out.read_text() == f"changed={str(newer).lower()}\n"
+    patch = (tmp_path / "locks.patch").read_text()
+    assert ("+a==2" in patch and "+b==1" in patch) == newer
+
+
+@pytest.mark.parametrize(("there", "verb"), [("", "pr create"), ("17", "pr edit 17")])
+def test_the_difference_becomes_a_pull_request(tmp_path: Path, there: str, verb: str) -> None:
+    repository(tmp_path)
+    (tmp_path / "locks.patch").write_text(
+        "--- a/ci/tools/locks/node.txt\n+++ b/ci/tools/locks/node.txt\n@@ -1 +1 @@\n-a==1\n+a==2\n"
+        "--- a/other.txt\n+++ b/other.txt\n@@ -1 +1 @@\n-mine\n+theirs\n"
+    )
+    gh = f"""
+        echo "gh $*"
+        [ "$2" = list ] && echo "{there}" || true
+    """.replace('echo "gh $*"', 'echo "gh $*" >&2')
+    real = shutil.which("git")
+    stubs = {"gh": gh, "git": f'[ "$1" = push ] && echo "git $*" || exec {real} "$@"'}
+    script = step("locks.yaml", "open", "Open the pull request")
+    told = {"TRIED": "failure", "REPO": "o/r", "RUN": "https://runs/1", "BASE": "main"}
+    code, output = finish(shell(script, tmp_path, stubs, **told))
+    assert code == 0, output
+    assert f"gh {verb}" in output and "git push" in output
+    assert "failure" in output and "https://runs/1" in output
+    shown = subprocess.run(
+        [str(real), "show", "--stat", "HEAD"], cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "node.txt" in shown.stdout and "other.txt" not in shown.stdout
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -143,7 +233,7 @@ def test_the_run_shows_its_log_and_keeps_its_exit_code(tmp_path: Path) -> None:
     stubs = {"nox": "echo $*; echo working; exit 4"}
     code, output = finish(shell(script, tmp_path, stubs, CASE="a b.yaml", PROFILE="a3"))
     assert code == 4
-    assert "-s multinode -- a b.yaml --on k8s --profile a3 --run-dir run" in output
+    assert "-s multinode --no-install -- a b.yaml --on k8s --profile a3 --run-dir run" in output
     assert "working" in output
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -372,40 +371,6 @@ def test_a_result_is_kept_afterwards(
     ]
     assert "run-1, quickstart" in capsys.readouterr().out
     assert history.main([str(tmp_path), "--store", str(store)]) == Exit.INFRA
-
-
-@pytest.fixture
-def noxfile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("noxfile_of_ours", ROOT / "noxfile.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_session_that_cannot_install_is_3(
-    noxfile: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from nox.command import CommandFailed
-
-    class Session:
-        bin = "/nowhere"
-        posargs = ()
-
-        def install(self, *_ignored: str) -> None:
-            raise CommandFailed("pip ended with 1")
-
-        def log(self, _text: str) -> None:
-            pass
-
-    for attempt in (
-        lambda: noxfile.install(Session(), "node"),
-        lambda: noxfile.run_module(Session(), "steps.validate"),
-    ):
-        with pytest.raises(SystemExit) as leave:
-            attempt()
-        assert leave.value.code == Exit.INFRA
-    assert "cannot be installed: pip ended with 1" in capsys.readouterr().err
 
 
 def test_every_command_goes_through_the_door() -> None:

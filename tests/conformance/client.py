@@ -458,6 +458,49 @@ def a_client_that_leaves_ends_its_request_uncounted(server: Server) -> None:
     same(finished(), before)
 
 
+@check
+def several_prompts_of_one_request_get_a_choice_each(server: Server) -> None:
+    asked = {"max_tokens": 3, "ignore_eos": True, "temperature": 0}
+    found = server.post(COMPLETIONS, prompt=["one", "two three"], **asked).json
+    same([choice["index"] for choice in found["choices"]], [0, 1])
+    same(found["usage"]["completion_tokens"], 6)
+
+
+@check
+def more_least_than_most_tokens_are_refused(server: Server) -> None:
+    found = server.post(CHAT, messages=QUESTION, max_tokens=5, min_tokens=7)
+    same(found.status, 400)
+    words = "min_tokens must be less than or equal to max_tokens=5, got 7."
+    assert words in found.json["error"]["message"], found
+
+
+@check
+def a_chat_has_as_many_tokens_as_are_counted_before(server: Server) -> None:
+    counted = server.post("/tokenize", messages=QUESTION)
+    same(counted.status, 200)
+    found = server.post(CHAT, messages=QUESTION, max_tokens=1).json
+    same(found["usage"]["prompt_tokens"], counted.json["count"])
+    plain = server.post("/tokenize", prompt="test").json["count"]
+    assert (
+        server.post("/tokenize", messages=[{"role": "user", "content": "test"}]).json["count"]
+        >= plain
+    ), "a template takes no tokens away"
+
+
+@check
+def a_message_is_answered_in_anthropics_form(server: Server) -> None:
+    found = server.post("/v1/messages", messages=QUESTION, max_tokens=5)
+    same(found.status, 200)
+    same([found.json["type"], found.json["role"]], ["message", "assistant"])
+    same([block["type"] for block in found.json["content"]], ["text"])
+    assert found.json["usage"]["output_tokens"] <= 5, found
+    stream = server.post("/v1/messages", messages=QUESTION, max_tokens=5, stream=True)
+    events = re.findall(r"^event: (\w+)$", stream.body.decode(), re.MULTILINE)
+    same([events[0], events[-1]], ["message_start", "message_stop"])
+    assert "content_block_delta" in events, stream
+    assert server.post("/v1/messages", messages=QUESTION).status in (400, 422), "no max_tokens"
+
+
 def _usage(found: Any) -> tuple[int, int, int]:
     """Prompt, output and all tokens."""
     usage = found["usage"]

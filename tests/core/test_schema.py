@@ -145,13 +145,10 @@ def test_all_at_once_and_in_order() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_what_a_later_harness_reads_is_no_mistake() -> None:
-    text = SPLIT + "test_content: [chat_completion]\nacceptance_rate: {baseline: 0.7}\n"
-    text = text.replace("    baseline: 100", "    baseline: 100\n    reasoning_effort: low")
+def test_what_upstreams_own_cases_have_and_nobody_reads_is_no_mistake() -> None:
+    text = changed("    baseline: 100", "    baseline: 100\n    do_sample: true")
     assert [".".join(map(str, path)) for path in unread(case_of(text).source)] == [
-        "benchmarks.perf.reasoning_effort",
-        "test_content",
-        "acceptance_rate",
+        "benchmarks.perf.do_sample"
     ]
 
 

@@ -16,6 +16,8 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``log_mb=N``        writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
 ``says=BASE64``     prints these bytes before it listens
 ``stray=KIND``      leaves a child: plain, session (setsid), bare (setsid, no environment)
+``short``           answers have a token less than asked; ``mute`` no text but sums
+``accepts=R``       drafts are accepted at this rate; ``blind`` no metrics of drafts
 ``forgets``         the proxy hands no KV over; ``master=S``, ``master_code=N``: the pool's master
 ==================  ==========================================================================
 =======

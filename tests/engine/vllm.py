@@ -37,6 +37,7 @@ class Engine:
         self.turn, self.asked = itertools.count(), itertools.count(1)
         self.requests: collections.Counter[int] = collections.Counter()
         self.tokens: collections.Counter[str] = collections.Counter()
+        self.drafts = 0
         self.seen: set[str] = set()
         self.stuck = False
 
@@ -131,13 +132,21 @@ class Engine:
             f'vllm:prompt_tokens_by_source_total{{engine="0",source="{name}"}} {count}.0'
             for name, count in self.tokens.items()
         ]
+        if "--speculative-config" in self.argv and "blind" not in self.knobs:
+            name, rate = "vllm:spec_decode_num", self.number("accepts", 1.0)
+            lines.append(f'{name}_drafts_total{{engine="0"}} {self.drafts}.0')
+            lines += [
+                f'{name}_accepted_tokens_per_pos_total{{engine="0",position="{at}"}} '
+                f"{self.drafts * rate / (at + 1)}"
+                for at in range(2)
+            ]
         return "\n".join(lines) + "\n"
 
     def answer(self, prompt: str, tokens: int) -> list[str]:
         """The words of an answer: a sum is added up."""
         found = re.findall(r"(\d+) ([+-]) (\d+)", prompt)
         if not found:
-            return ["word "] * tokens
+            return ["" if "mute" in self.knobs else "word "] * tokens
         left, sign, right = found[-1]
         result = int(left) + int(f"{sign}{right}") + ("wrong" in self.knobs)
         return ["answer: ", f"{result} ", *["."] * tokens][: max(tokens, 2)]
@@ -168,7 +177,11 @@ class Api(Handler):
             engine.seen.clear()
             self.plain(200)
             return
-        if self.path not in ("/v1/chat/completions", "/v1/completions"):
+        if self.path == "/tokenize" and "blind" not in engine.knobs:
+            text = body["messages"][0]["content"] + " template" if "messages" in body else ""
+            self.plain(200, {"count": len((text or body["prompt"]).split())})
+            return
+        if self.path not in ("/v1/chat/completions", "/v1/completions", "/v1/messages"):
             self.plain(404, {"detail": "Not Found"})
             return
         number = next(engine.asked)
@@ -179,21 +192,44 @@ class Api(Handler):
             self.plain(404, {"error": {"message": message, "code": 404}})
         elif int(first) <= number <= int(last):
             self.plain(500, {"error": {"message": "told to fail", "code": 500}})
+        elif self.path == "/v1/messages":
+            self.message(body)
         else:
             self.complete(body, "messages" in body)
+
+    def message(self, body: dict[str, Any]) -> None:
+        """One of Anthropic's messages."""
+        text = "" if "mute" in self.engine.knobs else "word " * body["max_tokens"]
+        if not body.get("stream"):
+            block = {"type": "text", "text": text}
+            self.plain(200, {"type": "message", "role": "assistant", "content": [block]})
+            return
+        self.begin()
+        for kind in ("message_start", *["content_block_delta"] * bool(text), "message_stop"):
+            self.chunk(f"event: {kind}\ndata: {{}}\n\n".encode())
+        self.chunk(b"")
 
     def complete(self, body: dict[str, Any], chat: bool) -> None:
         """One completion, streamed or whole."""
         engine = self.engine
-        prompt = str(body["messages"][-1]["content"] if chat else body["prompt"])
+        given = body["messages"][-1]["content"] if chat else body["prompt"]
+        if chat and isinstance(given, list):  # with pictures
+            assert all(
+                part.get("image_url", {"url": "data:"})["url"][:5] == "data:" for part in given
+            )
+            given = " ".join(part.get("text", "") for part in given)
+        prompts = given if isinstance(given, list) else [given]
+        prompt = str(prompts[0])
         wanted = body.get("kv_transfer_params") or {}
         tokens = int(body.get("max_tokens") or 16)
         warm = engine.number("warm", 1) if prompt in engine.seen else 1
         engine.seen.add(prompt)
         time.sleep(engine.number("ttft") * warm)
         engine.count(prompt, bool(wanted.get("do_remote_prefill")))
+        tokens -= "short" in engine.knobs and "min_tokens" in body
         pieces = engine.answer(prompt, tokens)
-        count = len(prompt.split())
+        engine.drafts += tokens
+        count = len(prompt.split()) + chat
         usage = {
             "prompt_tokens": count,
             "completion_tokens": tokens,
@@ -203,7 +239,9 @@ class Api(Handler):
         if not body.get("stream"):
             text = "".join(pieces)
             said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-            choices = [{"index": 0, "finish_reason": "length", **said}]
+            choices = [
+                {"index": at, "finish_reason": "length", **said} for at in range(len(prompts))
+            ]
             handed = {"do_remote_prefill": True, "remote_engine_id": str(os.getpid())}
             params = handed if wanted.get("do_remote_decode") else None
             self.plain(

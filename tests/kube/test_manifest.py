@@ -194,6 +194,15 @@ secret_env: {HF_TOKEN: hub/token}
     assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
 
 
+def test_a_pod_gets_no_account_of_the_cluster(tmp_path: Path) -> None:
+    for profile, mounted in (
+        (fleet.PROFILE, False),
+        (f"{fleet.PROFILE}service_account: me\n", None),
+    ):
+        template = lws(order(tmp_path, profile))["spec"]["leaderWorkerTemplate"]["workerTemplate"]
+        assert template["spec"].get("automountServiceAccountToken") is mounted
+
+
 def test_a_rehearsal_asks_for_no_devices(tmp_path: Path) -> None:
     profile = fleet.PROFILE + "device: {resource: huawei.com/ascend-1980}\n"
     document = lws(order(tmp_path, profile, rehearse=True))

@@ -46,6 +46,7 @@ from tests.realpath import fleet
 
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
+    "times.compare": "test_checks.py::test_a_check_fails",
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
     "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
@@ -60,6 +61,9 @@ PLACES = {
     "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
     "bench._await_deaths": "test_a_dying_server_gets_its_time",
     "bench._watch_health": "test_health_is_watched_with_real_patience",
+    "pictures._loaded": "test_checks.py::test_a_check_fails",
+    "pictures.image": "test_checks.py::test_a_check_fails",
+    "pictures.judge": "test_checks.py::test_a_check_fails",
     "identify.at_home": "test_a_node_adds_what_it_knows_of_itself",
     "junit.xml": "test_what_a_run_says_of_itself",
     "local.make_plan": "test_without_an_engine_nothing_is_started",
@@ -82,6 +86,7 @@ PLACES = {
     "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "wishes.Wishes.of_case": "test_only_a_case_of_stand_ins_rehearses_unasked",
@@ -89,12 +94,14 @@ PLACES = {
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
+    "noderun.stage": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
     "summary.headline": "test_what_a_run_says_of_itself",
     "summary.markdown": "test_what_a_run_says_of_itself",
     "summary._survived": "test_what_a_run_says_of_itself",
     "summary._phases": "test_what_a_run_says_of_itself",
     "summary.upstream_results": "test_what_a_run_says_of_itself",
+    "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
@@ -321,6 +328,9 @@ def test_a_real_load_is_the_case_s_own_and_is_judged():
     [entry] = plan_of(text, proxy_script="/w/proxy.py").benchmarks
     assert (entry.driver, entry.benchmark.num_prompts) == ("aisbench", 6400)
     assert (entry.scaled, entry.skip_gates) == ("", "")
+    assert entry.judged == ("success_ratio",)
+    [entry] = plan_of(SPLIT, rehearsed=True, proxy_script="/w/proxy.py").benchmarks
+    assert "acceptance_rate_pos_0" in entry.judged
 
 
 def test_a_bundle_without_stand_ins(tmp_path):

@@ -19,10 +19,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from steps.bench_drivers import Job, Measurement, hub
-from steps.bench_drivers.aisbench import catalogue, config, material, results
+from steps.bench_drivers.aisbench import catalogue, config, material, package, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.aisbench.package import Packaged
 from steps.bench_drivers.client_program import run_tool
 from steps.core import settings
+from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps
 from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
@@ -55,10 +57,12 @@ def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
     except KeyError as error:
         yield error.args[0]
     try:
-        data = catalogue.data_set(benchmark.dataset_conf)
+        data = _data_set(run, benchmark)
     except KeyError as error:
         yield error.args[0]
         return
+    if benchmark.case_type == "performance" and len(data.abbrs) > 1:
+        yield f"{data.name} has {len(data.abbrs)} data sets; a performance benchmark takes one"
     where = hub.Hub.of(settings.read())
     if not (run.plan.rehearsed or where.download):
         try:
@@ -78,16 +82,18 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     place = job.directory.resolve()
     try:
         request = catalogue.request(benchmark.request_conf)
-        data = catalogue.data_set(benchmark.dataset_conf)
+        data = _data_set(run, benchmark)
         read = _material(run, job, data, place)
     except KeyError as error:
         return Measurement(error=error.args[0], fault="config")
+    except material.NotMadeUp as error:
+        return Measurement(skipped=f"rehearsed: {error}")
     except hub.NotHere as error:
         return Measurement(error=str(error), fault="infra")
     plan = config.make(benchmark, job.endpoint, request, data, read.data, read.tokenizer)
     file, work = place / "case.json", place / "out"
     file.write_text(dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    asked = min(benchmark.num_prompts or read.size, read.size)
+    asked = min(filter(None, (benchmark.num_prompts, read.size)), default=0)
     program = AIS_BENCH.of(run.plan.cluster)
     log = place / f"{PROCESS}.log"
     try:
@@ -105,14 +111,21 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
     if status.signal:
         raise StepFailed(_killed(run, status, log))
+    abbr, *others = data.abbrs
+    sizes = {"asked": asked, "size": read.size}
     found = results.read(
-        work, request.abbr, data.abbr, benchmark, asked, stream=request.stream, size=read.size
+        work, request.abbr, abbr, benchmark, **sizes, stream=request.stream, others=others
     )
-    results.write_requests(place / "requests.jsonl", found.rows, keep_text=not benchmark.no_pred)
+    results.write_requests(place / "requests.jsonl", found.rows)
     return _judge(run, job, found.measurement, status, log)
 
 
-def _material(run: NodeRun, job: Job, data: catalogue.DataSet, place: Path) -> Material:
+def _data_set(run: NodeRun, benchmark: Benchmark) -> catalogue.DataSet | Packaged:
+    places = package.roots(AIS_BENCH.of(run.plan.cluster), _inherited(run))
+    return catalogue.found(benchmark.dataset_conf, places)
+
+
+def _material(run: NodeRun, job: Job, data: catalogue.DataSet | Packaged, place: Path) -> Material:
     benchmark = job.entry.benchmark
     if run.plan.rehearsed:
         found = material.made_up(benchmark, data, place)

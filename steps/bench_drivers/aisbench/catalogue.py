@@ -3,16 +3,20 @@
 Enters: a ``dataset_conf`` or ``request_conf``. Leaves: what AISBench's own
 Python configuration of that name says, as JSON. Touches nothing.
 
-Classes, prompts and evaluators are those of ``ais-bench-benchmark``
-3.1.20260630, ``ais_bench/benchmark/configs``: a score is comparable only when
-the question is put in the same words. A new data set is one entry here.
+Classes, prompts and evaluators are those of the installed AISBench, or, where its files are not
+found, of ``ais-bench-benchmark`` 3.1.20260630: a score is comparable only when the question is put
+in the same words. An entry here says besides which files a data set has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from steps.bench_drivers.aisbench import package
+from steps.bench_drivers.aisbench.package import Packaged
 
 _ICL = "ais_bench.benchmark.openicl"
 _DATA = "ais_bench.benchmark.datasets"
@@ -36,15 +40,15 @@ class Request:
         """The name of its directory in the results."""
         return self.name.replace("_", "-")
 
-    def to_json(self) -> dict[str, Any]:
-        """The fixed part of AISBench's model entry."""
+    def to_json(self, raw: bool = False) -> dict[str, Any]:
+        """The fixed part of AISBench's model entry; ``raw``: thinking is not taken out."""
         entry: dict[str, Any] = {
             "attr": "service",
             "type": f"{_MODELS}.{self.type}",
             "abbr": self.abbr,
             "stream": self.stream,
         }
-        if self.chat:
+        if self.chat and not raw:
             entry["pred_postprocessor"] = {"type": _NO_REASONING}
         return entry
 
@@ -70,6 +74,7 @@ class DataSet:
         path: what AISBench is given: a name in ``files``, or empty for the directory.
         counted: the file whose entries are the questions.
         images: the data set names pictures by path.
+        own: what the installed AISBench itself says, where it was found.
     """
 
     name: str
@@ -86,6 +91,16 @@ class DataSet:
     inferencer: Mapping[str, Any] = field(default_factory=dict)
     template: str = f"{_ICL}.icl_prompt_template.PromptTemplate"
     images: bool = False
+    own: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def abbrs(self) -> tuple[str, ...]:
+        """The names of its data sets in the results."""
+        return tuple(str(entry["abbr"]) for entry in self.own) or (self.abbr,)
+
+    def entries(self, path: str) -> list[dict[str, Any]]:
+        """AISBench's data set entries, reading from ``path``."""
+        return [{**entry, "path": path} for entry in self.own] or [self.to_json(path)]
 
     def to_json(self, path: str) -> dict[str, Any]:
         """AISBench's data set entry, reading from ``path``."""
@@ -239,13 +254,21 @@ def request(name: str) -> Request:
     return REQUESTS[name]
 
 
-def data_set(name: str) -> DataSet:
-    """The data set of that name; the part before the slash may be left out.
+def found(name: str, places: list[Path]) -> DataSet | Packaged:
+    """The data set of that name, in the words of the installed AISBench where that is found.
+
+    The folder before the slash may be another, or left out.
 
     Raises:
-        KeyError: there is none; the text lists all.
+        KeyError: neither it nor this module knows one; the text says where was looked.
     """
-    for known, data in DATA_SETS.items():
-        if name in (known, known.split("/")[1]):
-            return data
-    raise KeyError(f"dataset_conf: found '{name}', expected one of {', '.join(DATA_SETS)}")
+    last = name.rsplit("/", 1)[-1]
+    known = next((data for key, data in DATA_SETS.items() if key.endswith(f"/{last}")), None)
+    try:
+        own = package.read(places, name)
+    except KeyError as error:
+        if known is None:
+            listed = ", ".join(DATA_SETS)
+            raise KeyError(f"{error.args[0]}; expected one of {listed}") from None
+        return known
+    return own if known is None else replace(known, own=own.found)

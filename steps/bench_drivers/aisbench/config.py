@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from steps.bench_drivers import generation
 from steps.bench_drivers.aisbench.catalogue import DataSet, Request
+from steps.bench_drivers.aisbench.package import Packaged
 from steps.core.case.case import Benchmark
 from steps.core.plan.plan import Endpoint
 
@@ -24,7 +25,7 @@ def make(
     benchmark: Benchmark,
     endpoint: Endpoint,
     request: Request,
-    data: DataSet,
+    data: DataSet | Packaged,
     data_path: Path,
     tokenizer: Path | None,
 ) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def make(
     """
     where = urlsplit(endpoint.url)
     model = {
-        **request.to_json(),
+        **request.to_json(benchmark.no_pred),
         "path": str(tokenizer or ""),
         "model": endpoint.model,
         "request_rate": benchmark.request_rate,
@@ -53,7 +54,7 @@ def make(
     }
     return {
         "models": [model],
-        "datasets": [data.to_json(str(data_path))],
+        "datasets": data.entries(str(data_path)),
         "summarizer": _summarizer(benchmark.case_type),
     }
 
@@ -67,6 +68,8 @@ def command(
     else:
         mode = ["--mode", "all", "--dump-eval-details"]
     prompts = ["--num-prompts", str(count)] if count else []
+    if benchmark.num_warmups is not None:
+        prompts += ["--num-warmups", str(benchmark.num_warmups)]
     return [program, str(config), *mode, *prompts, "--work-dir", str(work), "--debug"]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from steps.bench_drivers import practice
 from steps.bench_drivers.aisbench.catalogue import DataSet
+from steps.bench_drivers.aisbench.package import Packaged
 from steps.bench_drivers.hub import DATASET, MODEL, Hub, NotHere
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps, loads
@@ -25,16 +26,20 @@ from steps.core.vllm import commandline
 REHEARSED = 32
 
 
+class NotMadeUp(LookupError):
+    """A rehearsal has no questions for a data set."""
+
+
 @dataclass(frozen=True)
 class Material:
-    """Where AISBench reads from; ``size`` is how many questions there are."""
+    """Where AISBench reads from; ``size`` is how many questions there are, 0: nobody counted."""
 
     data: Path
     size: int
     tokenizer: Path | None = None
 
 
-def find(plan: Plan, benchmark: Benchmark, data: DataSet, hub: Hub) -> Material:
+def find(plan: Plan, benchmark: Benchmark, data: DataSet | Packaged, hub: Hub) -> Material:
     """What is on this machine.
 
     Raises:
@@ -56,8 +61,14 @@ def find(plan: Plan, benchmark: Benchmark, data: DataSet, hub: Hub) -> Material:
     return Material(path, size, tokenizer)
 
 
-def made_up(benchmark: Benchmark, data: DataSet, directory: Path) -> Material:
-    """What a rehearsal uses: questions and a tokenizer of our own making."""
+def made_up(benchmark: Benchmark, data: DataSet | Packaged, directory: Path) -> Material:
+    """What a rehearsal uses: questions and a tokenizer of our own making.
+
+    Raises:
+        NotMadeUp: nobody here makes up questions of that kind.
+    """
+    if data.family not in practice.FAMILIES:
+        raise NotMadeUp(f"nobody here makes up questions of {data.family}")
     count = benchmark.num_prompts or REHEARSED
     where = practice.write_dataset(data.family, directory / "data", count)
     path, size = located(where, data)
@@ -84,12 +95,16 @@ def bases(plan: Plan) -> list[Path]:
     return [Path(plan.case_file).resolve().parent, Path.cwd()]
 
 
-def located(place: Path, data: DataSet) -> tuple[Path, int]:
+def located(place: Path, data: DataSet | Packaged) -> tuple[Path, int]:
     """What AISBench is to be given of a data set found at ``place``, and its size.
+
+    Only AISBench knows what a configuration reads that is in no catalogue of ours.
 
     Raises:
         NotHere: the files that this family has are not there, or cannot be read.
     """
+    if isinstance(data, Packaged):
+        return place.resolve(), 0
     root = place.parent if place.is_file() else place
     found: list[Path] = []
     for names in data.files:

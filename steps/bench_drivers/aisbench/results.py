@@ -16,6 +16,7 @@ import ast
 import contextlib
 import csv
 import sqlite3
+import statistics
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +44,12 @@ _COLUMNS = {
 }
 _TOTALS = {
     "Output Token Throughput": ("output_throughput", "token/s"),
+    "Input Token Throughput": ("input_throughput", "token/s"),
     "Total Token Throughput": ("total_throughput", "token/s"),
     "Request Throughput": ("request_throughput", "req/s"),
 }
+#: Totals that not every AISBench writes: what is gated by one must be there.
+_MAYBE = ("Input Token Throughput",)
 _T = TypeVar("_T")
 #: Gaps between chunks kept in ``requests.jsonl``; all of them stay in AISBench's own database.
 GAPS_KEPT = 200_000
@@ -69,17 +73,19 @@ def read(
     *,
     stream: bool,
     size: int,
+    others: Sequence[str] = (),
 ) -> Found:
     """What is in AISBench's work directory.
 
     Args:
         model, data: the ``abbr`` of both, which name the files.
-        asked: how many requests there must be.
-        size: how many questions the data set has.
+        asked: how many requests there must be; 0: nobody knows.
+        size: how many questions the data set has; 0: nobody counted.
+        others: further data sets of an accuracy run.
     """
     run = _newest(work)
     reader = _performance if benchmark.case_type == "performance" else _accuracy
-    return reader(_Run(run, model, data, asked, stream, size), benchmark)
+    return reader(_Run(run, model, (data, *others), asked, stream, size), benchmark)
 
 
 def exit_check(code: int) -> Check:
@@ -93,14 +99,14 @@ class _Run:
 
     path: Path
     model: str
-    data: str
+    data: tuple[str, ...]
     asked: int
     stream: bool
     size: int
 
-    def file(self, kind: str, suffix: str) -> Path:
-        """A result file."""
-        return self.path / kind / self.model / f"{self.data}{suffix}"
+    def file(self, kind: str, suffix: str, at: int = 0) -> Path:
+        """A result file, of the first data set unless another is asked for."""
+        return self.path / kind / self.model / f"{self.data[at]}{suffix}"
 
 
 def _newest(work: Path) -> Path:
@@ -263,7 +269,8 @@ def _results(run: _Run) -> tuple[dict[str, float], dict[str, int], Check]:
     table = _table(run.file("performances", ".csv"))
     odd: list[str] = []
     metrics: dict[str, float] = {}
-    for key, (metric, unit) in _TOTALS.items() if totals else ():
+    told = {key: entry for key, entry in _TOTALS.items() if key in totals or key not in _MAYBE}
+    for key, (metric, unit) in told.items() if totals else ():
         _take(odd, key, metrics, metric, partial(finite, unit=unit, least=0), _total(totals, key))
     counts: dict[str, int] = {}
     for key in ("Total Requests", "Failed Requests") if totals else ():
@@ -312,13 +319,13 @@ def _cells(table: Sequence[Mapping[str, str]]) -> Iterable[tuple[str, str, str |
 
 
 def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
-    answers, odd = _lines(run.file("predictions", ".jsonl"), _answer)
-    lost, odd_failed = _lines(run.file("predictions", "_failed.jsonl"), _failure)
+    answers, odd = _of_all(run, ".jsonl", _answer)
+    lost, odd_failed = _of_all(run, "_failed.jsonl", _failure)
     good = [row for row in answers if not row.error]
     rows = tuple(sorted((*good, *lost), key=lambda row: row.index))
     failed = [row for row in rows if row.error]
     empty = [row for row in rows if not row.error and not row.text.strip()]
-    score, said = _score(run)
+    score, said = _score(run, averaged="longbenchv2" in benchmark.dataset_conf.lower())
     sent = len(rows) + len(odd)
     unread = [*odd, *odd_failed]
     checks = (
@@ -345,39 +352,56 @@ def _accuracy(run: _Run, benchmark: Benchmark) -> Found:
     return Found(Measurement(metrics, requests, checks), rows)
 
 
+def _of_all(
+    run: _Run, suffix: str, read: Callable[[Mapping[str, Any]], Sample]
+) -> tuple[list[Sample], list[str]]:
+    """The rows of the predictions of every data set, and those that cannot be read."""
+    each = [_lines(run.file("predictions", suffix, at), read) for at in range(len(run.data))]
+    return [row for rows, _ in each for row in rows], [line for _, odd in each for line in odd]
+
+
 def _answer(line: Mapping[str, Any]) -> Sample:
     return _sample(line, line.get("success", True))
 
 
-def _score(run: _Run) -> tuple[float | None, str]:
-    """The score in %, from the last column of the summary; and what to say of it."""
+def _score(run: _Run, averaged: bool) -> tuple[float | None, str]:
+    """The score in %, and what to say of it: the last column of the first data set's row.
+
+    Args:
+        averaged: it is the mean of the column ``accuracy``, where there is one, over all rows.
+    """
     files = sorted((run.path / "summary").glob("summary_*.csv"))
     if not files:
         return None, "there is no summary"
-    for row in _table(files[-1]):
-        if row.get("dataset") == run.data:
-            text = list(row.values())[-1]
-            with contextlib.suppress(Refused):
-                return finite(text, "%", 0, 100), f"{row.get('metric', 'score')} {text}"
-            return None, f"the summary has '{text}' for {run.data}"
-    return None, f"the summary has no line for {run.data}"
+    rows = _table(files[-1])
+    own = [row for row in rows if row.get("dataset") in run.data]
+    texts = [text for row in rows if averaged and (text := row.get("accuracy"))]
+    texts = texts or [list(row.values())[-1] for row in own[:1]]
+    if not texts:
+        return None, f"the summary has no line for {run.data[0]}"
+    try:
+        scores = [finite(text, "%", 0, 100) for text in texts]
+    except Refused:
+        return None, f"the summary has '{', '.join(map(str, texts))}' for {run.data[0]}"
+    metric = "mean accuracy" if len(texts) > 1 else (own or rows)[0].get("metric", "score")
+    return statistics.mean(scores), f"{metric} {', '.join(map(str, texts))}"
 
 
 # Both
 
 
-def write_requests(path: Path, rows: Iterable[Sample], *, keep_text: bool) -> None:
+def write_requests(path: Path, rows: Iterable[Sample]) -> None:
     """One JSON line a request, in the smoke driver's shape; long texts are shortened."""
     with path.open("w", encoding="utf-8") as out:
         for row in rows:
-            text = row.text[:TEXT_KEPT] if keep_text else ""
-            out.write(dumps({**vars(row), "text": text}) + "\n")
+            out.write(dumps({**vars(row), "text": row.text[:TEXT_KEPT]}) + "\n")
 
 
 def _asked(run: _Run, found: int) -> Check:
-    note = ""
-    if run.asked == run.size:
-        note = f", all of the data set's {run.size} questions"
+    note = f", all of the data set's {run.size} questions" if run.asked == run.size else ""
+    if not run.size and found and (not run.asked or found < run.asked):
+        note = "nobody here counted the questions of this data set"
+        return Check("requests sent", "skipped", f"{found}; {note}")
     if found == run.asked:
         return Check("requests sent", "pass", f"{found}{note}")
     return Check("requests sent", "fail", f"found {found}, expected {run.asked}{note}")
@@ -408,7 +432,8 @@ def _told(row: Sample, what: str) -> str:
 
 
 def _share(requests: Mapping[str, int]) -> float:
-    return round(max(0, requests["ok"]) / requests["asked"], 6) if requests["asked"] else 0.0
+    asked = requests["asked"] or requests["sent"]
+    return round(max(0, requests["ok"]) / asked, 6) if asked else 0.0
 
 
 def _total(data: Mapping[str, Any], key: str) -> Any:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from steps.core.case import fields, gates
+from steps.core.case import gates
+from steps.core.case.asked import SAMPLING
 from steps.core.case.case import Benchmark
 from steps.core.case.source import cut
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]
-SAMPLED = tuple(key for key in fields.SAMPLING if key != "ignore_eos")
+#: What upstream leaves out of the requests where it is 0.
+UNSENT_AT_ZERO = frozenset(SAMPLING) - {"temperature", "ignore_eos"}
+SAMPLED = tuple(key for key in SAMPLING if key != "ignore_eos")
 
 
 def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
@@ -42,12 +45,11 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
             "Name the data set: a hub id, or a path on the leader.",
             *path,
         )
-    numbers = {
-        key: _number(entry.get(key)) for key in ("request_rate", "baseline", "threshold", *SAMPLED)
-    }
-    sampling = {key: numbers[key] for key in SAMPLED if numbers[key] is not None}
-    if "ignore_eos" in entry:
-        sampling["ignore_eos"] = _switch(entry["ignore_eos"])
+    rates = _rates(entry, lambda message, hint: problem("MN023", message, hint, *path, "baseline"))
+    numbers = {key: _number(entry.get(key)) for key in ("request_rate", "baseline", "threshold")}
+    if _number(entry.get("tpot_threshold")) == 0:
+        hint = "Upstream judges it, and no fleet passes: write a limit, or remove it."
+        problem("MN023", "found 0, which no answer can keep", hint, *path, "tpot_threshold")
     own_gates += _upstream_limits(entry)
     return Benchmark(
         name=name,
@@ -61,12 +63,16 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         max_out_len=_whole(entry.get("max_out_len")) or 512,
         batch_size=_whole(entry.get("batch_size")) or 1,
         request_rate=float(numbers["request_rate"] or 0),
-        baseline=numbers["baseline"],
+        baseline=None if rates else numbers["baseline"],
+        rates=rates,
         threshold=numbers["threshold"],
-        sampling=sampling,
-        thinking=_switch(entry["thinking"]) if "thinking" in entry else None,
+        sampling=_sampling(entry),
+        # Upstream asks whether it is anything at all, and so is text such as "false".
+        thinking=bool(entry.get("thinking")),
+        reasoning_effort=entry.get("reasoning_effort", ""),
+        num_warmups=_whole(entry.get("num_warmups")),
         no_pred=_switch(entry.get("no_pred", False)),
-        trust_remote_code=_switch(entry.get("trust_remote_code", False)),
+        trust_remote_code=_switch(entry.get("trust_remote_code", True)),
         gates=tuple(own_gates),
         no_gate_reason=entry.get("reason", "") if entry.get("gate") else "",
         repeat=entry.get("repeat", 1),
@@ -74,14 +80,52 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
     )
 
 
-def _upstream_limits(entry: Mapping[str, Any]) -> list[gates.Gate]:
-    """Gates of upstream's later fields: mean milliseconds, 0 for none."""
-    found = []
-    for key, metric in (("tpot_threshold", "tpot_mean_ms"), ("ttft_threshold", "ttft_mean_ms")):
-        limit = _number(entry.get(key))
-        if limit:
-            found.append(gates.Gate(metric, "<=", float(limit)))
+def _sampling(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into each request."""
+    numbers = {key: _number(entry.get(key)) for key in SAMPLED}
+    found = {
+        key: number
+        for key, number in numbers.items()
+        if number is not None and (number or key not in UNSENT_AT_ZERO)
+    }
+    if "ignore_eos" in entry:
+        found["ignore_eos"] = _switch(entry["ignore_eos"])
     return found
+
+
+def _rates(entry: Mapping[str, Any], wrong: Callable[[str, str], None]) -> tuple[float, ...]:
+    """The acceptance rates that a spec_decode benchmark is held against, by position."""
+    baseline, listed = entry.get("baseline"), isinstance(entry.get("baseline"), list)
+    if entry["case_type"] != "spec_decode":
+        if listed:
+            wrong("found a list, expected a number", "Only spec_decode has a rate a position.")
+        return ()
+    if not listed or not baseline:
+        wrong(
+            f"found {cut(str(baseline), 40)}, expected a list of rates",
+            "List the acceptance rate of each drafted position.",
+        )
+        return (0.0,)
+    if len(baseline) > gates.POSITIONS:
+        wrong(f"has {len(baseline)} rates, expected at most {gates.POSITIONS}", "")
+        return (0.0,)
+    return tuple(map(float, baseline))
+
+
+#: Upstream's further limits: the key, the metric and how it is held; 0 judges nothing.
+_LIMITS = (
+    ("tpot_threshold", "tpot_mean_ms", "<="),
+    ("ttft_threshold", "ttft_mean_ms", "<="),
+    ("input_throughput_threshold", "input_throughput", ">="),
+)
+
+
+def _upstream_limits(entry: Mapping[str, Any]) -> list[gates.Gate]:
+    return [
+        gates.Gate(metric, op, float(limit))
+        for key, metric, op in _LIMITS
+        if (limit := _number(entry.get(key)))
+    ]
 
 
 def _number(value: Any) -> Any:

@@ -6,11 +6,10 @@ its problems. Touches: reads that one file.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from steps.core.case import benchmark, check, fields, shellwords
+from steps.core.case import benchmark, check, content, fields, shellwords
 from steps.core.case.case import Case, CaseNode, KvPool, ProxySpec, Ranks, Split, seconds
 from steps.core.case.shellwords import Word
 from steps.core.case.source import Source, enough, load_yaml
@@ -109,6 +108,12 @@ class _Builder:
             raise CaseError(enough(self.problems))
         nodes = self._deployment() if dialect == "deployment" else self._routing()
         self._bound(nodes)
+        benchmarks = tuple(
+            benchmark.build(name, entry, self._problem)
+            for name, entry in (data.get("benchmarks") or {}).items()
+            if entry is not None
+        )
+        kinds = {entry.name: entry.case_type for entry in benchmarks}
         return Case(
             file=self.source.file,
             sha256=self.source.sha256,
@@ -121,11 +126,8 @@ class _Builder:
             split=self._split(dialect),
             kv_pool=self._kv_pool(),
             proxy=self._proxy(),
-            benchmarks=tuple(
-                benchmark.build(name, entry, self._problem)
-                for name, entry in (data.get("benchmarks") or {}).items()
-                if entry is not None
-            ),
+            benchmarks=benchmarks,
+            content=content.build(data, content.SEVERAL, kinds, self._problem),
             cluster_hosts=self._hosts(),
             special_dependencies={
                 name: str(version)
@@ -408,22 +410,8 @@ class _Builder:
         config = entry.get("config") or {}
         if self.data["num_nodes"] * len(str(config)) > MAX_POOL:
             self._too_large("kv_pool", f"{len(str(config)):,} characters of config on each node")
-        self._plain(config, "kv_pool", "config")
+        content.plain(config, self._problem, "kv_pool", "config")
         return KvPool(kind, ports, config)
-
-    def _plain(self, value: Any, *path: Any) -> None:
-        """What goes into a JSON or properties file must be what such a file can hold."""
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                self._plain(inner, *path, key)
-        elif isinstance(value, list):
-            for at, inner in enumerate(value):
-                self._plain(inner, *path, at)
-        elif isinstance(value, float) and not math.isfinite(value):
-            self._problem("MN006", f"found {value}, expected a finite number", "", *path)
-        elif not isinstance(value, (str, int, float, type(None))):
-            kind = type(value).__name__
-            self._problem("MN006", f"found a {kind}, expected text", "Quote it.", *path)
 
     def _proxy(self) -> ProxySpec:
         entry = self.data.get("proxy")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steps.core.case import gates
+from steps.core.case.content import Content
 from steps.core.case.shellwords import Word
 from steps.core.case.source import Source
 from steps.core.errors import Place
@@ -99,7 +100,8 @@ class Benchmark:
     """One benchmark with its gates.
 
     ``sampling`` goes into each request; ``num_prompts`` None means the whole
-    data set; ``request_rate`` is in requests/s, 0 without limit.
+    data set; ``request_rate`` is in requests/s, 0 without limit; ``rates`` are the
+    acceptance rates by position that a spec_decode benchmark has for a baseline.
     """
 
     name: str
@@ -114,11 +116,14 @@ class Benchmark:
     batch_size: int = 1
     request_rate: float = 0.0
     baseline: float | None = None
+    rates: tuple[float, ...] = ()
     threshold: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    thinking: bool | None = None
+    thinking: bool = False
+    reasoning_effort: str = ""
+    num_warmups: int | None = None
     no_pred: bool = False
-    trust_remote_code: bool = False
+    trust_remote_code: bool = True
     gates: tuple[gates.Gate, ...] = ()
     no_gate_reason: str = ""
     repeat: int = 1
@@ -141,6 +146,7 @@ class Case:
     kv_pool: KvPool | None
     proxy: ProxySpec
     benchmarks: tuple[Benchmark, ...]
+    content: Content
     cluster_hosts: tuple[str, ...]
     special_dependencies: Mapping[str, str]
     timeouts: Mapping[str, float]

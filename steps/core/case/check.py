@@ -17,22 +17,16 @@ from cerberus import TypeDefinition, Validator
 from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
 
 from steps.core.case import fields
-from steps.core.case.fields import BENCHMARK, FIELDS, Field, dialect_of, known_keys
+from steps.core.case.asked import BENCHMARK, Field
+from steps.core.case.fields import FIELDS, dialect_of, known_keys
 from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
 from steps.core.errors import Problem
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
-#: Keys that later upstream harnesses read and nobody here, by what their cases have (to 0.30).
+#: Keys of benchmarks that upstream's own cases have and nobody reads, here or there (to 0.30).
 LATER = frozenset(
-    {
-        "acceptance_rate",
-        "api_keyword_args",
-        "chat_prompts",
-        "expected_response",
-        "reasoning_effort",
-        "test_content",
-    }
+    {"bos_token_id", "do_sample", "enable_thinking", "eos_token_id", "transformers_version"}
 )
 #: A line that goes on so far behind a key holds more than an anchor.
 _LONG = 300
@@ -309,10 +303,15 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
         hint = f"'{path[-1]}' belongs under the name of a benchmark; check its indentation."
         return source.problem("MN005", "is no benchmark", path, hint)
     if rule in ("type", "nullable"):
-        expected = _expected(error.constraint if rule == "type" else None)
+        kinds = error.constraint if rule == "type" else _kinds_at(dialect, path)
+        expected = _expected(kinds)
         message = f"found {_show(error.value)}, expected {expected}"
         return source.problem("MN006", message, path, doc)
     return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
+
+
+def _kinds_at(dialect: str, path: DataPath) -> Any:
+    return (fields.rules_at(fields.FORMS[dialect], path) or {}).get("type")
 
 
 def _rule_text(rule: str, value: Any, error: ValidationError) -> str:

@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from steps.core.case.asked import BENCHMARK, MAX_NODES, MAX_RANKS, Field, checks
+from steps.core.case.asked import count as _count
+from steps.core.case.asked import field as _field
 from steps.core.case.source import DataPath
 
 #: The phases of a run that have a budget, in their order.
@@ -24,29 +27,13 @@ PHASES = (
     "pool",
     "load",
     "probe",
+    "checks",
     "bench",
     "proof",
     "stop",
     "collect",
 )
 DURATION = r"^\d+(\.\d+)?\s*(s|m|h)?$"
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "repetition_penalty",
-    "ignore_eos",
-)
-
-Field = dict[str, Any]
-
-
-def _field(kind: Any, doc: str, *, ours: bool = False, **rules: Any) -> Field:
-    """One cerberus rule set with the sentence that documents it."""
-    return {"type": kind, "meta": {"doc": doc, "ours": ours}, **rules}
 
 
 def _environment(doc: str) -> Field:
@@ -59,17 +46,8 @@ def _environment(doc: str) -> Field:
     )
 
 
-#: No fleet is so large: nodes, and ranks or devices of all of them.
-MAX_NODES = 1024
-MAX_RANKS = 65536
-
-
 def _index(doc: str) -> Field:
     return _field("strict_integer", doc, min=0, max=MAX_RANKS - 1)
-
-
-def _count(doc: str, **rules: Any) -> Field:
-    return _field("strict_integer", doc, min=1, **{"max": MAX_RANKS, **rules})
 
 
 def _port(doc: str, **rules: Any) -> Field:
@@ -82,87 +60,6 @@ def _indices(doc: str) -> Field:
 
 #: What a case may name as its ``proxy``; each is an entry of ``steps.core.plan.proxies``.
 PROXIES = ("vllm-router", "script")
-
-_NUMBER = ["number", "numeric_string"]
-_WHOLE = ["strict_integer", "whole_string"]
-_SWITCH = ["boolean", "switch_string"]
-
-BENCHMARK: Field = {
-    "case_type": _field(
-        "string",
-        "What is measured.",
-        required=True,
-        allowed=["performance", "accuracy"],
-    ),
-    "dataset_path": _field("string", "Hub id of the data set, resolved in ModelScope's cache."),
-    "dataset_path_local": _field("string", "Directory or file of the data set on the leader."),
-    "request_conf": _field(
-        "string", "AISBench request configuration, such as `vllm_api_stream_chat`."
-    ),
-    "dataset_conf": _field(
-        "string", "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`."
-    ),
-    "num_prompts": _field(_WHOLE, "Requests to send; absent: the whole data set.", min_value=1),
-    "max_out_len": _field(_WHOLE, "Output tokens asked of each request.", min_value=1),
-    "batch_size": _field(_WHOLE, "Most requests in flight at once.", min_value=1),
-    "request_rate": _field(_NUMBER, "Requests/s (Poisson); 0: no limit.", min_value=0),
-    "baseline": _field(
-        _NUMBER,
-        "Expected output token throughput (tokens/s), or score. "
-        "0 and 1 gate nothing on a performance benchmark.",
-    ),
-    "threshold": _field(
-        _NUMBER,
-        "performance: least share of the baseline (default 0.97); "
-        "accuracy: widest distance from the baseline.",
-        min_value=0,
-    ),
-    "temperature": _field(_NUMBER, "Sampling temperature; 0 for performance, 0.6 for accuracy."),
-    "top_p": _field(_NUMBER, "Nucleus sampling."),
-    "top_k": _field(_NUMBER, "Top-k sampling."),
-    "min_p": _field(_NUMBER, "Min-p sampling."),
-    "seed": _field(_NUMBER, "Seed of the sampling.", nullable=True),
-    "presence_penalty": _field(_NUMBER, "Presence penalty."),
-    "repetition_penalty": _field(_NUMBER, "Repetition penalty."),
-    "thinking": _field(_SWITCH, "Ask the chat template for thinking."),
-    "ignore_eos": _field(_SWITCH, "Generate exactly `max_out_len` tokens."),
-    "no_pred": _field(_SWITCH, "Do not keep predictions."),
-    "trust_remote_code": _field(_SWITCH, "Let the tokenizer run code of its own."),
-    "tpot_threshold": _field(
-        _NUMBER, "Widest mean time per output token in ms; 0: not judged.", min_value=0
-    ),
-    "ttft_threshold": _field(
-        _NUMBER, "Widest mean time to the first token in ms; 0: not judged.", min_value=0
-    ),
-    "input_throughput_threshold": _field(
-        _NUMBER, "Read by later upstream harnesses; not judged here.", min_value=0
-    ),
-    "model_path": _field(
-        "string", "Tokenizer directory, where it is not the model's.", empty=False
-    ),
-    "gates": _field(
-        "list",
-        "Further conditions, `metric op value`, such as `ttft_p99_ms <= 2000` or "
-        "`output_throughput >= 0.97 * baseline`.",
-        ours=True,
-        schema={"type": "string", "empty": False},
-    ),
-    "gate": _field(
-        "string", "`none`: gates nothing, with a `reason`.", ours=True, allowed=["none"]
-    ),
-    "reason": _field("string", "Why `gate: none`.", ours=True, empty=False),
-    "repeat": _count(
-        "How often to measure, the caches the same each time; the median counts.", ours=True, max=20
-    ),
-    "confirm": _field(
-        "strict_integer",
-        "How often to measure again, the caches as the first time, before a performance miss "
-        "counts (default 2; 0: never). The median of all measurements is judged.",
-        ours=True,
-        min=0,
-        max=20,
-    ),
-}
 
 _COMMON: Field = {
     "test_name": _field("string", "Free name, used in reports."),
@@ -213,6 +110,7 @@ _COMMON: Field = {
         ours=True,
     ),
     "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
+    **checks("chat_prompts", nullable=False),
     "engine": _field("string", "Label of the engine, for reports.", ours=True),
     "rehearse": _field(
         "boolean",

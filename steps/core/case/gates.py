@@ -5,7 +5,9 @@ Enters: the text of a gate, and metrics. Leaves: a :class:`Gate` or a
 
 Upstream's rules: a performance benchmark passes when its output token
 throughput is at least ``threshold`` (default 0.97) times ``baseline``; an
-accuracy benchmark when its score is within ``threshold`` of ``baseline``.
+accuracy benchmark when its score is within ``threshold`` (default 1) of ``baseline``;
+a spec_decode benchmark when the acceptance rate of each position is at least its
+baseline less ``threshold`` (default 0.05) of it.
 
 ``accuracy_low`` and ``accuracy_high`` are the 95 % confidence interval of the
 score, from the number of samples: ``accuracy_high >= 92`` fails only when the
@@ -15,14 +17,17 @@ score is below 92 beyond chance.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.core.case.numbers import LIMIT, is_finite
 
+#: Drafted positions of which the acceptance is known, and what their metrics begin with.
+POSITIONS, ACCEPTED = 16, "acceptance_rate_pos_"
 #: Metric -> (unit, whether more is better). The names of the harness's own metrics.
 METRICS: dict[str, tuple[str, bool]] = {
     "output_throughput": ("token/s", True),
+    "input_throughput": ("token/s", True),
     "total_throughput": ("token/s", True),
     "request_throughput": ("req/s", True),
     "success_ratio": ("", True),
@@ -34,7 +39,12 @@ METRICS: dict[str, tuple[str, bool]] = {
         for name in ("e2el", "ttft", "tpot", "itl")
         for stat in ("mean", "min", "max", "median", "p75", "p90", "p95", "p99")
     },
+    "drafts": ("", True),
+    **{f"{ACCEPTED}{position}": ("", True) for position in range(POSITIONS)},
 }
+#: Judged whatever the load was; and what stand-ins are told to keep, in a rehearsal.
+ALWAYS = ("success_ratio",)
+REHEARSED = (*ALWAYS, *(f"{ACCEPTED}{position}" for position in range(POSITIONS)))
 _FORM = re.compile(
     r"^\s*(?P<metric>[a-z0-9_]+)\s*(?P<op><=|>=|==|<|>)\s*(?P<number>-?\d+(\.\d+)?)"
     r"\s*(?P<scaled>\*\s*baseline)?\s*$"
@@ -117,14 +127,24 @@ def hold(gate: Gate, metrics: Mapping[str, float], baseline: float | None) -> Ga
     return GateResult(str(gate), gate.metric, limit, found, passed)
 
 
-def upstream(case_type: str, baseline: float | None, threshold: float | None) -> tuple[Gate, ...]:
+def upstream(
+    case_type: str,
+    baseline: float | None,
+    threshold: float | None,
+    rates: Sequence[float] = (),
+) -> tuple[Gate, ...]:
     """The gates that ``baseline`` and ``threshold`` mean; none without a baseline."""
+    share = 1 - (0.05 if threshold is None else threshold)
+    drafted = (
+        Gate(f"{ACCEPTED}{position}", ">=", round(rate * share, 9))
+        for position, rate in enumerate(rates)
+    )
     if baseline is None:
-        return ()
+        return tuple(drafted)
     if case_type == "performance":
         share = 0.97 if threshold is None else threshold
         return (Gate("output_throughput", ">=", share, True),)
-    width = 0.0 if threshold is None else threshold
+    width = 1.0 if threshold is None else threshold
     return (
         Gate("accuracy", ">=", round(baseline - width, 9)),
         Gate("accuracy", "<=", round(baseline + width, 9)),

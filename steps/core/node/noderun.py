@@ -30,7 +30,7 @@ from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
 from steps.core.record import evidence, records
 from steps.core.record.events import EventLog
 from steps.core.record.records import BenchResult, Cause, Check, PhaseRecord, Record
-from steps.core.record.rundir import NodeDir, RunDir, full
+from steps.core.record.rundir import NodeDir, RunDir, full, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS
 from steps.core.redaction import Redactor, here, secret_names
 from steps.core.system.envscripts import sourced
@@ -430,6 +430,12 @@ class NodeRun:
     def hurry(self) -> float:
         """Factor on graces: a second interrupt shortens them, a third ends them."""
         return {0: 1.0, 1: 1.0, 2: 0.2}.get(self.interrupts, 0.0)
+
+
+def stage(run: NodeRun, benchmark: int) -> None:
+    """Tell stand-ins which benchmark is on, from 1; 0 before the first. Faults wait for it."""
+    if run.plan.rehearsed:
+        write_text(run.run_dir.path / "stage", str(benchmark))
 
 
 def free_bytes(path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from steps.core.case import gates
 from steps.core.case.case import Benchmark
 from steps.core.errors import UsageError
 from steps.core.plan.cluster import AIS_BENCH, Tool
@@ -50,6 +51,10 @@ class Driver:
         if rehearsed and self.module:
             return "rehearsed"
         return self.ungated or entry.no_gate_reason
+
+    def judges(self, rehearsed: bool) -> tuple[str, ...]:
+        """Metrics whose gates are judged where the others are skipped: stand-ins draft as told."""
+        return gates.REHEARSED if rehearsed else gates.ALWAYS
 
 
 _ALL = (

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 _DEADLY = ("crash", "exit0", "kill9", "oom", "hang", "stop", "fork-away")
 _PROCESS = [*_DEADLY, "ignore-term"]
 _ANSWERS = ["http503", "slow", "silent", "garbage", "empty", "midstream", "truncate"]
-STAND_IN = (*_PROCESS, *_ANSWERS, "refuse-handoff", "busy")
+STAND_IN = (*_PROCESS, *_ANSWERS, "refuse-handoff", "miscount", "low-acceptance", "busy")
 #: Faults of processes that are no stand-ins: signals.
 SIGNALS = {
     "kill9": signal.SIGKILL,
@@ -27,10 +27,10 @@ SIGNALS = {
     "exit0": signal.SIGTERM,
 }
 RUNNER_PROCESSES = ("proxy", "bench", "node")
-RUNNER_MOMENTS = ("load", "probe", "bench", "proof")
+RUNNER_MOMENTS = ("load", "probe", "checks", "bench", "proof")
 _SHAPE = re.compile(
     r"(?P<what>[a-z0-9-]+)(=(?P<arg>\d+(\.\d+)?))?@(?P<node>\*|\d+)(\.(?P<process>[\w-]+))?"
-    r"(:(?P<when>(start|load|ready|probe|bench|proof|term|request\d*)?(\+\d+(\.\d+)?)?))?"
+    r"(:(?P<when>(start|load|ready|probe|checks|bench\d*|proof|term|request\d*)?(\+\d+(\.\d+)?)?))?"
 )
 
 
@@ -71,10 +71,10 @@ def sort(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Signal, ...]]:
             raise ValueError(
                 f"--fault: found {shape['what']!r}, expected one of {', '.join(STAND_IN)}"
             )
-        elif shape["when"] and shape["when"].split("+")[0] in ("probe", "proof"):
+        elif shape["when"] and shape["when"].split("+")[0] in ("probe", "checks", "proof"):
             raise ValueError(
                 f"--fault {text!r}: a server knows the moments start, load, ready, requestN, "
-                "bench, term and +SECONDS"
+                "benchN, term and +SECONDS"
             )
         else:
             own.append(text)

@@ -14,9 +14,11 @@ from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.case import Benchmark
+from steps.core.case.content import Content
 from steps.core.case.numbers import Refused, dumps, loads
 from steps.core.case.values import decode
 from steps.core.plan.cluster import Cluster
+from steps.core.vllm import commandline
 
 SCHEMA = 1
 LEADER = 0
@@ -133,7 +135,8 @@ class BenchmarkPlan:
     Attributes:
         driver: a name in ``steps.core.plan.drivers``.
         gates: all conditions, upstream's baseline rule among them.
-        skip_gates: why the baseline gates are not judged; empty when they are.
+        skip_gates: why the gates are not judged; empty when they are.
+        judged: metrics whose gates are judged in any case.
         scaled: what was made smaller than the case says, for the reader.
     """
 
@@ -141,6 +144,7 @@ class BenchmarkPlan:
     driver: str
     gates: tuple[gates.Gate, ...] = ()
     skip_gates: str = ""
+    judged: tuple[str, ...] = ("success_ratio",)
     scaled: str = ""
 
 
@@ -170,6 +174,7 @@ class Plan:
     ports: tuple[Port, ...]
     notes: tuple[str, ...] = ()
     proof: bool = True
+    content: Content = field(default_factory=Content)
     harness: str = ""
     schema: int = SCHEMA
 
@@ -189,6 +194,12 @@ class Plan:
             for process in node.processes:
                 if process.kind == "server":
                     yield node, process
+
+    def drafting(self) -> Iterator[tuple[NodePlan, Process]]:
+        """Every API server that decodes and drafts tokens ahead."""
+        for node, process in self.servers():
+            if process.api and node.side != "prefiller" and commandline.read(process.argv).drafts:
+                yield node, process
 
     def probes(self) -> Iterator[tuple[NodePlan, Process]]:
         """Every process that others can see to be ready."""

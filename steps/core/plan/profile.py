@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.case import fields
+from steps.core.case.asked import Field
 from steps.core.case.case import seconds
 from steps.core.case.check import check_form
-from steps.core.case.fields import DURATION, Field
+from steps.core.case.fields import DURATION
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of
 from steps.core.plan import clusters

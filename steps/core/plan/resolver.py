@@ -147,7 +147,7 @@ class _Resolver:
             self.notes.append("rehearsal: stand-ins play the engines; baselines are not judged")
             if case.special_dependencies:
                 self.notes.append("special_dependencies are not installed in a rehearsal: skipped")
-        return Plan(
+        plan = Plan(
             run=self.options.run,
             case_name=case.name,
             case_file=case.file,
@@ -162,8 +162,11 @@ class _Resolver:
             ports=tuple(sorted(self.ports, key=lambda p: (p.node, p.port, p.purpose))),
             notes=tuple(self.notes),
             proof=case.proof,
+            content=case.content,
             harness=VERSION,
         )
+        self._drafts(plan)
+        return plan
 
     # Nodes
 
@@ -400,13 +403,25 @@ class _Resolver:
             *(
                 ()
                 if entry.no_gate_reason
-                else gates.upstream(entry.case_type, entry.baseline, entry.threshold)
+                else gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates)
             ),
             *entry.gates,
         )
         skip = driver.skips_gates(entry, rehearsed)
+        judged = driver.judges(rehearsed)
         entry, scaled = driver.load(entry, rehearsed)
-        return BenchmarkPlan(entry, driver.name, conditions, skip, scaled)
+        return BenchmarkPlan(entry, driver.name, conditions, skip, judged, scaled)
+
+    def _drafts(self, plan: Plan) -> None:
+        """What is asked of drafted tokens needs engines that draft."""
+        asked = "spec_decode_acceptance" in self.case.content.kinds
+        paths: list[tuple[str, ...]] = [("test_content",)] if asked else []
+        for entry in self.case.benchmarks:
+            paths += [("benchmarks", entry.name)] if entry.case_type == "spec_decode" else []
+        if not any(plan.drafting()):
+            for path in paths:
+                message = "asks for accepted drafts, but no engine has --speculative-config"
+                self._problem("MN023", message, "Let the decoding servers draft.", *path)
 
     # Helpers
 

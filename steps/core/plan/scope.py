@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from steps.core.case.case import Case, CaseNode, Ranks
@@ -91,6 +92,7 @@ class Scope:
             "REHEARSAL_DEVICES": str(self.case.npu_per_node),
             "REHEARSAL_LOAD_SECONDS": f"{rehearsal.load_seconds:g}",
             "REHEARSAL_FAULTS": ";".join(faults.sort(rehearsal.faults)[0]),
+            **({"REHEARSAL_ACCEPTANCE": rates} if (rates := _accepted(self.case)) else {}),
         }
 
     def of_rank(self, node: CaseNode, ranks: Ranks, local_rank: int, master: str) -> dict[str, str]:
@@ -197,3 +199,12 @@ class Scope:
                 field=".".join(map(str, path)),
             )
         )
+
+
+def _accepted(case: Case) -> str:
+    """The acceptance rates that stand-ins keep, by position: what the case expects."""
+    listed = [entry.rates for entry in case.benchmarks if entry.rates]
+    rates = [max(at) for at in zip_longest(*listed, fillvalue=0.0)]
+    if case.content.acceptance.baseline is not None:
+        rates[:1] = [case.content.acceptance.baseline]
+    return ",".join(f"{rate:.6f}".rstrip("0").rstrip(".") for rate in rates)

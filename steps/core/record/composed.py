@@ -94,7 +94,8 @@ def not_done(plan: Plan, records: Mapping[int, Record]) -> Iterator[tuple[int, s
         missing = [process for process in node.processes if process.name not in ran]
         kinds = {"pool": "pool", "server": "serve", "proxy": "proxy"}
         if node.index == LEADER:
-            wanted += ["wait", *(["bench"] if plan.benchmarks else []), "prove"]
+            wanted += ["wait", *(["checks"] if plan.content.before else [])]
+            wanted += [*(["bench"] if plan.benchmarks else []), "prove"]
         wanted.append("collect")
         lacking = dict.fromkeys(kinds[process.kind] for process in missing)
         for step in [*lacking, *(step for step in wanted if step not in done)]:

@@ -23,7 +23,7 @@ class Cause:
 
     Attributes:
         kind: ``exit``, ``lost``, ``deadline``, ``stall``, ``health``, ``completion``,
-            ``benchmark``, ``proof``, ``preflight``, ``install``, ``interrupt``,
+            ``benchmark``, ``check``, ``proof``, ``preflight``, ``install``, ``interrupt``,
             ``config``, ``runner`` or ``internal``.
         verdict: the class of verdict it makes.
         seconds: into the run.
@@ -60,11 +60,18 @@ class Cause:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; ``status`` is pass, fail or skipped (with the reason)."""
+    """One thing that was looked at; ``status`` is pass, fail or skipped (with the reason).
+
+    Attributes:
+        fault: class of verdict when it fails.
+        phase: in which a failed one is found, and becomes the cause of the run's end.
+    """
 
     name: str
     status: str
     detail: str = ""
+    fault: str = "functional"
+    phase: str = "proof"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steps.core import foreign
-from steps.core.case.gates import METRICS, GateResult
+from steps.core.case.gates import ACCEPTED, METRICS, GateResult
 from steps.core.plan.faults import deadly
 from steps.core.plan.plan import Plan
 from steps.core.record.devicetime import OTHER, Spent
@@ -122,6 +122,11 @@ def sentence(result: BenchResult) -> str:
     if "accuracy_low" in result.metrics:
         low, high = result.metrics["accuracy_low"], result.metrics["accuracy_high"]
         parts.append(f"95 % interval of the score {low:.2f} to {high:.2f} %")
+    rates = [value for name, value in result.metrics.items() if name.startswith(ACCEPTED)]
+    if rates:
+        listed = ", ".join(f"{rate:.3f}" for rate in rates)
+        drafts = result.metrics.get("drafts", 0)
+        parts.append(f"of {drafts:g} drafts accepted, by position: {listed}")
     if result.scaled:
         parts.append(f"scaled down: {result.scaled}")
     return "; ".join(parts)

@@ -148,8 +148,9 @@ def compute(
         cause = (
             _missing(plan, missing)
             or _silent(plan, present)
+            or _answers(checks)
             or _benchmarks(plan, benchmarks)
-            or _evidence(checks)
+            or _failed(checks)
         )
     if cause is not None and cause.kind == "benchmark" and leader is not None and cause.at:
         cause = replace(cause, seconds=round(cause.at - leader.started, 3))
@@ -305,15 +306,25 @@ def _counting(results: Sequence[BenchResult]) -> dict[str, BenchResult]:
     return found
 
 
-def _evidence(checks: Sequence[Check]) -> Cause | None:
-    names = {check.name: check for check in checks}
-    if "completion" not in names:
+def _answers(checks: Sequence[Check]) -> Cause | None:
+    """The answers of the fleet, which came before its benchmarks."""
+    if "completion" not in {check.name for check in checks}:
         reason = "no completion was ever answered"
         return Cause("completion", "no-verdict", reason, node=LEADER, phase="probe")
+    return _failed([check for check in checks if check.phase == "checks"])
+
+
+def _failed(checks: Sequence[Check]) -> Cause | None:
     for check in checks:
         if check.status == "fail":
-            reason = f"check '{check.name}': {check.detail}"
-            return Cause("proof", "functional", reason, node=LEADER, role="leader", phase="proof")
+            return Cause(
+                "check" if check.phase == "checks" else "proof",
+                check.fault,
+                f"check '{check.name}': {check.detail}",
+                node=LEADER,
+                role="leader",
+                phase=check.phase,
+            )
     return None
 
 

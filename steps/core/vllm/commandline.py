@@ -158,6 +158,13 @@ class Command:
         return self.number("--data-parallel-start-rank", 0)
 
     @property
+    def drafts(self) -> int:
+        """Tokens it drafts ahead (speculative decoding); 0: it does not."""
+        if self.option("--speculative-config") is None:
+            return 0
+        return integer(self.mapping("--speculative-config").get("num_speculative_tokens", 1)) or 1
+
+    @property
     def nnodes(self) -> int:
         """Nodes that one rank spans."""
         return max(self.number("--nnodes", 1), 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from steps.core.case.asked import BENCHMARK
+from steps.core.case.benchmark import UNSENT_AT_ZERO
 from steps.core.case.case import Benchmark
-from steps.core.case.fields import BENCHMARK
 from steps.core.errors import Place, Severity
 from steps.core.vllm import options
 from steps.lint.fleet import Fleet
@@ -51,7 +53,7 @@ def gates_something(fleet: Fleet) -> Iterator[Finding]:
     (tokens a second) every fleet passes. Without any baseline or gate nothing is judged either.
     Warm-ups are left alone. `gate: none` with a `reason` says that it is meant so."""
     for entry in fleet.case.benchmarks:
-        if entry.gates or entry.no_gate_reason or is_warmup(entry):
+        if entry.gates or entry.rates or entry.no_gate_reason or is_warmup(entry):
             continue
         performance = entry.case_type == "performance"
         if entry.baseline is None:
@@ -82,7 +84,7 @@ def accuracy_can_fail(fleet: Fleet) -> Iterator[Finding]:
     for entry in fleet.case.benchmarks:
         if entry.case_type != "accuracy" or entry.baseline is None or entry.no_gate_reason:
             continue
-        width = entry.threshold or 0
+        width = 1 if entry.threshold is None else entry.threshold
         if entry.baseline - width <= 0:
             yield Finding(
                 f"benchmark {entry.name}: {entry.baseline:g} within {width:g} passes from 0 on",
@@ -179,7 +181,7 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
     (`_perf`) on an accuracy benchmark, which then has no answers to score."""
     for entry in fleet.case.benchmarks:
         path = (entry.dataset_path or entry.dataset_path_local).lower()
-        conf = entry.dataset_conf.lower()
+        conf = entry.dataset_conf.lower().rsplit("/", 1)[-1]
         named = next((kind for kind in _KINDS if kind in path), "")
         read = next((kind for kind in _KINDS if conf.startswith(kind)), "")
         if named and read and named != read:
@@ -189,9 +191,9 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
                 "",
                 (_at(fleet, entry, "dataset_path", "dataset_path_local"),),
             )
-        if entry.case_type == "accuracy" and conf.endswith("_perf"):
+        if entry.case_type != "performance" and conf.endswith("_perf"):
             yield Finding(
-                f"benchmark {entry.name}: an accuracy benchmark with a performance dataset_conf",
+                f"benchmark {entry.name}: {entry.case_type} with a performance dataset_conf",
                 _at(fleet, entry, "dataset_conf"),
                 "Choose the one without '_perf'.",
                 (_at(fleet, entry, "case_type"),),
@@ -200,24 +202,25 @@ def dataset_fits(fleet: Fleet) -> Iterator[Finding]:
 
 @cache
 def _configurations(key: str) -> frozenset[str]:
-    """The names AISBench has for a field, with and without their folder."""
+    """The names AISBench has for a field, without their folder."""
     names = options.aisbench()["requests" if key == "request_conf" else "datasets"]
-    return frozenset((*names, *(name.rsplit("/", 1)[-1] for name in names)))
+    return frozenset(name.rsplit("/", 1)[-1] for name in names)
 
 
 @rule("MN708", WARNING, "Benchmark configuration that AISBench does not have")
 def spelled(fleet: Fleet) -> Iterator[Finding]:
     """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
     versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
-    slash may be left out."""
+    slash may be another, or left out: it is not looked at."""
     for entry in fleet.case.benchmarks:
         for key, name in (
             ("request_conf", entry.request_conf),
             ("dataset_conf", entry.dataset_conf),
         ):
-            if not name or name.strip() in _configurations(key):
+            last = name.strip().rsplit("/", 1)[-1]
+            if not name or last in _configurations(key):
                 continue
-            close = difflib.get_close_matches(name, sorted(_configurations(key)), 1, 0.75)
+            close = difflib.get_close_matches(last, sorted(_configurations(key)), 1, 0.75)
             version = options.aisbench()["version"]
             yield Finding(
                 f"benchmark {entry.name}: AISBench {version} has no {key} '{name}'",
@@ -241,6 +244,32 @@ def share(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
+@rule("MN712", WARNING, "Benchmark key that is a trap upstream")
+def traps(fleet: Fleet) -> Iterator[Finding]:
+    """Upstream's meaning, which is kept, is not what the text says: `thinking: "false"` in quotes
+    asks for thinking, and `thinking: false` for nothing; a sampling key of 0 is not sent; an
+    accuracy benchmark without `threshold` passes within 1; `ignore_eos`, which upstream does not
+    read, is obeyed here, so that a performance load with `ignore_eos: false` is another one."""
+    for name, entry in (fleet.case.source.data.get("benchmarks") or {}).items():
+        found = dict(_traps(entry)) if isinstance(entry, dict) else {}
+        for key, text in found.items():
+            place = fleet.case.place("benchmarks", name, *([key] if key in entry else []))
+            yield Finding(f"benchmark {name}: {text}", place, "Write what is meant.")
+
+
+def _traps(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    thinking, kind = entry.get("thinking"), entry.get("case_type")
+    if isinstance(thinking, str) and thinking.lower() == "false":
+        yield "thinking", f"thinking: '{thinking}' is text, and asks for thinking"
+    for key in sorted(UNSENT_AT_ZERO & set(entry)):
+        if entry[key] is not None and float(entry[key]) == 0:
+            yield key, f"{key} of 0 is not sent"
+    if kind == "accuracy" and entry.get("baseline") and entry.get("threshold") is None:
+        yield "threshold", "without a threshold a score passes within 1 of the baseline"
+    if kind == "performance" and str(entry.get("ignore_eos")).lower() == "false":
+        yield "ignore_eos", "upstream sends ignore_eos: true whatever stands here"
+
+
 @rule("MN709", WARNING, "Benchmark field that is not judged")
 def judged(fleet: Fleet) -> Iterator[Finding]:
     """A field of a later upstream harness that this one does not know, or does not judge; or a
@@ -250,11 +279,10 @@ def judged(fleet: Fleet) -> Iterator[Finding]:
         if entry is None:
             yield Finding(f"benchmark {name} is empty and left out", place, "Fill or remove it.")
             continue
-        for key, value in entry.items():
+        for key in entry:
             known = key in BENCHMARK
-            unjudged = key == "input_throughput_threshold" and value not in (0, "0")
             judging = str(key).endswith(("_threshold", "_baseline"))
-            if not known or unjudged:
+            if not known:
                 yield Finding(
                     f"benchmark {name}: '{key}' is not {'judged' if judging else 'read'} here",
                     fleet.case.place("benchmarks", name, key),
