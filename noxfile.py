@@ -60,6 +60,13 @@ def replay(session: nox.Session) -> None:
 
 
 @nox.session
+def compare(session: nox.Session) -> None:
+    """Say whether a variant of a case is worse: CASE --b-set PATH=VALUE [--budget MINUTES]."""
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    run_module(session, "ci.compare.compare")
+
+
+@nox.session
 def doctor(session: nox.Session) -> None:
     """Say what this machine lacks for each backend: [--for BACKEND]."""
     install(session, "node", "runner", *backend_extras(session.posargs))

@@ -6,6 +6,7 @@ Steps are imported when they are called, so that ``invoke --list`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -81,6 +82,8 @@ def call(module: str, options: dict[str, Any], *words: str) -> None:
         print(f"{name}: left out, since a step before it failed", flush=True)
     else:
         _row.pin(name, options)
+        with contextlib.suppress(Exception):  # the step itself says what is wrong
+            importlib.import_module(module)  # here, so that later steps need not
         code = _apart(lambda: _guarded(module, options, words))
         _row.failed = code if name == "report" and code else _row.failed or code
     if _row.failed and (name == "plan" or not set(_row.names) & set(CLOSING)):

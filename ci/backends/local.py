@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import IO
 
 from ci.backends import Request
-from ci.backends.faults import Aim
 from steps.core import settings
 from steps.core.errors import InfraError
 from steps.core.node import contract, noderun
+from steps.core.node.alone.faults import Aim
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Cluster, Tool
 from steps.core.plan.drivers import DRIVERS
@@ -76,7 +76,8 @@ def run(request: Request) -> tuple[Cause, ...]:
         for node in plan.nodes:
             members.append(_start(request, node.index))
         programs = {member.index: member.popen.pid for member in members}
-        aim = Aim(request.wishes.signals, request.run_dir, request.events, programs)
+        signals = request.wishes.signals
+        aim = Aim(signals, request.run_dir, request.events, lambda node: programs.get(node, 0))
         request.events.listeners.append(aim)
         try:
             return _follow(request, plan, members)

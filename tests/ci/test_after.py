@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 import pytest
 
 from ci import replay, run
-from ci.backends import faults
 from ci.nightly import history
 from ci.nightly.history import DirectoryStore, encode
 from ci.report import annotate, closing, html, junit
 from steps.core import settings
 from steps.core.errors import InfraError, UsageError
+from steps.core.node.alone import faults
 from steps.core.plan.faults import Signal
 from steps.core.record import outcome
 from steps.core.record.events import EventLog, read_events
@@ -450,7 +450,7 @@ def test_an_odd_file_in_a_run_directory_costs_no_verdict(
 ) -> None:
     run_dir = runs.make(tmp_path / "run")
     (run_dir.path / name).write_text(odd)
-    aim = faults.Aim([], run_dir, EventLog(None, "", -1), {})
+    aim = faults.Aim([], run_dir, EventLog(None, "", -1), lambda _: 0)
     assert aim._pid(Signal(9, 0, "server", "", 0.0, "")) == 0
     event = (
         '{"time": 1, "run": "", "node": -1, "phase": "pull", "what": "phase-end", "seconds": %s}'

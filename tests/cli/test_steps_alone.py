@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from steps import serve
+from steps.byhand import status
+from steps.core.node.alone import holding
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
 from tests.core.waiting import eventually
@@ -70,6 +76,58 @@ def test_a_row_on_engines(tmp_path: Path, shape) -> None:
     assert hand.left() == []
 
 
+def by_hand(hand: Hand, tmp_path: Path, data: fleet.Case, *steps: str) -> None:
+    """A fleet of the tests' engine, each step typed."""
+    hand.env.update(fleet.environment(tmp_path))
+    for words in (["plan", "--case", str(fleet.written(tmp_path, data))], *map(str.split, steps)):
+        assert hand(*words) == 0, hand.said
+
+
+SERVE = ("serve --detach --node-index 0", "serve --detach --node-index 1")
+UP = ("pool --detach", *SERVE, "proxy --detach", "wait")
+
+
+@pytest.mark.parametrize("shape", ["group", "routing"])
+def test_each_step_alone_on_engines(hand: Hand, tmp_path: Path, shape: str) -> None:
+    data = fleet.case(2) if shape == "group" else fleet.routing(fleet.pool_port())
+    by_hand(hand, tmp_path, data, "preflight", *UP, "check", "bench", "prove", "stop", "collect")
+    assert hand("report") == 0, hand.said
+    verdict = hand.json("verdict.json")
+    assert (verdict["verdict"], verdict["rehearsed"]) == ("pass", False)
+    assert not [check for check in verdict["checks"] if check["name"].startswith("step ")]
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+@pytest.mark.parametrize("step", ["pool", "proxy"])
+def test_a_keeper_of_one_process_that_is_killed_leaves_the_others_alone(
+    hand: Hand, tmp_path: Path, step: str, number: int
+) -> None:
+    by_hand(hand, tmp_path, fleet.routing(fleet.pool_port()), *UP)
+    os.kill(hand.held(0, step)["pid"], number)
+    eventually(lambda: not holding.read(hand.run / "steps" / f"0-{step}.json").alive, 20)
+    assert hand("status") == (3 if number == signal.SIGKILL else 0), hand.said
+    assert hand.said.count(": up, ") == 3, hand.said
+    assert hand("prove") == 3, hand.said
+    assert hand("stop", "report") == 3, hand.said
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_short_steps_that_are_killed_leave_the_fleet_alone(hand: Hand, number: int) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach", "wait") == 0
+    for step in ("check", "prove", "collect", "report", "stop"):
+        doing = hand.begin(step)
+        if step not in ("report", "stop"):
+            eventually((hand.run / "steps" / f"0-{step}.json").exists, 20)
+        doing.send_signal(number)
+        doing.communicate(timeout=30)
+        assert hand("status") == 0, hand.said
+        assert hand.said.count("serve: up") == 2, hand.said
+    assert hand("bench", "prove", "stop", "report", seconds=120) == 0, hand.said
+    assert hand.left() == []
+
+
 def test_a_row_that_needs_packages(tmp_path: Path) -> None:
     hand = Hand(tmp_path / "user", **fleet.environment(tmp_path))
     path = fleet.written(tmp_path, fleet.case(1, **INSTALL))
@@ -102,6 +160,17 @@ def test_a_row_whose_plan_fails_touches_no_earlier_run(hand: Hand) -> None:
     assert hand("plan", "--case", QUICKSTART) == 0, hand.said
     assert hand("plan", "--case", "nothing.yaml", *ROW) == 2, hand.said
     assert not (hand.run / "verdict.json").exists()
+
+
+def test_a_new_plan_leaves_what_is_held_in_its_own_directory(hand: Hand) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("serve", "--detach") == 0, hand.said
+    first = hand.run
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("stop", "--run-dir", str(first)) == 0, hand.said
+    assert sorted(path.name for path in hand.run.iterdir()) == ["case.yaml", "plan.json"]
+    record = json.loads((first / "node-1" / "record.json").read_text())
+    assert [(step["name"], step["outcome"]) for step in record["steps"]] == [("serve", "done")]
 
 
 def test_a_step_that_is_left_out_is_named_and_never_green(hand: Hand) -> None:
@@ -190,6 +259,44 @@ def test_a_server_that_dies_in_a_benchmark_is_a_crash(hand: Hand) -> None:
     assert hand.left() == []
 
 
+def test_a_server_that_died_meanwhile(hand: Hand) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach", "wait") == 0
+    os.kill(hand.server(1), signal.SIGKILL)
+    eventually(lambda: hand.held(1).get("ended"), 20)
+    for step in ("check", "bench", "prove"):
+        assert hand(step) == 3, hand.said
+        assert "error: node 1" in hand.said
+        assert "server: was killed by signal 9" in hand.said
+        assert "invoke report" in hand.said
+    assert hand("wait") == 1, hand.said
+    assert "error: node 1 (worker, decoder) server: was killed by signal 9" in hand.said
+    assert hand("stop", "report") == 1, hand.said
+    assert hand.json("verdict.json")["cause"]["kind"] == "exit"
+
+
+@pytest.mark.parametrize("fault", ["kill9@0.proxy:bench", "crash@0.proxy:load+0.5"])
+def test_a_signal_that_a_fault_asks_for_is_sent_in_a_row(
+    hand: Hand, tmp_path: Path, fault: str
+) -> None:
+    words = ("--rehearse", "--fault", fault)
+    assert hand("plan", "--case", QUICKSTART, *words, *ROW, crashes=True) == 1, hand.said
+    assert (
+        f"fault {fault}: signal to pid"
+        in hand.said + (hand.run / "node-0/keeper-serve.log").read_text()
+    )
+    whole = rehearse(QUICKSTART, tmp_path, *words)
+    assert outline(hand.json("verdict.json"))["cause"] == outline(whole.verdict)["cause"]
+    assert hand.left() == []
+
+
+def test_a_signal_to_a_node_program_goes_to_its_keeper_once(hand: Hand) -> None:
+    words = ("--rehearse", "--fault", "kill9@1.node:probe")
+    assert hand("plan", "--case", QUICKSTART, *words, "serve", "--detach", "wait") == 3, hand.said
+    assert hand("serve", "--detach", "--node-index", "1", "wait") == 0, hand.said
+    assert hand("stop", "report") == 3, hand.said
+    assert hand.left() == []
+
+
 def test_nothing_detached_survives_its_limit(hand: Hand) -> None:
     row = ("serve", "--detach", "--limit", "3")
     assert hand("plan", "--case", QUICKSTART, *row) == 0, hand.said
@@ -216,6 +323,37 @@ def test_hosts_by_hand(tmp_path: Path) -> None:
     assert leader("fetch", "--from", str(worker.run), "report") == 0, leader.said
     assert leader.json("verdict.json")["verdict"] == "pass"
     assert leader.left() + worker.left() == []
+
+
+SLOW = """
+from steps.core.node import alone
+start = lambda run: run.sleep(60)
+raise SystemExit(alone.step("serve", "", lambda _: [("pool", start)], kinds=("server",))())
+"""
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM], ids=["limit", "TERM"])
+def test_a_keeper_ends_while_it_still_starts(hand: Hand, number: int) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    words = ["--node-index", "0", "--detach", "--limit", "60" if number else "2"]
+    argv = [sys.executable, "-c", SLOW, *words]
+    env = {**hand.env, "PYTHONPATH": str(ROOT)}
+    slow = subprocess.Popen(argv, cwd=hand.place, env=env, stderr=subprocess.PIPE, text=True)
+    if number:
+        eventually((hand.run / "node-0" / "record.json").exists, 20)
+        os.kill(hand.held(0)["pid"], number)
+    said = slow.communicate(timeout=30)[1]
+    assert slow.returncode == (130 if number else 4), said
+    assert ("told to end" if number else "its time limit passed") in said
+    assert hand.left() == []
+
+
+@pytest.mark.parametrize("limit", ["-1", "0", "inf", "nan", "soon"])
+def test_a_limit_that_is_none(hand: Hand, limit: str) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse") == 0, hand.said
+    assert hand("serve", "--detach", f"--limit={limit}") == 2, hand.said
+    assert f"found '{limit}', expected seconds" in hand.said
+    assert hand.left() == []
 
 
 # Bad input
@@ -275,6 +413,27 @@ def test_a_whole_run_that_goes_on_is_left_alone(hand: Hand) -> None:
     assert hand("serve", "--detach") == 2, hand.said
     os.close(handle)
     assert "a whole run is going on" in hand.said
+
+
+ODD = ("", "7", "[]", '{"since": "soon"}', '{"until": 1e300, "since": 1e300}', '{"cause": 3}')
+
+
+def test_an_odd_file_of_a_step_hides_nothing(
+    hand: Hand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hand("plan", "--case", QUICKSTART, "--rehearse", "serve", "--detach") == 0, hand.said
+    path = hand.run / "steps" / "1-serve.json"
+    known = json.loads(path.read_text())
+    for odd in ODD:
+        path.write_text(json.dumps({**known, **json.loads(odd)}) if odd.startswith("{") else odd)
+        assert status.main(["--run-dir", str(hand.run)]) in (0, 3)
+        assert serve.main(["--node-index", "1", "--run-dir", str(hand.run)]) == 2
+        said = "".join(capsys.readouterr())
+        assert "serve of node 1" in said
+        assert "itself failed" not in said, said
+    path.write_text(json.dumps(known))
+    assert hand("stop") == 0, hand.said
+    assert hand.left() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")

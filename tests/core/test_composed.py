@@ -121,6 +121,15 @@ def test_the_last_go_counts() -> None:
     assert [cause.reason for cause in verdict.consequences] == ["too slow"]
 
 
+@pytest.mark.parametrize(
+    ("step", "found"), [("check", "pass"), ("collect", "pass"), ("prove", "interrupted")]
+)
+def test_an_interrupted_step_that_may_be_left_out_is_left_out(step: str, found: str) -> None:
+    stopped = Cause("interrupt", "interrupted", "interrupted by SIGTERM", node=0, at=9.5)
+    verdict = compute(PLAN, chain(PLAN, "", part(0, go(step, 9.0, "failed", stopped))))
+    assert verdict.verdict == found
+
+
 def test_a_death_is_not_made_good_by_another_go() -> None:
     death = Cause("exit", "startup", "died", node=0, phase="hold", at=4.5)
     first = part(0, go("serve", 2.5, "failed", death))

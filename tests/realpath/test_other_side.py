@@ -47,6 +47,7 @@ from tests.realpath import fleet
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
     "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
     "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",

@@ -74,9 +74,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         "--rehearse", action="store_true", help="stand-ins play the engines, on this machine"
     )
     shape.add_argument("--fault", action="append", default=[], help="inject a fault in a rehearsal")
-    shape.add_argument(
-        "--load-seconds", type=_load_seconds, default=1.0, help="of a stand-in; default 1"
-    )
+    shape.add_argument("--load-seconds", type=seconds, default=1.0, help="of a stand-in; default 1")
     shape.add_argument("--bench", choices=tuple(DRIVERS), help="benchmark driver")
     shape.add_argument(
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
@@ -96,15 +94,17 @@ def _network(text: str) -> str:
     return text
 
 
-def _load_seconds(text: str) -> float:
+def seconds(text: str, least: float = 0, most: float = 86400) -> float:
     """A number of seconds."""
     try:
-        seconds = float(text)
+        found = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected seconds from 0 to 86400")
-    return seconds
+        found = -1.0
+    if not least <= found <= most:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected seconds from {least:g} to {most:g}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,10 @@ def plan_of(asked: Wishes) -> tuple[Plan, Path]:
     try:
         plan = from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InfraError(f"{path}: {error.strerror}") from None
+        hint = "Name a plan that you may read with --plan, a directory of yours with --run-dir."
+        raise InfraError(f"{path}: {error.strerror}", hint) from None
     except ValueError as error:
-        hint = "Make one anew: python -m steps.resolve --case CASE --output FILE."
+        hint = "Make one anew: invoke plan --case CASE."
         raise UsageError(f"{path}: {error}", hint) from None
     return plan, asked.run_dir or path.parent
 

@@ -16,7 +16,7 @@ from steps.core.record.records import Cause, Check, Record, StepRecord
 #: A step's outcome that counts as done; a step that holds processes is done once they run.
 DONE = ("done", "held")
 #: Steps a verdict can do without: what they find or fetch proves nothing of the fleet.
-OPTIONAL = ("preflight", "collect", "stop")
+OPTIONAL = ("preflight", "check", "collect", "stop")
 #: What no later success of the same step takes back: a process of the fleet died or hung.
 _STAYS = ("exit", "health")
 _PRODUCT = ("startup", "crash", "functional", "hang")
@@ -61,10 +61,14 @@ def _by(key: Callable[[_T], Any], old: Iterable[_T], new: Iterable[_T]) -> tuple
 
 
 def _standing(steps: Iterable[StepRecord]) -> Iterator[Cause]:
-    """The causes that count: each step's at its last go, and every death or hang of the fleet."""
+    """The causes that count: each step's at its last go, and every death or hang of the fleet.
+
+    What may be left out may be interrupted.
+    """
     last = {step.name: step for step in steps}
     for step in last.values():
-        if step.cause:
+        spared = step.name in OPTIONAL and step.cause and step.cause.kind == "interrupt"
+        if step.cause and not spared:
             yield step.cause
     for step in steps:
         cause = step.cause

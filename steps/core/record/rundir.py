@@ -141,7 +141,9 @@ class RunDir:
         return NodeDir(self.path / f"node-{index}", step)
 
     def make(self) -> RunDir:
-        """Create it, for the owner only.
+        """Create it, for the owner only; the same by a name that stays its own.
+
+        ``runs/latest`` may mean another one soon, and processes start elsewhere.
 
         Raises:
             UsageError: there can be no directory of this name.
@@ -153,7 +155,7 @@ class RunDir:
                 f"the run directory {self.path} cannot be made: {error.strerror or error}",
                 "Name another one with --run-dir.",
             ) from None
-        return self
+        return RunDir(self.path.resolve())
 
     def reserve(self) -> None:
         """Hold room back for the verdict and what is made with it."""

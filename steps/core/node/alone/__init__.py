@@ -28,7 +28,7 @@ from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.node.alone import holding
 from steps.core.node.alone.go import Go, Part, Step, StepRun, printer
 from steps.core.node.alone.holding import Taken
-from steps.core.node.wishes import Wishes, add_plan_arguments, index_in, plan_of, wishes_of
+from steps.core.node.wishes import Wishes, add_plan_arguments, index_in, plan_of, seconds, wishes_of
 from steps.core.plan.cluster import own_addresses
 from steps.core.plan.plan import Plan, from_json, to_json
 from steps.core.record.rundir import RunDir, point_latest, write_text
@@ -50,7 +50,7 @@ def step(
                 "--detach", action="store_true", help="a keeper holds it until invoke stop"
             )
             held.add_argument(
-                "--limit", type=float, metavar="SECONDS",
+                "--limit", type=partial(seconds, least=1, most=30 * 86400), metavar="SECONDS",
                 help="end by itself after that; default: the sum of the plan's budgets",
             )  # fmt: skip
 

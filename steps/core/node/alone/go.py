@@ -17,8 +17,11 @@ from dataclasses import dataclass, replace
 
 from steps.core.errors import Exit
 from steps.core.node.alone import holding
+from steps.core.node.alone.faults import Aim
 from steps.core.node.alone.holding import HOLDING, Hold, Taken
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
+from steps.core.plan import faults
+from steps.core.plan.faults import Signal
 from steps.core.plan.plan import LEADER, TOOL, Plan
 from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog, console_line
@@ -135,7 +138,8 @@ class Go:
             plan, index, run_dir, self.events, self.redactor, guard=self.guard, step=step.name
         )
         self.run.whole = whole
-        self.parent, self.interrupted = os.getppid(), False
+        self.parent = os.getppid()
+        self.interrupted = self.late = self.held = False
 
     def carry_out(self, verbose: bool, up: Callable[[], None] | None) -> int:
         """Do it, hold what it started, and write down what was done; the exit code."""
@@ -148,9 +152,14 @@ class Go:
         if verbose:
             tail.start()
         self._append("begun")
+        aim = self._aim()
         why = "it is done"
         over = threading.Event()
+        limit = threading.Timer(self.taken.hold.until - time.time(), self._be_late)
+        limit.daemon = True
         try:
+            if step.holds:
+                limit.start()
             if step.needs:
                 self._look_for_fleet()
                 threading.Thread(target=self._watch, args=(over,), daemon=True).start()
@@ -160,6 +169,7 @@ class Go:
             if step.holds:
                 self.taken.holds(r.process.name for r in run.supervisor.running)
                 self._append("held")
+                self.held = True
                 if up:
                     up()
                 with run.phase("hold"):
@@ -167,9 +177,11 @@ class Go:
         except StepFailed as failure:
             run.add_cause(failure.cause)
         except RunEnded:
-            pass
+            why = ""
         finally:
             over.set()
+            limit.cancel()
+            aim.close()
             code = self._end(why)
             if verbose:
                 tail.close()
@@ -191,18 +203,22 @@ class Go:
         while True:
             if not any(running.exit is None for running in run.supervisor.running):
                 return "all that it held has ended"
-            if time.time() > self.taken.hold.until:
-                return "its time limit passed"
             if not detached and os.getppid() != self.parent:
                 return "its terminal is gone"
             if run.ended.wait(0.2):
-                return "it was told to end" if self.interrupted else "a process ended"
+                return ""
+
+    def _be_late(self) -> None:
+        self.late = True
+        self.run.ended.set()
+
+    def _told(self) -> str:
+        return "it was told to end" if self.interrupted else "its time limit passed"
 
     def _end(self, why: str) -> int:
         run, step = self.run, self.step
         cause = next((told.cause for told in run.own_causes()), None)
-        if step.holds and self.interrupted and not cause:
-            why = "it was told to end"
+        why = str(cause) if cause else why or self._told()
         self.taken.end(why, to_dict(cause) if cause else None)
         if self.guard:
             self._stop()
@@ -213,7 +229,7 @@ class Go:
         self._append(outcome, cause)
         if cause:
             cause = self.redactor.value(cause)
-            print(f"error: {cause.reason}", file=sys.stderr)
+            print(f"error: {cause}", file=sys.stderr)
             for line in cause.evidence:
                 print(f"    | {line}", file=sys.stderr)
             if cause.hint:
@@ -222,6 +238,8 @@ class Go:
         missed = [result for result in run.benchmarks if result.status not in ("pass", "skipped")]
         if missed:
             return int(CLASSES[missed[0].fault or "functional"])
+        if step.holds and not self.held:
+            return int(Exit.INTERRUPTED if self.interrupted else Exit.DEADLINE)
         return int(Exit.PASS)
 
     def _stop(self) -> None:
@@ -269,7 +287,11 @@ class Go:
     def _look_for_fleet(self) -> None:
         """Say what is known of the fleet, and refuse to go on where it is known to be down."""
         run = self.run
-        known = {hold.node for hold in self._held()}
+        held = list(self._held())
+        ended = [hold for hold in held if not hold.up]
+        if ended and not self.step.waits:
+            raise StepFailed(replace(holding.lost(ended[0], time.time()), consequence=True))
+        known = {hold.node for hold in held}
         absent = [node for node in run.plan.nodes if node.index not in known]
         if run.plan.cluster.backend != "local":
             far = [node for node in absent if node.index != LEADER]
@@ -296,3 +318,26 @@ class Go:
                     run.add_cause(cause)
                     return
             over.wait(LOOK_SECONDS)
+
+    # Faults of a rehearsal that no stand-in carries out itself
+
+    def _aim(self) -> Aim:
+        """The leader's steps send the signals, since they are in the phases that say when."""
+        run = self.run
+        rehearsal = run.plan.cluster.rehearsal if run.is_leader else None
+        signals = faults.sort(rehearsal.faults)[1] if rehearsal else ()
+        aim = Aim(signals, run.run_dir, self.events, self._keeper, self._first)
+        self.events.listeners.append(aim)
+        return aim
+
+    def _keeper(self, node: int) -> int:
+        return next(
+            (h.pid for h in self._held() if h.up and (h.node, h.step) == (node, "serve")), 0
+        )
+
+    def _first(self, entry: Signal) -> bool:
+        try:
+            (self.run.run_dir.path / holding.PLACE / entry.text).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

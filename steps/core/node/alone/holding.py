@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import signal
@@ -19,13 +18,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from steps.core import door
-from steps.core.case.numbers import dumps, loads
+from steps.core.case.numbers import Refused, dumps, is_time, loads
+from steps.core.case.values import decode
 from steps.core.errors import InfraError, UsageError
 from steps.core.record import composed, records
 from steps.core.record.records import Record
@@ -60,7 +60,7 @@ class Hold:
     processes: tuple[str, ...] = ()
     ended: float = 0.0
     why: str = ""
-    cause: dict[str, Any] | None = None
+    cause: Mapping[str, Any] | None = None
     alive: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -165,12 +165,13 @@ def read(path: Path) -> Hold:
     finally:
         os.close(handle)
     try:
-        known = loads(read_bounded(path).decode())
-        wanted = {name: known[name] for name in Hold.__dataclass_fields__ if name in known}
-        wanted["processes"] = tuple(wanted.get("processes", ()))
-        return Hold(**{**wanted, "node": node, "step": step, "alive": alive})
-    except (OSError, ValueError, TypeError, AttributeError, json.JSONDecodeError):
-        return Hold(node, step, alive=alive)
+        known = decode(Hold, loads(read_bounded(path).decode()), spare=True)
+        if not all(map(is_time, (known.since, known.until, known.ended))):
+            raise Refused("found a time that no calendar knows")
+        records.cause_from(known.cause)
+    except (OSError, ValueError):
+        known = Hold(node, step)
+    return replace(known, node=node, step=step, alive=alive)
 
 
 def look(run_dir: RunDir, node: int | None = None) -> list[Hold]:
@@ -267,7 +268,8 @@ def lost(hold: Hold, now: float) -> records.Cause:
         process="node",
         phase="hold",
         at=hold.ended or now,
-        hint=f"Look at node-{hold.node}/keeper-{hold.step}.log; then begin anew with invoke plan.",
+        hint=f"Look at the logs in node-{hold.node}; invoke report gives the verdict, invoke plan "
+        "begins anew.",
     )
 
 

@@ -1,7 +1,7 @@
-"""Faults of processes that are no stand-ins: the runner sends them signals.
+"""Faults of processes that are no stand-ins: the runner sends them signals, or the leader's steps.
 
-Enters: the faults, the run's events, the nodes' process tables. Leaves:
-signals sent, each once. Touches: only processes of this run.
+Enters: the faults, the run's events, the nodes' process tables. Leaves: signals sent, each once;
+steps that run alone remember it in ``steps/``. Touches: only processes of this run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from steps.core.plan.faults import Signal
 from steps.core.record.events import Event, EventLog
@@ -23,7 +23,8 @@ class Aim:
     """A listener of events that delivers signals at their moments.
 
     Args:
-        programs: node index -> pid of its node program.
+        program: node index -> pid of its node program, or of what takes its place; 0: none.
+        first: whether nobody has sent this one yet.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class Aim:
         signals: Sequence[Signal],
         run_dir: RunDir,
         events: EventLog,
-        programs: Mapping[int, int],
+        program: Callable[[int], int],
+        first: Callable[[Signal], bool] = lambda _: True,
     ) -> None:
         self._waiting = list(signals)
         self._run_dir = run_dir
         self._events = events
-        self._programs = programs
+        self._program, self._first = program, first
         self._over = threading.Event()
         for entry in [s for s in self._waiting if not s.phase]:
             self._fire(entry)
@@ -61,6 +63,8 @@ class Aim:
         deadline = time.monotonic() + PATIENCE
         while not self._over.is_set() and time.monotonic() < deadline:
             pid = self._pid(entry)
+            if pid and not self._first(entry):
+                return
             if pid:
                 self._events.emit("note", text=f"fault {entry.text}: signal to pid {pid}")
                 with contextlib.suppress(OSError):
@@ -72,10 +76,11 @@ class Aim:
 
     def _pid(self, entry: Signal) -> int:
         if entry.process == "node":
-            return self._programs.get(entry.node, 0)
-        rows = read_json(self._run_dir.node(entry.node).processes)
-        for row in rows if isinstance(rows, list) else ():
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                if row["name"] == entry.process and row["exit"] is None:
-                    return int(row["pid"])
+            return self._program(entry.node)
+        for table in self._run_dir.node(entry.node).path.glob("processes*.json"):
+            rows = read_json(table)
+            for row in rows if isinstance(rows, list) else ():
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    if row["name"] == entry.process and row["exit"] is None:
+                        return int(row["pid"])
         return 0

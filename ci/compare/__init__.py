@@ -1,0 +1,1 @@
+"""Two or more versions of the product beside each other: compared, or searched for a culprit."""

@@ -1,0 +1,167 @@
+"""One start of a fleet with one variant of the case, as a run of its own.
+
+Enters: a case, what the variant changes in it, options of ``ci.run``. Leaves: what the start
+showed. Touches: starts ``ci.run``, which leaves a run directory.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ci.compare.pair import Started
+from steps.core.case.build import load_case
+from steps.core.errors import Exit, UsageError
+from steps.core.record.rundir import RunDir, read_json, write_text
+
+#: Verdicts that say something of the product; a missed limit was measured all the same.
+MEASURED = ("pass", "performance")
+FAILED = ("startup", "hang", "crash", "functional", "accuracy")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)*")
+_SETTING = re.compile(r"(?P<path>[^=+]+)(?P<more>\+?)=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one side of a comparison is.
+
+    Attributes:
+        settings: changes of the case: ``env_common.OMP_NUM_THREADS=8``,
+            ``deployment.0.server_cmd+= --enforce-eager``.
+        words: options of ``ci.run``.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+def write(case: Path, variant: Variant, repeats: int, target: Path) -> None:
+    """The variant's own case file.
+
+    Raises:
+        UsageError: a setting does not fit the case.
+        CaseError: what it makes is no case.
+    """
+    load_case(case)  # which names each mistake, and bounds what is read below
+    content = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
+    for setting in variant.settings:
+        _set(content, setting)
+    for entry in (content.get("benchmarks") or {}).values():
+        if isinstance(entry, dict) and repeats > 1:
+            entry["repeat"] = repeats
+    write_text(target, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=4096))
+    load_case(target)
+
+
+def _set(content: Any, setting: str) -> None:
+    """Carry out one setting in ``content``."""
+    form = _SETTING.fullmatch(setting)
+    if form is None:
+        raise UsageError(f"{setting!r} is no setting", "Write PATH=VALUE or PATH+=MORE TEXT.")
+    *parents, last = form["path"].strip().split(".")
+    place = content
+    for number, word in enumerate(parents):
+        place = _child(place, word, ".".join(parents[: number + 1]))
+    key = _key(place, last, form["path"].strip())
+    value = yaml.safe_load(form["value"]) if not form["more"] else form["value"]
+    if form["more"]:
+        before = place[key] if isinstance(place, list) else place.get(key)
+        if not isinstance(before, str):
+            raise UsageError(f"{form['path']} is no text, so nothing can be added to it")
+        value = f"{before.rstrip()} {value.strip()}"
+    place[key] = value
+
+
+def _key(place: Any, word: str, path: str) -> Any:
+    if isinstance(place, list):
+        if not word.isdecimal() or int(word) >= len(place):
+            raise UsageError(f"{path}: found {word!r}, expected 0 to {len(place) - 1}")
+        return int(word)
+    if not isinstance(place, dict):
+        raise UsageError(f"{path}: what holds it is a single value", "Shorten the path.")
+    return word
+
+
+def _child(place: Any, word: str, path: str) -> Any:
+    key = _key(place, word, path)
+    if isinstance(place, dict) and key not in place:
+        raise UsageError(
+            f"{path} is not in the case", f"It has: {', '.join(map(str, place))[:200]}."
+        )
+    return place[key]
+
+
+def start(case: Path, number: int, words: Sequence[str], directory: Path) -> Started | None:
+    """Run the case to its verdict; None: the infrastructure failed, which tells nothing.
+
+    Args:
+        number: the variant, 0 is A and 1 is B.
+
+    Raises:
+        UsageError: the command or the case is wrong.
+        KeyboardInterrupt: somebody asked to stop; the fleet is gone.
+    """
+    log = directory.with_suffix(".log")
+    argv = [sys.executable, "-m", "ci.run", str(case), *words, "--run-dir", str(directory)]
+    with log.open("wb") as output:
+        child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            code = _wait(child)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code == Exit.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code == Exit.USAGE:
+        tail = log.read_text(encoding="utf-8", errors="replace").strip()[-600:]
+        raise UsageError(f"{directory.name} was refused: {tail}", f"The whole output: {log}.")
+    return seen(number, directory)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The exit code; Ctrl-C reaches the child by itself, which stops its fleet first."""
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def seen(number: int, directory: Path) -> Started | None:
+    """What a run directory shows of its variant."""
+    verdict = read_json(RunDir(directory).verdict)
+    if not isinstance(verdict, dict):
+        return None
+    if verdict["verdict"] in MEASURED:
+        return Started(number, dict(_values(verdict["benchmarks"])))
+    if verdict["verdict"] in FAILED:
+        return Started(number, failure=signature(verdict))
+    return None
+
+
+def _values(benchmarks: Sequence[Mapping[str, Any]]) -> Mapping[str, tuple[float, ...]]:
+    """``benchmark metric`` -> a value for each repetition."""
+    found: dict[str, tuple[float, ...]] = {}
+    for entry in benchmarks:
+        runs = entry.get("runs") or [entry.get("metrics") or {}]
+        for metric in runs[0]:
+            values = [run[metric] for run in runs if metric in run]
+            found[f"{entry['name']} {metric}"] = tuple(values)
+    return found
+
+
+def signature(verdict: Mapping[str, Any]) -> str:
+    """The class of a failure, and its words without what differs from run to run."""
+    cause = verdict.get("cause") or {}
+    words = _NUMBER.sub("#", str(cause.get("reason", "")))
+    process = _NUMBER.sub("#", str(cause.get("process", "")))
+    return f"{verdict['verdict']} {cause.get('phase', '')} {process}: {words}"[:300]

@@ -1,0 +1,169 @@
+"""The command that compares two variants: by starts that the test makes up, and by real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ci.compare import compare, trial
+from ci.compare.pair import Started
+from ci.compare.trial import Variant
+from steps.core.case.build import load_case
+from steps.core.errors import CaseError, UsageError
+
+Words = Callable[..., int]
+NOISE = (1.0, 1.01, 0.99, 1.005, 0.995)
+
+
+def made_up(speeds: tuple[float, float]) -> Callable[..., Started]:
+    """Starts without a fleet: each variant's throughput, with a little noise."""
+    count = 0
+
+    def start(case: Path, number: int, words: object, directory: Path) -> Started:
+        nonlocal count
+        count += 1
+        speed = speeds[number] * NOISE[count % 5]
+        return Started(number, {"chat output_throughput": (speed, speed)})
+
+    return start
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
+    def run(speeds: tuple[float, float], *more: str, start: object = None) -> int:
+        monkeypatch.setattr(trial, "start", start or made_up(speeds))
+        setting = () if "--b-set" in more else ("--b-set", "env_common.OMP_NUM_THREADS=8")
+        home = ("--dir", str(tmp_path / "out"))
+        return compare.main(["quickstart.yaml", *setting, *home, *more])
+
+    return run
+
+
+def told(tmp_path: Path) -> dict[str, object]:
+    return json.loads((tmp_path / "out" / "compare.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("speeds", "code", "finding"),
+    [((100, 90), 1, "worse"), ((100, 100), 0, "no_worse"), ((100, 120), 0, "no_worse")],
+)
+def test_exit_codes(
+    words: Words, speeds: tuple[float, float], code: int, finding: str, tmp_path: Path
+) -> None:
+    assert words(speeds) == code
+    assert told(tmp_path)["finding"] == finding
+
+
+def test_a_budget_is_kept_and_nothing_is_claimed(
+    words: Words,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compare.Starts, "_cost", lambda *_: 10.0)
+    assert words((100, 90), "--budget", "45") == 3
+    assert told(tmp_path)["device_minutes"] == 40
+    assert "cannot tell within the budget" in capsys.readouterr().out
+
+
+def test_what_the_infrastructure_fails_is_made_again(words: Words, tmp_path: Path) -> None:
+    start = made_up((100, 90))
+    lost = iter([True, False, True])
+
+    def sometimes(*given: object) -> Started | None:
+        return None if next(lost, False) else start(*given)
+
+    assert words((0, 0), start=sometimes) == 1
+    starts = told(tmp_path)["starts"]
+    assert isinstance(starts, list)
+    assert [one["variant"] for one in starts[:4]] == [0, 1, 1, 0]
+
+
+def test_infrastructure_that_fails_always_ends_it(words: Words) -> None:
+    assert words((0, 0), start=lambda *_: None) == 3
+
+
+def test_a_variant_that_crashes_is_worse(words: Words, tmp_path: Path) -> None:
+    def start(case: Path, number: int, *_: object) -> Started:
+        return (
+            Started(number, failure="crash") if number else Started(0, {"chat tpot_mean_ms": (9,)})
+        )
+
+    assert words((0, 0), start=start) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--starts", "2"),
+        ("--metric", "speed"),
+        ("--repeats", "0"),
+        ("--b-set", "nonsense"),
+        ("--b-set", "deployment.7.server_cmd=x"),
+        ("--b-set", "no.such=1"),
+        ("--b-set", "num_nodes+= 1"),
+        ("--b-set", "test_name.a.b=1"),
+        ("--b-set", "unknown_key=1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words: Words, more: tuple[str, ...]) -> None:
+    assert words((100, 100), *more) == 2
+
+
+def test_equal_variants_are_refused(words: Words) -> None:
+    same = ("--a-set", "env_common.OMP_NUM_THREADS=8")
+    assert words((100, 100), *same) == 2
+
+
+def test_a_directory_in_use_is_refused(words: Words, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    assert words((100, 100)) == 2
+
+
+def test_settings_are_carried_out(tmp_path: Path) -> None:
+    variant = Variant(
+        "B", ("deployment.0.server_cmd+= --seed 3", "env_common.X='07'", "model=other/model")
+    )
+    target = tmp_path / "B.yaml"
+    trial.write(Path("configs/quickstart.yaml"), variant, 3, target)
+    case = load_case(target)
+    assert [word.text for word in case.nodes[0].command][-2:] == ["--seed", "3"]
+    assert case.nodes[1].envs["X"] == "07"
+    assert case.model == "other/model"
+    assert case.benchmarks[0].repeat == 3
+
+
+def test_a_case_that_is_wrong_is_named_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("num_nodes: two\n")
+    with pytest.raises(CaseError, match=r"x\.yaml"):
+        trial.write(tmp_path / "x.yaml", Variant("A"), 1, tmp_path / "A.yaml")
+    with pytest.raises(UsageError, match="no setting"):
+        trial.write(Path("configs/quickstart.yaml"), Variant("A", ("x",)), 1, tmp_path / "A.yaml")
+
+
+def test_signatures_leave_out_what_differs_from_run_to_run() -> None:
+    def verdict(reason: str) -> dict[str, object]:
+        cause = {"reason": reason, "phase": "load", "process": "server"}
+        return {"verdict": "crash", "cause": cause}
+
+    first = trial.signature(verdict("exit code 1 after 12.5 s, pid 4711 at 0x7ffe"))
+    assert first == trial.signature(verdict("exit code 1 after 9.1 s, pid 99 at 0x1"))
+    assert first != trial.signature(verdict("killed by a signal"))
+
+
+def test_two_real_starts_of_a_rehearsal(tmp_path: Path) -> None:
+    case = tmp_path / "A.yaml"
+    trial.write(Path("configs/quickstart.yaml"), Variant("A"), 2, case)
+    good = trial.start(case, 0, ["--load-seconds", "0.2"], tmp_path / "01-A")
+    assert good is not None
+    assert len(good.values["chat output_throughput"]) == 2
+    fault = ["--load-seconds", "0.2", "--fault", "crash@1:load"]
+    bad = trial.start(case, 1, fault, tmp_path / "02-B")
+    assert bad is not None
+    assert bad.failure.startswith("startup load server")
+    with pytest.raises(UsageError, match="was refused"):
+        trial.start(case, 0, ["--fault", "nonsense"], tmp_path / "03-A")
