@@ -108,6 +108,7 @@ class Sampler:
         self._box: SimpleQueue[tuple[str, float, list[object]]] = SimpleQueue()
         self._over, self._closed = threading.Event(), threading.Event()
         self._slower = 1
+        self._looked = threading.Semaphore(0)
         self._followers = [
             threading.Thread(target=self._follow, args=(source, offset), daemon=True)
             for number, source in enumerate(sources)
@@ -115,11 +116,14 @@ class Sampler:
         ]
         self._writer = threading.Thread(target=self._write, name="telemetry", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, patience: float = 0.0) -> None:
+        """Begin; the first look of each source has that many seconds to be answered."""
+        until = time.monotonic() + patience
         self._writer.start()
         for thread in self._followers:
             thread.start()
+        for _ in self._followers:
+            self._looked.acquire(timeout=max(until - time.monotonic(), 0))
 
     def close(self) -> None:
         """Look once more, and write; waits for no slow source, and for no disk that hangs."""
@@ -134,7 +138,7 @@ class Sampler:
 
     def _follow(self, source: Source, offset: float) -> None:
         """Look each second; what takes longer leaves out the seconds it took."""
-        turn, last = 0.0, False
+        turn, last = -offset, False
         while not last:
             last = self._over.wait(max(self._began + turn + offset - time.monotonic(), 0))
             if last and source.every > EVERY:
@@ -142,6 +146,7 @@ class Sampler:
             asked = time.monotonic() - self._began
             if lines := source.look():
                 self._box.put((source.name, asked, lines))
+            self._looked.release()
             every = source.every * self._slower
             turn = every * (math.floor((time.monotonic() - self._began - offset) / every) + 1)
 
