@@ -47,7 +47,12 @@ class Finished:
     @cached_property
     def engines(self) -> list[telemetry.Engine]:
         """Every engine that was sampled."""
-        return telemetry.engines_of(self.plan, telemetry.of_run(self.run_dir, self.plan))
+        return telemetry.engines_of(self.plan, self.tracks)
+
+    @cached_property
+    def tracks(self) -> dict[int, dict[str, telemetry.Track]]:
+        """What was sampled, by node and source."""
+        return telemetry.of_run(self.run_dir, self.plan)
 
     @property
     def measured(self) -> telemetry.Span:
