@@ -186,7 +186,7 @@ def _draw_chart(axes: Any, chart: Chart, titles: dict[str, str]) -> None:
     """Mean and spread over the engines of a side; a strip for each stretch says its values."""
     middles = [(low + high) / 2 for low, high in itertools.pairwise(chart.edges)]
     axes.fill_between(middles, chart.lows, chart.highs, color=_ink("a"), alpha=0.25, linewidth=0)
-    axes.plot(middles, chart.means, color=_ink("a"), linewidth=1)
+    axes.plot(middles, chart.means, color=_ink("a"), linewidth=1, marker=".", markersize=3)
     if chart.outlier:
         axes.plot(middles, chart.outlier, color=_ink("b"), linewidth=0.8)
     # A gap is no number, and nothing is drawn there.
