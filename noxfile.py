@@ -72,9 +72,17 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session
+def bisect(session: nox.Session) -> None:
+    """Find the commit that made a case slower or broke it: CASE --repository DIR --good --bad."""
+    install(session, "node", "runner", "report", *backend_extras(session.posargs))
+    run_module(session, "ci.compare.bisect")
+
+
+@nox.session
 def doctor(session: nox.Session) -> None:
     """Say what this machine lacks for each backend: [--for BACKEND]."""
-    install(session, "node", "runner", *backend_extras(session.posargs))
+    every = [] if "--for" in session.posargs else ["k8s"]
+    install(session, "node", "runner", *(every or backend_extras(session.posargs)))
     run_module(session, "ci.doctor")
 
 

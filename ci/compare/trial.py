@@ -100,11 +100,18 @@ def _child(place: Any, word: str, path: str) -> Any:
     return place[key]
 
 
-def start(case: Path, number: int, words: Sequence[str], directory: Path) -> Started | None:
+def start(
+    case: Path,
+    number: int,
+    words: Sequence[str],
+    directory: Path,
+    env: Mapping[str, str] | None = None,
+) -> Started | None:
     """Run the case to its verdict; None: the infrastructure failed, which tells nothing.
 
     Args:
-        number: the variant, 0 is A and 1 is B.
+        number: the variant, 0 is A and 1 is B; or the index of a commit.
+        env: the environment of ``ci.run``; default: this process's.
 
     Raises:
         UsageError: the command or the case is wrong.
@@ -113,7 +120,7 @@ def start(case: Path, number: int, words: Sequence[str], directory: Path) -> Sta
     log = directory.with_suffix(".log")
     argv = [sys.executable, "-m", "ci.run", str(case), *words, "--run-dir", str(directory)]
     with log.open("wb") as output:
-        child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env)
         before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
             code = _wait(child)

@@ -1,0 +1,148 @@
+"""The commits between two ends of a product's history, and a clone that moves over them.
+
+Enters: a repository, two references. Leaves: commits with what is known of them beforehand.
+Touches: reads the repository; makes and changes a clone of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ci.tools.git import git
+from steps.core.errors import UsageError
+
+MOST = 5000
+#: A commit that touches nothing else is hardly ever the culprit.
+_HARMLESS = re.compile(r"(^|/)(docs?|tests?|\.github|examples)/|\.(md|rst|txt|png|svg)$", re.I)
+#: What a build is made of; as in vllm-ascend's own tool, facts/bisect.md.
+_NATIVE = re.compile(
+    r"\.(c|cc|cpp|cu|cuh|h|hpp|cmake|rs|toml)$|(^|/)(csrc|CMakeLists\.txt|setup\.(py|cfg))(/|$)"
+    r"|(^|/)requirements[\w-]*\.txt$"
+)
+UNLIKELY = 0.05
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit; ``weight`` is how likely it is beforehand, 1 is usual."""
+
+    sha: str
+    subject: str
+    weight: float = 1.0
+
+    @property
+    def short(self) -> str:
+        """As people write it."""
+        return self.sha[:10]
+
+    @property
+    def subject_in_a_table(self) -> str:
+        """Without what would end a cell of Markdown."""
+        return re.sub(r"([\\`|<>*_\[\]])", r"\\\1", self.subject)
+
+
+def between(repository: Path, good: str, bad: str) -> list[Commit]:
+    """Good, then the candidates along the first parents, bad last.
+
+    Raises:
+        UsageError: a reference is unknown, good is no ancestor of bad, there is nothing or too
+            much between them, or the history is cut off.
+    """
+    if not repository.is_dir():
+        raise UsageError(f"--repository: {repository} is no directory", "Name a git checkout.")
+    first, last = (_resolve(repository, name, ref) for name, ref in (("good", good), ("bad", bad)))
+    if git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
+        raise UsageError(
+            f"{repository} is a shallow clone: its history is cut off",
+            "Run: git fetch --unshallow.",
+        )
+    base = git(repository, "merge-base", "--all", first, last, hint="The ends share no history.",
+               refused=UsageError).split()  # fmt: skip
+    if first not in base:
+        raise UsageError(
+            f"good ({first[:10]}) is no ancestor of bad ({last[:10]})",
+            f"Their merge base is {base[0][:10]}; use it as --good.",
+        )
+    found = _log(repository, first, last)
+    if not found:
+        raise UsageError("good and bad are the same commit", "Name an older --good.")
+    if len(found) > MOST:
+        raise UsageError(f"{len(found)} commits are between the ends, at most {MOST} are searched")
+    return [Commit(first, git(repository, "log", "-1", "--format=%s", first).strip()), *found]
+
+
+def _resolve(repository: Path, name: str, ref: str) -> str:
+    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    hint = "git branch -a and git tag list what there is; git fetch brings more."
+    try:
+        return git(repository, *words, refused=UsageError).strip()
+    except UsageError:
+        raise UsageError(f"--{name}: {repository} has no commit {ref!r}", hint) from None
+
+
+def _log(repository: Path, first: str, last: str) -> list[Commit]:
+    text = git(
+        repository, "log", "--first-parent", "--reverse", "-m", "--name-only",
+        "--format=%x00%H%x01%s%x01", f"{first}..{last}",
+    )  # fmt: skip
+    found = []
+    for part in text.split("\0")[1:]:
+        sha, subject, names = part.split("\x01", 2)
+        files = names.split("\n")
+        touched = [name for name in files if name]
+        harmless = bool(touched) and all(_HARMLESS.search(name) for name in touched)
+        found.append(Commit(sha, subject, UNLIKELY if harmless else 1.0))
+    return found
+
+
+class Clone:
+    """A clone of its own, so that nobody's checkout is touched and none can vanish."""
+
+    def __init__(self, path: Path, repository: Path) -> None:
+        self.path = path.resolve()
+        if not (self.path / ".git").is_dir():
+            source = str(repository.resolve())
+            git(repository, "clone", "--quiet", "--no-checkout", "--", source, str(self.path))
+
+    def checkout(self, sha: str) -> None:
+        """Be at this commit, whatever was there."""
+        git(self.path, "checkout", "--quiet", "--force", "--detach", sha)
+        if (self.path / ".gitmodules").is_file():
+            git(self.path, "submodule", "--quiet", "update", "--init", "--recursive", "--force")
+
+    def clean(self) -> None:
+        """Remove what builds left."""
+        git(self.path, "clean", "-ffdxq")
+
+    def native(self, sha: str) -> str:
+        """What a build of this commit is made of."""
+        lines = git(self.path, "ls-tree", "-r", sha).splitlines()
+        wanted = [line for line in lines if _NATIVE.search(line.partition("\t")[2])]
+        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+
+    def install(self, words: Sequence[str], log: Path, seconds: float) -> bool:
+        """Run the command in the checkout; whether it ended well in time."""
+        with log.open("wb") as out:
+            try:
+                child = subprocess.Popen(
+                    words, cwd=self.path, stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                raise UsageError(f"--install: {words[0]}: {error.strerror}") from None
+            try:
+                return child.wait(seconds) == 0
+            except subprocess.TimeoutExpired:
+                out.write(f"\nnot done after {seconds:g} s\n".encode())
+                return False
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()

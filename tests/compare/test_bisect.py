@@ -1,0 +1,238 @@
+"""A search over the commits of a real repository; once with real fleets of the tests' engine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ci.compare import bisect, commits, trial
+from ci.compare.pair import Started
+from steps.core.errors import UsageError
+from tests.faults.rehearse import ROOT
+from tests.realpath import fleet
+
+Commits = dict[str, str | None]
+NOISE = itertools.cycle((1.0, 1.004, 0.997, 1.002, 0.995))
+
+
+def git(repository: Path, *words: str) -> str:
+    identity = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")}  # fmt: skip
+    done = subprocess.run(["git", "-C", str(repository), *words], check=True, text=True,
+                          capture_output=True, env={**os.environ, **identity})  # fmt: skip
+    return done.stdout.strip()
+
+
+def product(tmp: Path, history: list[Commits]) -> Path:
+    """A repository with a commit for each entry: file -> text, or None: it is removed."""
+    repository = tmp / "product"
+    repository.mkdir()
+    git(repository, "init", "--quiet", "--initial-branch=main")
+    for number, files in enumerate(history):
+        for name, text in files.items():
+            path = repository / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text or "")
+            path.chmod(0o755)
+        (repository / "count").write_text(str(number))
+        git(repository, "add", "-A")
+        git(repository, "commit", "--quiet", "-m", f"change {number} | <b>")
+    return repository
+
+
+def steps(count: int, culprit: int, before: str, after: str) -> list[Commits]:
+    """``words`` changes at one commit."""
+    return [{"words": after if number >= culprit else before} for number in range(count)]
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command, with starts that only read ``words`` of the checkout: a speed, or a crash."""
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        directory.with_suffix(".log").touch()
+        said = (directory.parent / "product" / "words").read_text()
+        if said.startswith("crash"):
+            return Started(number, failure=said)
+        return Started(number, {"chat output_throughput": (float(said) * next(NOISE),)})
+
+    def run(repository: Path, *more: str, good: str = "main~15", start: Any = start) -> int:
+        monkeypatch.setattr(trial, "start", start)
+        ends = ("--repository", str(repository), "--good", good, "--bad", "main")
+        return bisect.main(["quickstart.yaml", *ends, "--dir", str(tmp_path / "out"), *more])
+
+    return run
+
+
+def told(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "bisect.json").read_text())
+
+
+def culprits(tmp_path: Path) -> list[str]:
+    return [one["subject"] for one in told(tmp_path)["answer"]["suspects"]]
+
+
+def test_the_culprit_is_named_with_its_odds(
+    search: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+    assert search(repository) == 0
+    assert culprits(tmp_path) == ["change 9 | <b>"]
+    out = capsys.readouterr().out
+    assert "**culprit**" in out
+    assert r"change 9 \| \<b\>" in (tmp_path / "out" / "comment.md").read_text()
+    log = (tmp_path / "out" / "bisect.log").read_text().splitlines()
+    assert log[0].startswith("git bisect start")
+    git(repository, "bisect", "replay", str(tmp_path / "out" / "bisect.log"))
+    assert f"good {git(repository, 'rev-parse', 'main~7')}" in "\n".join(log)
+
+
+def test_a_crash_is_searched_by_its_signature(search: Callable[..., int], tmp_path: Path) -> None:
+    history = steps(16, 12, "100", "crash: EngineCore")
+    history[5] = {"words": "crash: other"}
+    history[6] = {"words": "100"}
+    assert search(product(tmp_path, history)) == 0
+    assert culprits(tmp_path) == ["change 12 | <b>"]
+    assert told(tmp_path)["searched"] == "crash: EngineCore"
+
+
+def test_no_difference_today_is_said(search: Callable[..., int], tmp_path: Path) -> None:
+    assert search(product(tmp_path, steps(16, 99, "100", "1"))) == 6
+
+
+def test_good_that_fails_today_is_the_environment(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    assert search(product(tmp_path, steps(16, 0, "", "crash: x"))) == 7
+
+
+def test_what_cannot_be_installed_is_left_out(search: Callable[..., int], tmp_path: Path) -> None:
+    history = steps(16, 9, "100", "80")
+    for number, entry in enumerate(history):
+        entry["setup.py"] = "exit(1)" if number in (8, 9) else f"# {number // 4}"
+    install = f"{sys.executable} setup.py"
+    assert search(product(tmp_path, history), "--install", install) == 5
+    assert sorted(culprits(tmp_path)) == [f"change {n} | <b>" for n in (10, 8, 9)]
+    assert told(tmp_path)["out"] == [8, 9]
+
+
+def test_an_unchanged_build_is_not_made_again_and_a_failed_one_is_forgotten(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    history = steps(16, 9, "100", "80")
+    history[0]["setup.py"] = f"open({str(tmp_path / 'built')!r}, 'a').write('x')"
+    assert search(product(tmp_path, history), "--install", f"{sys.executable} setup.py") == 0
+    assert (tmp_path / "built").read_text() == "x"
+
+
+def test_it_goes_on_where_it_died(search: Callable[..., int], tmp_path: Path) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+    count = itertools.count()
+
+    def dies(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        if next(count) == 7:
+            raise KeyboardInterrupt
+        said = (directory.parent / "product" / "words").read_text()
+        return Started(number, {"chat output_throughput": (float(said) * next(NOISE),)})
+
+    assert search(repository, start=dies) == 130
+    assert len(told(tmp_path)["starts"]) == 7
+    assert search(repository, start=dies) == 0
+    assert culprits(tmp_path) == ["change 9 | <b>"]
+    assert search(repository, start=dies, good="main~3") == 2
+
+
+def test_infrastructure_that_fails_never_decides(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+    assert search(repository, start=lambda *_: None) == 3
+    assert not (tmp_path / "out" / "bisect.json").exists()
+
+
+def test_the_budget_leaves_the_window(search: Callable[..., int], tmp_path: Path) -> None:
+    assert search(product(tmp_path, steps(16, 9, "100", "95")), "--starts", "8") == 4
+    assert "change 9 | <b>" in culprits(tmp_path)
+
+
+def test_two_searches_in_one_directory_are_refused(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    repository = product(tmp_path, steps(3, 1, "1", "2"))
+    with bisect._alone(tmp_path / "out"):
+        assert search(repository, good="main~2") == 2
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "words"),
+    [
+        ("nowhere", "main", "has no commit 'nowhere'"),
+        ("--output=x", "main", "has no commit"),
+        ("main", "main", "the same commit"),
+        ("side", "main", "is no ancestor"),
+        ("main", "main~1", "is no ancestor"),
+    ],
+)
+def test_ends_that_are_none(tmp_path: Path, good: str, bad: str, words: str) -> None:
+    repository = product(tmp_path, steps(4, 2, "1", "2"))
+    git(repository, "checkout", "--quiet", "-b", "side", "main~2")
+    git(repository, "commit", "--quiet", "--allow-empty", "-m", "aside")
+    with pytest.raises(UsageError, match=words):
+        commits.between(repository, good, bad)
+    with pytest.raises(UsageError, match="no directory"):
+        commits.between(tmp_path / "gone", good, bad)
+
+
+def test_a_shallow_clone_is_refused(tmp_path: Path) -> None:
+    source = product(tmp_path, steps(4, 2, "1", "2"))
+    git(tmp_path, "clone", "--quiet", "--depth=2", f"file://{source}", "shallow")
+    with pytest.raises(UsageError, match="shallow"):
+        commits.between(tmp_path / "shallow", "HEAD~1", "HEAD")
+
+
+def test_commits_that_touch_only_documentation_are_unlikely(tmp_path: Path) -> None:
+    repository = product(tmp_path, [{}, {"docs/a.py": "1"}, {"src/a.py": "1"}])
+    git(repository, "rm", "--quiet", "count")
+    git(repository, "commit", "--quiet", "-m", "no count")
+    (repository / "docs" / "b.md").write_text("x")
+    git(repository, "add", "-A")
+    git(repository, "commit", "--quiet", "-m", "words")
+    found = commits.between(repository, "main~4", "main")
+    assert [one.weight for one in found] == [1, 1, 1, 1, commits.UNLIKELY]
+
+
+def test_a_build_that_hangs_is_ended(tmp_path: Path) -> None:
+    repository = product(tmp_path, steps(2, 1, "1", "2"))
+    clone = commits.Clone(tmp_path / "clone", repository)
+    clone.checkout(git(repository, "rev-parse", "main"))
+    log = tmp_path / "log"
+    assert not clone.install(["sleep", "60"], log, 0.2)
+    assert b"not done after" in log.read_bytes()
+    with pytest.raises(UsageError, match="no-such-program"):
+        clone.install(["no-such-program"], log, 1)
+
+
+@pytest.mark.timing
+@pytest.mark.timeout(500)
+def test_a_whole_search_with_real_fleets(tmp_path: Path) -> None:
+    engine = f'exec env TEST_ENGINE="$(cat "${{0%/*}}/../words")" {fleet.HERE}/bin/vllm "$@"\n'
+    history = steps(5, 3, "load=0 itl=0.002", "load=0 itl=0.02")
+    history[0]["bin/vllm"] = f"#!/bin/sh\n{engine}"
+    repository = product(tmp_path, history)
+    case = fleet.written(tmp_path, fleet.case(1))
+    argv = [sys.executable, "-m", "ci.compare.bisect", str(case), "--repository", str(repository)]
+    argv += ["--good", "main~4", "--bad", "main", "--dir", str(tmp_path / "out"), "--repeats", "1"]
+    argv += ["--on", "local", "--bench", "smoke"]
+    done = subprocess.run(argv, cwd=ROOT, text=True, check=False,
+                          env=fleet.environment(tmp_path), capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert culprits(tmp_path) == ["change 3 | <b>"]
