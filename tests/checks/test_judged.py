@@ -134,7 +134,7 @@ def test_a_proxy_without_a_path_is_no_failure():
 def test_a_prompt_of_so_many_tokens(tokens, template, seed, sent, counted, monkeypatch):
     """Tokens here: each word, and each five letters of one."""
 
-    def post(run: Any, url: str, body: Any) -> Reply:
+    def post(run: Any, to: Access, body: Any) -> Reply:
         text = body["messages"][0]["content"] if "messages" in body else body["prompt"]
         count = sum((len(word) + 4) // 5 for word in text.split())
         return Reply(200, json.dumps({"count": count + template * ("messages" in body)}), "")
