@@ -345,14 +345,20 @@ def test_versions_are_the_engines_and_differences_are_shown(tmp_path):
         info = tmp_path / f"site-{index}" / f"vllm-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        told = {"url": "https://git/vllm", "vcs_info": {"commit_id": f"{index}" * 40}}
+        (info / "direct_url.json").write_text(json.dumps(told))
         data["deployment"][index]["envs"] = {"PYTHONPATH": str(info.parent)}
     found = local(tmp_path, data)
     assert found.code == 0, found.output
     for index, version in enumerate(("0.32.0", "0.31.9")):
         record = json.loads((found.path / f"node-{index}" / "record.json").read_text())
         assert record["versions"]["vllm"] == version
+        assert record["versions"]["vllm-commit"] == f"{index}" * 40
+        assert record["versions"]["python"]
     [row] = [line for line in found.output.splitlines() if line.startswith("| vllm ")]
     assert "0.32.0" in row and "0.31.9" in row
+    both = f"{'0' * 40} (node 0), {'1' * 40} (node 1)"
+    assert f'name="version.vllm-commit" value="{both}"' in (found.path / "junit.xml").read_text()
 
 
 # Nothing left
