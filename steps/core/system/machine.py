@@ -34,7 +34,7 @@ _CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 _DEVICE = re.compile(r"^\|\s*\d+\s+(\w+)\s*\|\s*(\w+)\s*\|")
 _SECONDS = 30
 #: Runs in another interpreter: versions, and the commit of what is installed from a checkout (in
-#: place, so that the checkout still is what runs), by pip from git, or built with it in its version.
+#: place, so that the checkout still runs), by pip from git, or built with it in its version.
 _LOOK = """
 import importlib.metadata, json, os, re, subprocess, sys, urllib.parse, urllib.request
 
