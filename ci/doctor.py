@@ -216,10 +216,12 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
     yield Look(
         ("rehearsal", "local"),
         "vllm-router",
-        True,
-        router or "not here; installed at its first use (500 MB)",
-        "",
-        "",
+        bool(router),
+        router or "not built yet",
+        "the proxy of split fleets whose script is not here",
+        "Nothing: a rehearsal has a proxy of its own, a real run installs it at its first use "
+        "(500 MB); or python -m ci.tools.environments vllm-router.",
+        must=False,
     )
     bench = shutil.which("ais_bench") or found.ais_bench or _built("aisbench")
     fit = (3, 10) <= sys.version_info[:2] <= (3, 12)
@@ -272,7 +274,7 @@ def _kubernetes(backends: Sequence[str]) -> Iterator[Look]:
         ready or _nox(),
         "importable" if ready else f"not in this environment{_COMES * _nox()}",
         "the Python client of Kubernetes",
-        "pip install 'kubernetes>=33', or use nox, which installs it for `--on k8s`.",
+        f"{door.bringing('kubernetes')}.",
     )
     found = settings.read()
     file = Path(found.kubeconfig or Path.home() / ".kube" / "config")

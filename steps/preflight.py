@@ -240,7 +240,8 @@ def versions(run: NodeRun) -> dict[str, str]:
         return {"engine": "rehearsal stand-in"}
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    known = {name: version for name, version in machine.brief(()).items() if version}
+    facts = machine.brief(())
+    known = {name: facts[name] for name in ("driver", "cann") if facts[name]}
     return {**known, **machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)}
 
 

@@ -33,6 +33,7 @@ class Settings:
     nixl_port: int
     dev_mode: bool
     api_key: str
+    key: str
     acceptance: tuple[float, ...]
     run_dir: Path | None
 
@@ -121,6 +122,7 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         nixl_port=int(number("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)),
         dev_mode=bool(number("VLLM_SERVER_DEV_MODE", 0)),
         api_key=environ.get("VLLM_API_KEY", ""),
+        key=environ.get("OPENAI_API_KEY", ""),
         acceptance=rates,
         run_dir=Path(run[1]) if run else None,
     )

@@ -10,12 +10,22 @@ from typing import Any
 
 import pytest
 
+from steps.core.case.fields import FIELDS
 from steps.core.plan.plan import Plan
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record import upstream
 from steps.core.record.records import BenchResult, Record
 from steps.core.record.verdict import compute
-from tests.core.cases import DATA_PARALLEL, ROUTING, SPLIT, case_from, cluster_of, data_of, plan_of
+from tests.core.cases import (
+    DATA_PARALLEL,
+    DIALECTS,
+    ROUTING,
+    SPLIT,
+    case_from,
+    cluster_of,
+    data_of,
+    plan_of,
+)
 from tests.core.records import death, record_of, records_of
 
 EXPECTED = Path(__file__).parent / "results"
@@ -149,6 +159,11 @@ def test_hardware_is_upstreams_label(cluster: str, hardware: str) -> None:
     plan, results = pd()
     named = replace(plan, cluster=replace(plan.cluster, name=cluster))
     assert content(named, results)["hardware"] == hardware
+
+
+def test_every_dialect_has_its_form() -> None:
+    assert set(upstream.FORMS) >= set(FIELDS)
+    assert all(plan_of(text).dialect in FIELDS for text in DIALECTS.values())
 
 
 def test_a_rehearsal_says_so() -> None:

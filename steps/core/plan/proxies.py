@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.core.case.shellwords import split
-from steps.core.plan.cluster import ROUTER, Cluster, Tool
+from steps.core.plan.cluster import ROUTER, STAND_IN_ROUTER, Cluster, Tool
 from steps.core.plan.plan import Process
 
 DEFAULT_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
@@ -152,7 +152,13 @@ def choose(name: str, wanted: str, cluster: Cluster) -> tuple[Kind, str]:
         wanted: the script that the case means; a rehearsal may do without it.
     """
     kind = meant(name)
-    if cluster.rehearsal is None or kind.is_here(cluster):
+    if cluster.rehearsal is None:
         return kind, ""
-    note = f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
-    return KINDS["vllm-router"], note
+    router = KINDS["vllm-router"]
+    actor = "vllm-router"
+    if cluster.router == STAND_IN_ROUTER:
+        actor = "the rehearsal's own proxy"
+    if kind.is_here(cluster) and (kind is not router or actor == router.name):
+        return kind, ""
+    missing = router.name if kind is router else wanted
+    return router, f"proxy: {actor} stands in for {missing}, which is not on this machine"

@@ -38,18 +38,24 @@ _SECONDS = 30
 _LOOK = """
 import importlib.metadata, json, os, re, subprocess, sys, urllib.parse, urllib.request
 
+def dirty(git):
+    words = [*git, "diff", "--quiet", "--ignore-submodules", "HEAD"]
+    try:
+        return "-dirty" if subprocess.run(words, timeout=7).returncode == 1 else ""
+    except subprocess.TimeoutExpired:
+        return ""
+
 def commit(one):
     told = json.loads(one.read_text("direct_url.json") or "{}")
     place = str(one.locate_file(""))
     if told.get("dir_info", {}).get("editable"):
         place = urllib.request.url2pathname(urllib.parse.urlsplit(told["url"]).path)
     if os.path.exists(os.path.join(place, ".git")):
-        git = ["git", "-c", "safe.directory=*", "-C", place, "describe", "--always", "--exclude=*"]
-        done = subprocess.run(
-            [*git, "--abbrev=40", "--dirty"], capture_output=True, text=True, timeout=20
-        )
-        if done.returncode == 0:
-            return done.stdout.strip()
+        git = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", place]
+        words = [*git, "rev-parse", "HEAD"]
+        head = subprocess.run(words, capture_output=True, text=True, timeout=5)
+        if head.returncode == 0:
+            return head.stdout.strip() + dirty(git)
     built = re.search(r"[+.]g([0-9a-f]{7,40})(?![0-9a-z])", one.version)
     return told.get("vcs_info", {}).get("commit_id") or (built and built[1])
 
