@@ -19,6 +19,8 @@ from steps.core.record.verdict import compute
 from tests.core.cases import (
     DATA_PARALLEL,
     DIALECTS,
+    MEMCACHE,
+    MOONCAKE,
     ROUTING,
     SPLIT,
     case_from,
@@ -29,13 +31,13 @@ from tests.core.cases import (
 from tests.core.records import death, record_of, records_of
 
 EXPECTED = Path(__file__).parent / "results"
-LATENCY = {"ttft_mean_ms": 812.5, "success_ratio": 1.0, "request_throughput": 3.0}
+OTHERS = {"ttft_mean_ms": 812.5, "acceptance_rate_pos_0": 0.8, "request_throughput": 3.0}
 PERF = {
     "duration_ms": 525960.70001,
     "input_throughput": 900.0,
     "output_throughput": 90.12345,
     "total_throughput": 990.12345,
-    **LATENCY,
+    **OTHERS,
 }
 PERFORMANCE = {
     "case_type": "performance",
@@ -159,6 +161,17 @@ def test_hardware_is_upstreams_label(cluster: str, hardware: str) -> None:
     plan, results = pd()
     named = replace(plan, cluster=replace(plan.cluster, name=cluster))
     assert content(named, results)["hardware"] == hardware
+
+
+@pytest.mark.parametrize("pool", [MOONCAKE, MEMCACHE])
+def test_what_a_pool_adds_is_not_the_case_s(pool: str) -> None:
+    made = content(plan_of(ROUTING + pool, proxy_script="/w/proxy.py"), ())
+    assert made["environment"] == {"SHARED": "7"}
+    assert "MOONCAKE_" not in json.dumps(made) and "MMC_" not in json.dumps(made)
+    own = data_of(SPLIT)
+    own["env_common"]["MOONCAKE_CONFIG_PATH"] = "/x.json"
+    plan = plan_of(json.dumps(own), proxy_script="/w/proxy.py")
+    assert content(plan, ())["environment"]["MOONCAKE_CONFIG_PATH"] == "/x.json"
 
 
 def test_every_dialect_has_its_form() -> None:

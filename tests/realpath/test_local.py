@@ -61,6 +61,15 @@ def test_a_fleet_passes_and_its_gates_are_judged(shape, nodes, tmp_path):
         assert checks(found)["handoff"] == "pass"
 
 
+def test_a_miss_stands_in_upstreams_results_file(tmp_path):
+    found = local(tmp_path, case(2, benchmarks=bench(gates=["output_throughput > 9000000"])))
+    assert (found.code, found.verdict["verdict"]) == (1, "performance"), found.output
+    [results] = found.path.glob("results-*.json")
+    [task] = json.loads(results.read_text())["tasks"]
+    assert task["pass_fail"] == "fail"
+    assert 0 < task["metrics"]["Output_Token_Throughput(OTT)"] < 9000000
+
+
 def test_a_proxy_that_hands_nothing_over_is_found_out(tmp_path):
     found = local(tmp_path, split(2, {0: "forgets"}))
     assert found.code == 1, found.output

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steps.core.case.case import Benchmark
-from steps.core.case.gates import ACCEPTED
+from steps.core.case.gates import ACCEPTANCE
 from steps.core.plan.plan import LEADER, NodePlan, Plan, Process
 from steps.core.plan.scope import DEFAULT_ENV
 from steps.core.record.records import BenchResult, Record
@@ -24,13 +24,17 @@ from steps.core.record.verdict import Verdict
 from steps.core.vllm import commandline
 from steps.core.vllm.commandline import Command
 
+#: Kind of benchmark -> metric of ours -> upstream's name for it.
 METRICS = {
-    "accuracy": "accuracy",
-    "duration_ms": "Benchmark_Duration(BD)",
-    "prefill_throughput": "Prefill_Token_Throughput(PTT)",
-    "input_throughput": "Input_Token_Throughput(ITT)",
-    "output_throughput": "Output_Token_Throughput(OTT)",
-    "total_throughput": "Total_Token_Throughput(TTT)",
+    "accuracy": {"accuracy": "accuracy"},
+    "performance": {
+        "duration_ms": "Benchmark_Duration(BD)",
+        "prefill_throughput": "Prefill_Token_Throughput(PTT)",
+        "input_throughput": "Input_Token_Throughput(ITT)",
+        "output_throughput": "Output_Token_Throughput(OTT)",
+        "total_throughput": "Total_Token_Throughput(TTT)",
+    },
+    "spec_decode": {name: name for name in ACCEPTANCE},
 }
 #: Variables that say nothing of the case: they differ from run to run.
 _PORTS = frozenset(("SERVER_PORT", "ENCODE_PORT", "PD_PORT", "PROXY_PORT"))
@@ -40,6 +44,8 @@ _NETWORK = frozenset(
         *("LOCAL_IP", "NIC_NAME", "MASTER_IP", "DISAGGREGATED_PREFILL_PROXY_SCRIPT"),
     )
 )
+#: What the harness adds where it starts a pool.
+_POOL = frozenset(("MOONCAKE_MASTER", "MOONCAKE_CONFIG_PATH", "MMC_LOCAL_CONFIG_PATH"))
 _STAND_INS = "REHEARSAL_"
 _SIDES = {"prefiller": "prefill", "decoder": "decode"}
 
@@ -93,18 +99,15 @@ def _task(entry: Benchmark, result: BenchResult) -> dict[str, Any]:
     target = {key: value for key, value in target.items() if value is not None}
     return {
         "name": named or entry.dataset_path or configured or entry.name,
-        "metrics": dict(_metrics(result)),
+        "metrics": {
+            name: round(result.metrics[own], 4)
+            for own, name in METRICS.get(entry.case_type, {}).items()
+            if own in result.metrics
+        },
         "test_input": {key: value for key, value in asked.items() if value is not None},
         **({"target": target} if target else {}),
         "pass_fail": "pass" if result.status == "pass" else "fail",
     }
-
-
-def _metrics(result: BenchResult) -> Iterator[tuple[str, float]]:
-    for name, value in result.metrics.items():
-        known = name if name.startswith(ACCEPTED) else METRICS.get(name)
-        if known and (name == "accuracy") == (result.case_type == "accuracy"):
-            yield known, round(value, 4)
 
 
 def _plain(number: float | None) -> float | int | None:
@@ -131,10 +134,12 @@ def _commands(servers: Servers) -> list[Command]:
 def _own(plan: Plan, process: Process) -> dict[str, str]:
     """The case's own variables: neither the harness's, nor the cluster's, nor the network's."""
     others = {*DEFAULT_ENV.items(), *plan.cluster.env.items()}
+    pooled = any(each.kind == "pool" for each in plan.nodes[LEADER].processes)
+    left_out = _NETWORK | _POOL if pooled else _NETWORK
     return {
         key: value
         for key, value in process.env.items()
-        if key not in _NETWORK and (key, value) not in others and not key.startswith(_STAND_INS)
+        if key not in left_out and (key, value) not in others and not key.startswith(_STAND_INS)
     }
 
 
