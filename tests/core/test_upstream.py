@@ -117,7 +117,7 @@ def single() -> tuple[Plan, tuple[BenchResult, ...]]:
     data.update(num_nodes=1, deployment=data["deployment"][:1], benchmarks={"perf": PERFORMANCE})
     plan = planned(json.dumps(data), "demo/tiny", "", {})
     passed = BenchResult("perf", "aisbench", "performance", "pass", metrics=PERF)
-    return replace(plan, dialect="test_cases"), (passed,)
+    return replace(plan, dialect="single"), (passed,)
 
 
 def content(plan: Plan, results: tuple[BenchResult, ...], **leader: Any) -> dict[str, Any]:

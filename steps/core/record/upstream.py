@@ -249,5 +249,5 @@ class Form:
 FORMS = {
     "deployment": Form(_features_of_first, _by_node, _of_first),
     "routing": Form(_features_of_any, _by_rank, _shared),
-    "test_cases": Form(_features_of_first, _mixed, _of_first, judged=True),
+    "single": Form(_features_of_first, _mixed, _of_first, judged=True),
 }
