@@ -10,6 +10,7 @@ What upstream says and ours has no place for stands beside it as a comment: the 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,8 +138,9 @@ class _Importer:
             return (f"{base}/{name}", "") if base else (name, "upstream does not say its folder")
         if base:
             path = self.checkout / base / name
-            return path.as_posix(), "" if path.is_file() else "no such file in the checkout"
-        found = sorted(self.checkout.rglob(Path(name).name))
+            there = os.path.isfile(path)  # noqa: PTH113 (it takes any text)
+            return path.as_posix(), "" if there else "no such file in the checkout"
+        found = [path for path in sorted(self.checkout.rglob("*.yaml")) if path.name == name]
         if len(found) == 1:
             return found[0].as_posix(), ""
         return name, f"{len(found) or 'no'} files of this name in the checkout"

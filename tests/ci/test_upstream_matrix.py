@@ -147,6 +147,18 @@ def test_a_mistake_is_found_at_its_line(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("odd", ["'/'", "'**'", "'..'", "x" * 5000, '"a\\nb: 1"'])
+@pytest.mark.parametrize(
+    ("key", "old"), [("config_file_path", "Single.yaml"), ("config_base_path", "cases/Qwen")]
+)
+def test_an_odd_path_is_a_doubt(upstream: Path, odd: str, key: str, old: str) -> None:
+    text = NIGHTLY.replace(f"{key}: {old}", f"{key}: {odd}")
+    (upstream / "nightly_config.yaml").write_text(text)
+    code, made = ours("--from-upstream", "nightly_config.yaml", "--checkout", "up")
+    assert code == 0
+    assert len(yaml.safe_load(made)["a2"]) == 2 and "checkout" in made
+
+
 def test_a_file_of_another_name_needs_its_cadence(
     upstream: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
