@@ -81,7 +81,8 @@ def bisect(session: nox.Session) -> None:
 @nox.session
 def doctor(session: nox.Session) -> None:
     """Say what this machine lacks for each backend: [--for BACKEND]."""
-    install(session, "node", "runner", *backend_extras(session.posargs))
+    every = [] if "--for" in session.posargs else ["k8s"]
+    install(session, "node", "runner", *(every or backend_extras(session.posargs)))
     run_module(session, "ci.doctor")
 
 

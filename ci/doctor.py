@@ -28,7 +28,8 @@ from steps.core import door, foreign, settings
 from steps.core.case.numbers import dumps
 from steps.core.errors import Exit, MultinodeError
 from steps.core.node.noderun import free_bytes
-from steps.core.plan import clusters
+from steps.core.plan import clusters, direct
+from steps.core.redaction import Redactor
 from steps.core.system import machine
 
 BACKENDS = ("rehearsal", *PLACES)
@@ -36,6 +37,7 @@ BACKENDS = ("rehearsal", *PLACES)
 PATIENCE = 0.5
 _NODE_SIDE = ("yaml", "cerberus", "invoke", "psutil")
 _RUNNER_SIDE = ("junit_xml", "rich", "jinja2")
+_COMES = "; nox installs what is not there"
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def _python(backends: Sequence[str]) -> Iterator[Look]:
         yield Look(
             BACKENDS,
             f"packages of the {side} side",
-            not absent,
-            f"no {', '.join(absent)}" if absent else "all",
+            not absent or _nox(),
+            f"no {', '.join(absent)}{_COMES * _nox()}" if absent else "all",
             ", ".join(names),
             "Start it with nox, which installs them; setup.cfg lists them.",
         )
@@ -163,6 +165,20 @@ def _machine(backends: Sequence[str]) -> Iterator[Look]:
     )
 
 
+def _proxies(backends: Sequence[str]) -> Iterator[Look]:
+    env = settings.inherited()
+
+    def given(names: Sequence[str]) -> str:
+        return ", ".join(f"{name}={env[name]}" for name in names if env.get(name))
+
+    found, spared = given(direct.PROXIES), given(direct.EXEMPTING)
+    by = f" by {spared}" if spared else ""
+    if found:
+        by += f"{', and' if spared else ':'} every address of a fleet"
+    text = f"{found or 'none'}{f'; exempt{by}' if by else ''}"
+    yield Look(BACKENDS, "proxy variables", True, Redactor().text(text), "", "")
+
+
 def _loopback(backends: Sequence[str]) -> Iterator[Look]:
     port = settings.read().control_port
     try:
@@ -203,8 +219,8 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
         bool(router),
         router or "not built yet",
         "the proxy of split fleets whose script is not here",
-        "Nothing: it is installed at its first use (500 MB); or python -m ci.tools.environments "
-        "vllm-router.",
+        "Nothing: a rehearsal has a proxy of its own, a real run installs it at its first use "
+        "(500 MB); or python -m ci.tools.environments vllm-router.",
         must=False,
     )
     bench = shutil.which("ais_bench") or found.ais_bench or _built("aisbench")
@@ -212,12 +228,10 @@ def _tools(backends: Sequence[str]) -> Iterator[Look]:
     yield Look(
         ("rehearsal", "local"),
         "AISBench",
-        bool(bench),
-        bench or f"not built yet, Python 3.{sys.version_info.minor}",
+        bool(bench or fit),
+        bench or ("not here; installed at its first use (4 GB)" if fit else "not built yet"),
         "ais_bench, for --bench aisbench; Python 3.10 to 3.12 to build it",
-        "Nothing: it is installed at its first use (4 GB)."
-        if fit
-        else "Start nox with Python 3.10 to 3.12, or use --bench smoke.",
+        "Start nox with Python 3.10 to 3.12, or use --bench smoke.",
         must=False,
     )
 
@@ -257,10 +271,10 @@ def _kubernetes(backends: Sequence[str]) -> Iterator[Look]:
     yield Look(
         ("k8s",),
         "kubernetes",
-        ready,
-        "importable" if ready else "not in this environment",
+        ready or _nox(),
+        "importable" if ready else f"not in this environment{_COMES * _nox()}",
         "the Python client of Kubernetes",
-        "nox installs it for `--on k8s`; elsewhere: pip install 'kubernetes>=33'.",
+        f"{door.bringing('kubernetes')}.",
     )
     found = settings.read()
     file = Path(found.kubeconfig or Path.home() / ".kube" / "config")
@@ -292,12 +306,18 @@ def _api() -> Look:
 LOOKS: tuple[Callable[[Sequence[str]], Iterator[Look]], ...] = (
     _python,
     _machine,
+    _proxies,
     _loopback,
     _engine,
     _tools,
     _hosts,
     _kubernetes,
 )
+
+
+def _nox() -> bool:
+    """Whether sessions of nox can be had here, which install what they need."""
+    return "/.nox/" in f"{sys.prefix}/" or bool(shutil.which("nox"))
 
 
 def _importable(name: str) -> bool:

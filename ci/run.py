@@ -40,9 +40,9 @@ from steps.core.errors import (
     UsageError,
     errors_of,
 )
-from steps.core.node import wishes
+from steps.core.node import contract, wishes
 from steps.core.node.wishes import Wishes
-from steps.core.record import cleaning
+from steps.core.record import cleaning, portable
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
 from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
@@ -161,10 +161,7 @@ def choose(case: Case, asked: Wishes) -> Wishes:
     Raises:
         UsageError: nothing says where to run.
     """
-    if case.rehearse and not asked.place:
-        asked = asked.rehearsed()
-        print(f"{case.file} says 'rehearse: true': stand-ins play the engines", flush=True)
-    asked.check_faults()
+    asked = asked.of_case(case)
     if asked.place:
         return asked
     if asked.rehearsal is not None:
@@ -179,14 +176,25 @@ def choose(case: Case, asked: Wishes) -> Wishes:
 
 def _carry_out(request: Request) -> tuple[Cause, ...]:
     """Run the backend; its own errors become causes, so that a verdict is always written."""
+    began = time.time()
     try:
-        return backend(request.wishes.place)(request)
+        return _of_interrupt(request, backend(request.wishes.place)(request), began)
     except CaseError:
         raise
     except MultinodeError as error:
         return (_cause_of(error, request),)
     except Exception as error:
         return (_cause_of(door.failure(error), request),)
+
+
+def _of_interrupt(request: Request, observed: tuple[Cause, ...], began: float) -> tuple[Cause, ...]:
+    """Node programs that an interrupt ended without a record are its consequence."""
+    at = request.interrupted_at
+    late = [cause for cause in observed if at and cause.at >= at]
+    if not late or any(cause.kind == "interrupt" for cause in observed):
+        return observed
+    rest = (replace(cause, consequence=cause in late) for cause in observed)
+    return (contract.interrupted(began, at), *rest)
 
 
 def _cause_of(error: MultinodeError, request: Request) -> Cause:
@@ -221,12 +229,19 @@ def conclude(
         closing.planless(run_dir, verdict)
     problems = [*annotate.of_verdict(case, verdict), *warnings]
     for what, work in (
+        ("names of files", partial(_make_portable, request)),
         ("the list of warnings", partial(_add_warnings, run_dir, warnings)),
         ("GitHub's summary", partial(closing.publish, run_dir)),
         ("GitHub's annotations", partial(annotate.show, problems)),
     ):
         closing.attempt(what, work, request.say)
     return code
+
+
+def _make_portable(request: Request) -> None:
+    """Nodes see to what they collect; one that died left its directory as it was."""
+    if changed := portable.make(request.run_dir.path):
+        request.say(changed)
 
 
 def _add_warnings(run_dir: RunDir, warnings: Sequence[Problem]) -> None:
@@ -276,6 +291,7 @@ def _signals(request: Request):  # type: ignore[no-untyped-def]
 
     def handle(number: int, _frame: object) -> None:
         request.interrupts += 1
+        request.interrupted_at = request.interrupted_at or time.time()
         request.number = number
         request.interrupted.set()
         for listener in request.on_interrupt:

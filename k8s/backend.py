@@ -193,8 +193,7 @@ class Run:
         if report.problems:
             raise InfraError(
                 "the cluster cannot run this: " + "; ".join(report.problems),
-                "Nothing was created. `kubectl apply -f k8s/role.yaml` grants rights; "
-                "docs/kubernetes.md explains the rest.",
+                report.hint,
             )
         self.events.emit("phase-end", seconds=round(time.monotonic() - began, 3), outcome="done")
 
@@ -402,17 +401,7 @@ class Run:
         self.events.emit("cause", text=str(cause), verdict=cause.verdict)
 
     def _observe_interrupt(self) -> None:
-        now = time.time()
-        self.observed.append(
-            Cause(
-                "interrupt",
-                "interrupted",
-                "the runner was interrupted",
-                seconds=round(now - self.began, 3),
-                at=now,
-                hint="What was collected is in the run directory.",
-            )
-        )
+        self.observed.append(contract.interrupted(self.began, time.time()))
         self.events.emit("stopping", text="interrupted; collecting, then deleting")
 
     # Ending

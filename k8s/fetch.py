@@ -270,7 +270,7 @@ def by_hand(name: str, namespace: str, run_dir: Path) -> int:
         index = names.index(pod["metadata"]["name"])
         if index is not None:
             pods[index] = pod["metadata"]["name"]
-            python = pod["spec"]["containers"][0]["command"][0]
+            python = manifest.python_of(pod)
     if not pods:
         raise UsageError(
             f"--name {name}: there are no pods of it in the namespace {namespace}",

@@ -178,8 +178,8 @@ class Harvest:
         if rest:
             self.events.emit(
                 "warning",
-                text=f"not everything is gone: {', '.join(rest[:10])}; try `{how}`, "
-                "or `nox -s janitor -- --older-than 1m`",
+                text=f"not everything is gone: {'; '.join(rest[:10])}. "
+                f"`nox -s janitor -- --older-than 1m` finishes it, or try `{how}`",
             )
             return
         text = f"deleted; nothing of {base} is left ({time.monotonic() - began:.1f} s)"

@@ -2,7 +2,8 @@
 
 Enters: a namespace. Leaves: nothing of runs whose time is over. Touches the
 API: deletes what carries our labels, never anything else, never a run whose
-time is not over.
+time is not over. A pod that is deleted, never ran, and that its kubelet does not let go
+of, such as in a pull that hangs, is taken out of the API by force; one that ran never is.
 
     python -m k8s.janitor [--older-than 6h] [--namespace NS] [--dry-run]
 """
@@ -52,7 +53,7 @@ def find(api: Api, namespace: str) -> list[Leftover]:
         ApiError: the API refuses.
     """
     found: dict[str, Leftover] = {}
-    for plural in ("leaderworkersets", "configmaps", "services"):
+    for plural in ("leaderworkersets", "configmaps", "services", "pods"):
         for item in api.items(client.path(namespace, plural), {"labelSelector": _SELECTOR}):
             meta = item["metadata"]
             labels = meta["labels"]
@@ -66,7 +67,8 @@ def find(api: Api, namespace: str) -> list[Leftover]:
             made = epoch(meta.get("creationTimestamp"))
             entry.made = min(entry.made or made, made)
             entry.objects.append(f"{plural}/{meta['name']}")
-            entry.name = entry.name or _base(plural, meta["name"])
+            made_by = labels.get(manifest.LWS_NAME_LABEL, "")
+            entry.name = entry.name or made_by or _base(plural, meta["name"])
     return sorted(found.values(), key=lambda entry: entry.made)
 
 
@@ -101,7 +103,8 @@ def run(api: Api, namespace: str, older_than: float | None, dry: bool) -> int:
             print(f"would go {text}", flush=True)
             continue
         names = manifest.Names(entry.name, namespace)
-        rest = cleanup.remove(api, names, entry.run, max(entry.parts, 1), PATIENCE)
+        parts = max(entry.parts, 1)
+        rest = cleanup.remove(api, names, entry.run, parts, PATIENCE, force=True)
         print(f"{'LEFT    ' if rest else 'removed '} {text}", flush=True)
         for line in rest:
             print(f"    {foreign.line(line)}", file=sys.stderr)

@@ -184,7 +184,11 @@ def _first_map(order: Order) -> Json:
         ],
         "cluster": cluster(order).to_dict(),
         "known": list(PASSED),
-        "arguments": [*order.arguments, "--output", order.output],
+        "arguments": [
+            *order.arguments,
+            f"--case-name={order.case.file}",
+            f"--output={order.output}",
+        ],
         "output": order.output,
         "until": int(order.expires),
     }
@@ -238,7 +242,10 @@ def _lws(order: Order) -> Json:
                 # A member that dies must be seen, not replaced.
                 "restartPolicy": "None",
                 "workerTemplate": {
-                    "metadata": {"labels": labels(order)},
+                    "metadata": {
+                        "labels": labels(order),
+                        "annotations": {"kubectl.kubernetes.io/default-container": CONTAINER},
+                    },
                     "spec": _pod(order),
                 },
             },
@@ -293,6 +300,12 @@ _PROBE = f"import os, sys; sys.exit(not os.path.exists('{ROOM}/work/done.json'))
 def _python(order: Order) -> list[str]:
     """A quick interpreter: nothing of the image's site packages."""
     return [order.profile.python, "-I", "-S"]
+
+
+def python_of(pod: Json) -> str:
+    """The interpreter of a pod that runs, from our container, wherever admission put others."""
+    own = (each for each in pod["spec"]["containers"] if each["name"] == CONTAINER)
+    return str(next(own)["command"][0])
 
 
 def command(profile: Profile, *words: str) -> list[str]:

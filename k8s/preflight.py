@@ -6,7 +6,9 @@ not be looked at. Touches the API: reads, and asks what it may do.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -50,10 +52,15 @@ _UNITS = {
 
 @dataclass
 class Report:
-    """What was found: problems stop the run, notes say what was not looked at."""
+    """What was found: problems stop the run, notes say what was not looked at.
+
+    Attributes:
+        hint: what to do, beside what the problems say themselves.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hint: str = "Nothing was created; docs/kubernetes.md explains the rest."
 
 
 def check(api: Api, order: Order) -> Report:
@@ -132,10 +139,26 @@ def _rights(api: Api, namespace: str, report: Report) -> None:
             missing.setdefault(resource, []).append(verb)
     if missing:
         words = "; ".join(f"{', '.join(verbs)} {name}" for name, verbs in missing.items())
-        report.problems.append(
-            f"rights are missing in the namespace {namespace}: {words} "
-            "(k8s/role.yaml is a Role that has them)"
+        report.problems.append(f"rights are missing in the namespace {namespace}: {words}")
+        report.hint = (
+            f"Nothing was created. `kubectl apply -n {namespace} -f k8s/role.yaml` makes a Role "
+            "that has them, and this grants it:\n      `kubectl create rolebinding multinode "
+            f"-n {namespace} --role=multinode {_subject(api)}`"
         )
+
+
+def _subject(api: Api) -> str:
+    """Who we are, as a rolebinding is told."""
+    kind, name = "authentication.k8s.io/v1", ""
+    body = {"apiVersion": kind, "kind": "SelfSubjectReview"}
+    with contextlib.suppress(ApiError, KeyError):  # servers before 1.28 have no such question
+        name = api.ask("POST", f"/apis/{kind}/selfsubjectreviews", body=body, patience=0.0)[
+            "status"
+        ]["userInfo"]["username"]
+    account = name.removeprefix("system:serviceaccount:")
+    if account != name:
+        return f"--serviceaccount={account}"
+    return f"--user={shlex.quote(name)}" if name else "--serviceaccount=NAMESPACE:NAME"
 
 
 # Room

@@ -5,7 +5,7 @@ Enters: a case and a profile. Leaves: YAML on standard output, or an
 
     python -m k8s.render CASE.yaml --profile a3 > lws.yaml
     kubectl apply --server-side -f lws.yaml
-    kubectl logs -f NAME-0
+    invoke follow --on k8s --name NAME
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from k8s import bundle, manifest
+from k8s.api import access
 from k8s.manifest import Names, Order
 from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
@@ -103,8 +104,8 @@ def text(made: Order) -> str:
 # {made.case.name} on {made.case.num_nodes} nodes, run {made.run}, profile {made.profile.name}
 #
 #   kubectl apply --server-side -f THIS_FILE
-#   kubectl logs -n {namespace} -f {name}-0                  the leader; ends with the verdict
-#   invoke fetch --on k8s --name {name} --namespace {namespace}
+#   invoke follow --on k8s --namespace {namespace} --name {name}     its log, to the verdict
+#   invoke fetch --on k8s --namespace {namespace} --name {name}
 #   kubectl delete -f THIS_FILE --cascade=foreground
 """
     return f"{head}---\n{written(manifest.documents(made))}"
@@ -139,17 +140,18 @@ _Dumper.add_representer(str, _text)
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
-    parser.add_argument("--namespace", default="", help="default: the profile's, or `default`")
+    parser.add_argument("--namespace", default="", help="default: the profile's, the kubeconfig's")
     parser.add_argument("--output", default="", help="write here; default: standard output")
     wishes.add_shape_arguments(parser)
 
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the manifests, or write them to a file."""
-    asked = wishes.wishes_of(arguments)
+    asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     case = load_case(wishes.find_case(asked.case))
+    asked = asked.of_case(case)
     profile = load_profile(find_profile(asked.profile))
-    namespace = arguments.namespace or profile.namespace or "default"
+    namespace = arguments.namespace or profile.namespace or access.namespace()
     made = order(case, profile, asked, new_run_id(), namespace, output="text")
     if arguments.output:
         write_text(Path(arguments.output), text(made))  # it holds the run's token

@@ -164,12 +164,12 @@ class Triage:
             if condition["type"] == "PodScheduled":
                 seen.scheduled = condition["status"] == "True"
                 seen.unscheduled = "" if seen.scheduled else condition.get("message", "")
-            elif condition["type"] == "Ready":
-                seen.ready = condition["status"] == "True"
 
     def _container(self, index: int, seen: Seen, pod: Json, entry: Json, now: float) -> None:
         name = pod["metadata"]["name"]
         state, last = entry.get("state") or {}, entry.get("lastState") or {}
+        # Ours alone: a container that admission put beside it is never ready once it has ended.
+        seen.ready = bool(entry.get("ready"))
         seen.running = "running" in state
         seen.started = seen.started or seen.running
         waiting = state.get("waiting") or {}

@@ -8,6 +8,11 @@ nothing of one another; only ``steps.node`` chains them.
 import sys
 
 if sys.argv[:1] == ["-m"]:  # a module of ours is being started, and its imports may fail
+    import _signal  # type: ignore[import-not-found]
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        # Ctrl-C ends us without a traceback, until the door can say so.
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from steps.core import door
 
     door.install()

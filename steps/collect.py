@@ -16,7 +16,7 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, free_bytes
-from steps.core.record import cleaning
+from steps.core.record import cleaning, portable
 from steps.core.record.records import Artifact
 from steps.core.record.rundir import sha256_of
 
@@ -34,6 +34,8 @@ def run(run: NodeRun, written: Collection[str] = ()) -> tuple[Artifact, ...]:
         written: names of files that are still being written; who writes them cleans them.
     """
     plogs(run, settings.read().ascend_log)
+    if changed := portable.make(run.dir.path):
+        run.events.emit("warning", text=changed)
     clean(run, written)
     return artifacts(run, written)
 

@@ -284,7 +284,7 @@ def _conclude(run: NodeRun) -> int:
 
 def work(arguments: argparse.Namespace) -> int:
     """Run this node's share; the exit code is the verdict's."""
-    start = start_of(wishes_of(arguments))
+    start = start_of(wishes_of(arguments, case_may_rehearse=True))
     door.keep_in(start.run_dir.node(start.index).path)
     return Program(start).main()
 

@@ -16,14 +16,16 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from steps import bench_drivers
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
+from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
-from steps.core.system import machine
-from steps.core.vllm import commandline, installed
+from steps.core.system import certificates, machine
+from steps.core.vllm import access, commandline, installed
 
 #: Before a port that is in use is asked once more.
 AGAIN_SECONDS = 0.05
@@ -41,6 +43,7 @@ def run(run: NodeRun) -> None:
         *ports(run),
         *programs(run),
         *models(run),
+        *tls(run),
         *devices(run),
         *disk(run),
         *bench_drivers.problems(run),
@@ -174,6 +177,23 @@ def models(run: NodeRun) -> Iterator[str]:
         if model and model.startswith(("/", "./", "../", "~")) and not Path(model).exists():
             yield f"the model directory {model} is not there"
             return
+
+
+def tls(run: NodeRun) -> Iterator[str]:
+    """Clients must accept what servers speak TLS with; our own take any certificate."""
+    plan = run.plan
+    strict = any(DRIVERS[entry.driver].verifies for entry in plan.benchmarks)
+    looks = bool(plan.proxy) or (strict and run.is_leader)
+    if looks and not run.is_leader and plan.issuers:
+        looks = Path(plan.issuers).is_file()  # it need only be where the proxy is
+    hint = f"; name a file of its issuers in {access.TRUST_VARIABLE} under envs" if looks else ""
+    for process in run.me.processes:
+        found = access.certificate(commandline.read(process.argv)) if process.api else None
+        if process.kind == "server" and found:
+            host = urlsplit(process.api).hostname or ""
+            trust = plan.issuers if looks else None
+            if wrong := certificates.trouble(found, host, trust):
+                yield f"--ssl-certfile {found.file} of {process.name}, for {host}: {wrong}{hint}"
 
 
 def devices(run: NodeRun) -> Iterator[str]:

@@ -79,7 +79,7 @@ def run(run: NodeRun) -> None:
 
 def read(node: NodePlan, process: Process) -> Served:
     """The counters of one server; unknown when it does not tell them."""
-    reply = http.request("GET", f"{process.api}{metrics.PATH}", 10, most=http.METRICS)
+    reply = http.request("GET", process.access.at(metrics.PATH), 10, most=http.METRICS)
     if reply.status != 200:
         return Served(node, process, {}, {}, False)
     return served(node, process, reply.text)

@@ -92,10 +92,7 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     path = wishes.find_case(asked.case)
     case = load_case(path)
-    if case.rehearse and asked.rehearsal is None:
-        asked = asked.rehearsed()
-        print(f"{case.file} says 'rehearse: true': stand-ins play the engines", file=sys.stderr)
-    asked.check_faults()
+    asked = asked.of_case(case)
     asked = replace(asked, run=asked.run or new_run_id())
     run_dir = RunDir(asked.run_dir or Path("runs") / asked.run)
     run_dir.check_unused()

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.build import load_case
+from steps.core.case.build import build_case
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import enough
+from steps.core.case.source import enough, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -99,10 +99,11 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
 
 def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
     """One case, if it can be read at all, and its problems; or a cluster's profile."""
-    if path.parent.name == PROFILES:
-        return None, enough(profile.problems(path))
     try:
-        case = load_case(path)
+        source = load_yaml(path)
+        if path.parent.name == PROFILES or profile.is_one(source):
+            return None, enough(profile.check(source))
+        case = build_case(source)
     except CaseError as error:
         return None, list(error.problems)
     try:

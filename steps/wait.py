@@ -78,7 +78,7 @@ def completion(run: NodeRun) -> None:
     last = http.Reply(0, "", "not asked yet")
     attempts = ATTEMPTS if run.plan.rehearsed else ATTEMPTS_REAL
     for attempt in range(attempts):
-        last = http.ask(endpoint.url, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+        last = http.ask(endpoint.access, endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
         run.check_end()
         if last.text.strip():
             run.events.emit("answer", url=endpoint.url, text=last.text[:120], attempt=attempt + 1)

@@ -33,8 +33,8 @@ class Request:
 
     Attributes:
         wishes: what the command line of ``ci.run`` asked for.
-        interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP; ``interrupts`` counts them,
-            ``number`` is the latest signal.
+        interrupted: set by the first Ctrl-C, SIGTERM or SIGHUP, at ``interrupted_at``;
+            ``interrupts`` counts them, ``number`` is the latest signal.
         on_interrupt: what the backend wants to be told at each of them.
         ends: what the backend still does while the report is made; each returns when it is done.
     """
@@ -45,6 +45,7 @@ class Request:
     events: EventLog
     wishes: Wishes
     interrupted: threading.Event = field(default_factory=threading.Event)
+    interrupted_at: float = 0.0
     interrupts: int = 0
     number: int = signal.SIGTERM
     on_interrupt: list[Callable[[int], None]] = field(default_factory=list)

@@ -29,7 +29,7 @@ from steps.core.errors import InfraError
 from steps.core.node import contract, noderun
 from steps.core.node.alone.faults import Aim
 from steps.core.plan import clusters
-from steps.core.plan.cluster import Cluster, Tool
+from steps.core.plan.cluster import ROUTER, STAND_IN_ROUTER, Cluster, Tool
 from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import LEADER, Plan, to_json
 from steps.core.plan.proxies import KINDS
@@ -99,13 +99,14 @@ def make_plan(request: Request) -> Plan:
     options = asked.options(request.run)
     profile = _profile(request, asked.rehearsal is not None)
     network = asked.network or clusters.free_network(settings.read().control_port)
+    kept = _kept_router() if asked.rehearsal and request.case.split else {}
 
     def cluster(**tools: str) -> Cluster:
         return clusters.local(
             request.case,
             rehearsal=asked.rehearsal,
             network=network,
-            **tools,
+            **{**kept, **tools},
             env=profile.env,
             paths=profile.paths,
             name=profile.name,
@@ -147,6 +148,16 @@ def _absent(plan: Plan) -> set[Tool]:
     asked |= {kind.tool for kind in KINDS.values() if kind.tool and kind.tool.program in words}
     there = (tool for tool in asked if tool and not shutil.which(tool.of(plan.cluster)))
     return {tool for tool in there if tool.of(plan.cluster) == tool.program}
+
+
+def _kept_router() -> dict[str, str]:
+    """The router that was built before, for a rehearsal, which builds none."""
+    from ci.tools import environments
+
+    found = environments.installed(ROUTER.environment)
+    if found is None or clusters.rehearsed_router({}) != STAND_IN_ROUTER:
+        return {}
+    return {ROUTER.field: str(found.bin / ROUTER.program)}
 
 
 def _built(request: Request, tool: Tool) -> str:

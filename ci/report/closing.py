@@ -184,7 +184,7 @@ def attempt(what: str, work: Callable[[], object], say: Say) -> None:
     try:
         work()
     except ImportError as error:
-        say(f"{what} was not made: the Python package {error.name!r} is not installed")
+        say(f"{what} was not made: {door.lacking(error)}")
     except (MultinodeError, OSError) as error:
         say(f"{what} was not made: {error}")
     except Exception as error:

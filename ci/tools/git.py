@@ -2,10 +2,14 @@
 
 Enters: a directory and git's arguments. Leaves: what git printed. Touches: what git touches;
 asks nobody for a password.
+
+The machine's configuration counts for how one reaches a server and who one is there. It does
+not count for what a commit goes through or what a command prints.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +18,29 @@ from steps.core.errors import InfraError, MultinodeError
 from steps.core.redaction import here
 
 SECONDS = 300
+_OURS = (
+    "user.name=multinode",
+    "user.email=multinode@localhost",
+    "commit.gpgSign=false",
+    "push.gpgSign=false",
+    "core.hooksPath=/dev/null",
+    "core.excludesFile=/dev/null",
+    "core.attributesFile=/dev/null",
+    "core.autocrlf=false",
+    "core.fsmonitor=false",
+    "core.quotePath=false",
+    "diff.relative=false",
+    "init.templateDir=",
+    "init.defaultObjectFormat=sha1",
+    "maintenance.auto=false",
+    "gc.auto=0",
+)
+#: What a hook's or a bisection's environment says of another repository.
+_FOREIGN = re.compile(
+    r"GIT_(DIR|WORK_TREE|COMMON_DIR|INDEX_FILE|PREFIX|NAMESPACE|DEFAULT_HASH|TEMPLATE_DIR"
+    r"|.*OBJECT_DIRECTOR(Y|IES)|(AUTHOR|COMMITTER)_\w+)"
+)
+_DUBIOUS = re.compile(r"dubious ownership in repository at '(?P<where>.+?)'")
 
 
 def git(
@@ -22,25 +49,35 @@ def git(
     """Run git in ``root``.
 
     Raises:
-        InfraError: git cannot be run, or takes too long.
+        InfraError: git cannot be run, takes too long, or distrusts the owner of a repository.
         MultinodeError: git refused; of the class that is given.
     """
+    inherited = {k: v for k, v in settings.inherited().items() if not _FOREIGN.fullmatch(k)}
+    command = f"git {' '.join(arguments)}"
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
+            ["git", "-C", str(root), *(word for c in _OURS for word in ("-c", c)), *arguments],
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**settings.inherited(), "GIT_TERMINAL_PROMPT": "0"},
+            env={**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "LANGUAGE": "C"},
             timeout=SECONDS,
         )
     except FileNotFoundError:
         raise InfraError("git is not installed", "Install it; nothing replaces it here.") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfraError(f"git {arguments[0]}: {error}") from None
+    except subprocess.TimeoutExpired:
+        raise InfraError(here().text(f"{command}: not done after {SECONDS} s"), hint) from None
+    except OSError as error:
+        raise InfraError(here().text(f"{command}: {error}")) from None
+    if dubious := _DUBIOUS.search(done.stderr):
+        raise InfraError(
+            f"{command}: {dubious['where']} belongs to another user, and git reads no repository "
+            'of others ("dubious ownership")',
+            "If you trust it: git config --global --add safe.directory " + dubious["where"],
+        )
     if done.returncode:
-        told = f"git {' '.join(arguments)}: {done.stderr.strip()[-300:]}"
-        raise refused(here().text(told), hint)
+        told = done.stderr.strip()[-300:] or f"exit code {done.returncode}"
+        raise refused(here().text(f"{command}: {told}"), hint)
     return done.stdout

@@ -7,6 +7,7 @@ Leaves: the client's configuration and a namespace. Touches: those files.
 from __future__ import annotations
 
 import base64
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -73,20 +74,15 @@ def load() -> tuple[Any, str]:
             config.load_kube_config_from_dict(
                 document, client_configuration=configuration, persist_config=False
             )
-            return configuration, _namespace(document)
-        file = found.kubeconfig or str(Path("~/.kube/config").expanduser())
-        if found.kubeconfig or Path(file).is_file():
+            return configuration, namespace()
+        if file := _files():
             config.load_kube_config(file, client_configuration=configuration, persist_config=False)
-            _, context = config.list_kube_config_contexts(file)
-            return configuration, (context.get("context") or {}).get("namespace") or "default"
+            return configuration, namespace()
         if (_ACCOUNT / "token").is_file():
             config.load_incluster_config(client_configuration=configuration)
-            return configuration, (_ACCOUNT / "namespace").read_text().strip() or "default"
+            return configuration, namespace()
     except (config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InfraError(
-            f"the kubeconfig cannot be used: {error}",
-            "Check KUBECONFIG_B64, KUBECONFIG or ~/.kube/config with `kubectl get pods`.",
-        ) from None
+        raise _unusable(error) from None
     raise InfraError(
         "there is no kubeconfig: neither KUBECONFIG_B64 nor KUBECONFIG is set, ~/.kube/config is "
         "not there, and this is no pod",
@@ -101,9 +97,42 @@ def _decoded(text: str) -> dict[str, Any]:
     return document
 
 
-def _namespace(document: dict[str, Any]) -> str:
-    current = document.get("current-context")
-    for entry in document.get("contexts") or []:
-        if entry.get("name") == current:
-            return str((entry.get("context") or {}).get("namespace") or "default")
+def _files() -> str:
+    """Where the kubeconfig is, as ``KUBECONFIG`` says it; empty when there is none."""
+    home = Path("~/.kube/config").expanduser()
+    return settings.read().kubeconfig or (str(home) if home.is_file() else "")
+
+
+def namespace() -> str:
+    """The namespace of the kubeconfig's context, else of the pod we are in, else ``default``.
+
+    Nobody is asked for credentials.
+
+    Raises:
+        InfraError: there is a kubeconfig, and it cannot be read.
+    """
+    inline, names = settings.read().kubeconfig_b64, _files()
+    try:
+        if inline:
+            documents = [_decoded(inline)]
+        elif names:
+            # Of several files, kubectl passes over those that are not there.
+            paths = [path for path in map(Path, names.split(os.pathsep)) if path.is_file()]
+            documents = [yaml.safe_load(path.read_text("utf-8")) or {} for path in paths]
+        else:
+            account = _ACCOUNT / "namespace"
+            return (account.read_text().strip() if account.is_file() else "") or "default"
+        current = next(filter(None, (each.get("current-context") for each in documents)), "")
+        for entry in (entry for each in documents for entry in each.get("contexts") or []):
+            if entry.get("name") == current:
+                return str((entry.get("context") or {}).get("namespace") or "default")
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise _unusable(error) from None
     return "default"
+
+
+def _unusable(error: Exception) -> InfraError:
+    return InfraError(
+        f"the kubeconfig cannot be used: {error}",
+        "Check KUBECONFIG_B64, KUBECONFIG or ~/.kube/config with `kubectl get pods`.",
+    )

@@ -231,9 +231,17 @@ class Api:
         """Change fields of an object."""
         return self.ask("PATCH", target, {"fieldManager": MANAGER}, body, MERGE)
 
-    def delete(self, target: str, propagation: str = "Background") -> bool:
-        """Delete an object; false when it was not there."""
-        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+    def delete(
+        self, target: str, propagation: str = "Background", grace: int | None = None
+    ) -> bool:
+        """Delete an object; false when it was not there.
+
+        Args:
+            grace: seconds for a pod's processes; 0 takes it out of the API at once, by force.
+        """
+        body: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         try:
             self.ask("DELETE", target, None, body)
         except ApiError as error:

@@ -32,6 +32,8 @@ class Settings:
     visible: tuple[str, ...] | None
     nixl_port: int
     dev_mode: bool
+    api_key: str
+    key: str
     acceptance: tuple[float, ...]
     run_dir: Path | None
 
@@ -119,6 +121,8 @@ def from_environ(environ: Mapping[str, str], process: str) -> Settings:
         visible=visible,
         nixl_port=int(number("VLLM_NIXL_SIDE_CHANNEL_PORT", 5600)),
         dev_mode=bool(number("VLLM_SERVER_DEV_MODE", 0)),
+        api_key=environ.get("VLLM_API_KEY", ""),
+        key=environ.get("OPENAI_API_KEY", ""),
         acceptance=rates,
         run_dir=Path(run[1]) if run else None,
     )

@@ -243,7 +243,7 @@ class Api:
     """The endpoints. `on_request(n)` is called when the n-th completion arrives."""
 
     def __init__(self, args: ServeArgs, on_request: Any, settings: Settings) -> None:
-        self.args, self.on_request = args, on_request
+        self.args, self.on_request, self.settings = args, on_request, settings
         self.rates = accepted_rates(args.raw.get("speculative_config"), settings.acceptance)
         self.engines: dict[int, Link] = {}
         self.metrics: dict[int, EngineMetrics] = {}
@@ -285,19 +285,16 @@ class Api:
 
     def handle(self, request: Request, connection: Connection) -> None:
         """Answer one request."""
-        route = self.routes.get((request.method, request.path))
+        path = self.args.access.path(request.path)
+        route = self.routes.get((request.method, path))
         try:
             if route is None:
-                known = [method for method, path in self.routes if path == request.path]
+                known = [method for method, each in self.routes if each == path]
                 status = 405 if known else 404
                 connection.reply(status, {"detail": PHRASES[status]})
                 return
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if (
-                self.args.api_keys
-                and request.path.startswith("/v1")
-                and given not in self.args.api_keys
-            ):
+            given = request.headers.get("authorization", "")
+            if not self.args.access.lets_in(path, given, self.settings.api_key):
                 connection.reply(401, {"error": "Unauthorized"})
                 return
             route(request, connection)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rehearsal.base import console
+from rehearsal.engine import access
+from rehearsal.engine.access import Access
 from rehearsal.handoff.kvconfig import KvConfig, check_fields, conflict, read_config
 
 TABLE = Path(__file__).resolve().parent / "flags.json"
@@ -256,7 +258,7 @@ class ServeArgs:
     max_num_seqs: int
     block_size: int
     kv: KvConfig | None
-    api_keys: tuple[str, ...]
+    access: Access
     access_log: bool
     quiet_stats: bool
     raw: dict[str, Any]
@@ -365,7 +367,7 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
         max_num_seqs=max(1, get("max_num_seqs", 256)),
         block_size=get("block_size", 128),
         kv=read_config(names.get("kv_transfer_config")),
-        api_keys=tuple(names.get("api_key") or ()),
+        access=access.read(names),
         access_log=not get("disable_uvicorn_access_log", False),
         quiet_stats=get("disable_log_stats", False),
         raw={

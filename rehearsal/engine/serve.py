@@ -93,7 +93,11 @@ class Front:
         if not self.args.headless:
             host = self.settings.bind_address(self.args.host)
             try:
-                self.http = bind(host, self.args.port, self.settings)
+                if self.args.access.uds:
+                    self.http = socket.socket(socket.AF_UNIX)
+                    self.http.bind(self.args.access.uds)
+                else:
+                    self.http = bind(host, self.args.port, self.settings)
             except (OSError, OverflowError) as error:
                 console.plain(console.trace(error))
                 sys.exit(1)
@@ -232,12 +236,15 @@ class Front:
 
     async def _listen(self) -> None:
         assert self.http
-        host, port = self.http.getsockname()[:2]
+        uds = self.args.access.uds
+        host, port = (uds, "") if uds else self.http.getsockname()[:2]
         try:
+            tls = self.args.access.tls()
+            make = self.loop.create_unix_server if uds else self.loop.create_server
             self.servers.append(
-                await self.loop.create_server(self.api.connection, sock=self.http, backlog=2048)
+                await make(self.api.connection, sock=self.http, backlog=2048, ssl=tls)
             )
-        except OSError as error:
+        except (OSError, ValueError, AssertionError) as error:
             console.plain(console.trace(error))
             self._finish(1)
             return
@@ -246,7 +253,10 @@ class Front:
             "Available routes are:\n"
             + "\n".join(f"Route: {path}, Methods: {method}" for method, path in self.api.routes),
         )
-        console.info("api_server.py:1880", f"Starting vLLM API server 0 on http://{host}:{port}")
+        scheme = "https" if tls else "http"
+        console.info(
+            "api_server.py:1880", f"Starting vLLM API server 0 on {scheme}://{host}:{port}"
+        )
         console.plain(
             f"INFO:     Started server process [{os.getpid()}]\n"
             "INFO:     Waiting for application startup.\n"

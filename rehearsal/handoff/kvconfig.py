@@ -125,7 +125,7 @@ def conflict(config: dict[str, Any], tp: int, dp: int) -> str:
     role, extra = config.get("kv_role"), config.get("kv_connector_extra_config") or {}
     sizes = (("tensor", "tp_size", tp), ("data", "dp_size", dp))
     for side, other in (("prefill", "kv_consumer"), ("decode", "kv_producer")):
-        told = extra.get(side)
+        told: Any = extra.get(side)
         for kind, key, real in sizes if role != other and isinstance(told, dict) else ():
             if told.get(key, real) != real:
                 return (

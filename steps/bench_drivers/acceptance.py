@@ -47,7 +47,7 @@ def read(plan: Plan) -> Drafts | str:
     for node, server in plan.drafting():
         name = f"{node.name} {server.name}"
         positions = max(positions, commandline.read(server.argv).drafts)
-        reply = http.request("GET", f"{server.api}{metrics.PATH}", 10, most=http.METRICS)
+        reply = http.request("GET", server.access.at(metrics.PATH), 10, most=http.METRICS)
         if reply.status != 200:
             return f"{name} has no {metrics.PATH}: {reply.error or f'HTTP {reply.status}'}"
         try:

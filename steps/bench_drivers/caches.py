@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steps.core.node import http
-from steps.core.plan.plan import BenchmarkPlan, Plan, Process
+from steps.core.plan.plan import Access, BenchmarkPlan, Plan, Process
 from steps.core.vllm import commandline, kvports, metrics
 
 PREFIX = "/reset_prefix_cache"
@@ -108,28 +108,27 @@ def _off(server: Process) -> bool:
 
 def reset(plan: Plan, sleep: Callable[[float], Any]) -> str:
     """Reset the caches of every engine, and the proxy's; why they are not reset, or empty."""
-    urls = [(f"{node.name} {server.name}", server.api) for node, server in plan.servers()]
-    for name, url in urls:
+    for node, server in plan.servers():
         # A headless server's ranks are reset by the API server that they serve.
-        wrong = url and _reset(url, sleep)
+        wrong = server.api and _reset(server.access, sleep)
         if wrong:
-            return f"{name} {wrong}"
-    if plan.proxy and (wrong := _reset(plan.endpoint.url, sleep, optional=True)):
+            return f"{node.name} {server.name} {wrong}"
+    if plan.proxy and (wrong := _reset(plan.endpoint.access, sleep, optional=True)):
         return f"the proxy {wrong}"
     return ""
 
 
-def _reset(url: str, sleep: Callable[[float], Any], *, optional: bool = False) -> str:
+def _reset(to: Access, sleep: Callable[[float], Any], *, optional: bool = False) -> str:
     detail = ""
     for attempt in range(ATTEMPTS):
-        status, text = _ask("POST", url + PREFIX)
+        status, text = _ask("POST", to.at(PREFIX))
         # A proxy keeps no KV; vllm-router answers 400 to paths that it does not know.
         if optional and 400 <= status < 500:
             return ""
         if status in ABSENT:
             return f"has no {PREFIX} (vLLM has it with VLLM_SERVER_DEV_MODE=1)"
         if status == 200 and not _refused(text):
-            broken = [path for path in OTHERS if _ask("POST", url + path)[0] not in (200, *ABSENT)]
+            broken = [path for path in OTHERS if _ask("POST", to.at(path))[0] not in (200, *ABSENT)]
             return f"failed {broken[0]}" if broken else ""
         detail = f"HTTP {status}" if status not in (0, 200) else text[:200]
         if attempt + 1 < ATTEMPTS:
@@ -151,7 +150,7 @@ def given(plan: Plan) -> tuple[float, float] | None:
     for _, server in plan.servers():
         if not server.api:
             continue
-        status, text = _ask("GET", f"{server.api}{metrics.PATH}")
+        status, text = _ask("GET", server.access.at(metrics.PATH))
         if status != 200:
             return None
         try:
@@ -176,7 +175,7 @@ def warmer(first: float | None, later: float | None) -> bool:
     return first is not None and later is not None and later > first + TOLERANCE
 
 
-def _ask(method: str, url: str) -> tuple[int, str]:
+def _ask(method: str, to: Access) -> tuple[int, str]:
     """Status and text of an answer; status 0 and the reason without one."""
-    reply = http.request(method, url, 10, most=http.METRICS)
+    reply = http.request(method, to, 10, most=http.METRICS)
     return reply.status, reply.error or reply.text

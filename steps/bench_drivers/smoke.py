@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from steps.bench_drivers import Job, Measurement, Sample, generation
 from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
 from steps.core.case.numbers import dumps
+from steps.core.node.http import unverified
 from steps.core.node.noderun import NodeRun
 from steps.core.plan.plan import BenchmarkPlan
 from steps.core.record.records import Check
@@ -195,7 +196,9 @@ class _Load:
         self._tasks: list[asyncio.Task[Sample]] = []
         parts = urlsplit(job.endpoint.url)
         self._host, self._port = parts.hostname or "", parts.port or 80
-        self._tls = parts.scheme == "https"
+        self._tls = unverified() if parts.scheme == "https" else None
+        more = {"Accept": "text/event-stream", **job.endpoint.access.headers}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in more.items())
 
     async def send(self) -> list[Sample]:
         """Send everything; requests that are not over in time become errors."""
@@ -254,13 +257,13 @@ class _Load:
     async def _ask(self, sample: Sample, started: float) -> None:
         body = self._body(sample.index)
         reader, writer = await asyncio.open_connection(
-            self._host, self._port, ssl=self._tls or None, limit=1 << 20
+            self._host, self._port, ssl=self._tls, limit=1 << 20
         )
         try:
             host = f"[{self._host}]" if ":" in self._host else self._host
             writer.write(
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{self._port}\r\n"
-                "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+                f"Content-Type: application/json\r\n{self._headers}"
                 "Accept-Encoding: identity\r\n"
                 f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
                 + body

@@ -15,7 +15,7 @@ from steps.core.case.content import Prompt
 from steps.core.case.numbers import loads, whole
 from steps.core.node import http
 from steps.core.node.noderun import NodeRun
-from steps.core.plan.plan import Plan
+from steps.core.plan.plan import Access, Plan
 from steps.core.record.records import Check
 
 #: Bytes of an answer that are read; no answer of a check is longer.
@@ -39,20 +39,20 @@ class Text:
     tokens: int | None = None
 
 
-def post(run: NodeRun, url: str, body: Any) -> http.Reply:
+def post(run: NodeRun, to: Access, body: Any) -> http.Reply:
     """Ask once; RunEnded and StepFailed (the phase's budget) pass through."""
     box: list[http.Reply] = []
     limit = run.plan.budgets["checks"].seconds
 
     def work() -> None:
-        box.append(http.request("POST", url, limit, body, most=MOST))
+        box.append(http.request("POST", to, limit, body, most=MOST))
 
     thread = threading.Thread(target=work, name="check", daemon=True)
     thread.start()
     kind = "proxy" if run.plan.endpoint.kind == "proxy" else "server"
     run.until(
         lambda: not thread.is_alive(),
-        lambda: f"an answer from {url}",
+        lambda: f"an answer from {to.url}",
         every=0.02,
         blame=lambda: (run.me, kind),
     )
@@ -103,17 +103,17 @@ def build(run: NodeRun, prompt: Prompt) -> Text:
     """
     if not prompt.target_tokens:
         return Text(prompt.text)
-    url, model = _tokenizer(run.plan), run.plan.endpoint.model
+    to, model = _tokenizer(run.plan).at("/tokenize"), run.plan.endpoint.model
 
     def count(**body: Any) -> int:
-        reply = post(run, f"{url}/tokenize", {"model": model, **body})
+        reply = post(run, to, {"model": model, **body})
         try:
             if reply.status == 200:
                 return whole(loads(reply.text)["count"])
         except (ValueError, KeyError, TypeError):
             pass
         why = trouble(reply) or "the answer has no count"
-        raise Impossible(f"{url}/tokenize does not count tokens: {why}")
+        raise Impossible(f"{to.url} does not count tokens: {why}")
 
     template = count(messages=[{"role": "user", "content": "test"}]) - count(prompt="test")
     template = max(template, 0)
@@ -139,7 +139,7 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _tokenizer(plan: Plan) -> str:
+def _tokenizer(plan: Plan) -> Access:
     """The server that counts tokens: a prefiller, or the first; proxies cannot."""
-    servers = [(node.side, server.api) for node, server in plan.servers() if server.api]
+    servers = [(node.side, server.access) for node, server in plan.servers() if server.api]
     return min(servers, key=lambda entry: entry[0] != "prefiller")[1]

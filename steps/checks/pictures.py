@@ -39,7 +39,7 @@ def image(run: NodeRun) -> Iterator[Check]:
         yield Check("image", "fail", str(error), fault="infra", phase="checks")
         return
     body = {"model": run.plan.endpoint.model, "messages": messages, **DEFAULTS, **asked.args}
-    reply = post(run, f"{run.plan.endpoint.url}/v1/chat/completions", body)
+    reply = post(run, run.plan.endpoint.access.at("/v1/chat/completions"), body)
     yield judge(asked.question or "pictures", asked.expected, reply, run.plan.rehearsed)
     if run.plan.rehearsed and _of_text(asked.expected):
         yield Check("image text", "skipped", NO_ANSWER, phase="checks")

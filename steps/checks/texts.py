@@ -46,7 +46,7 @@ def chat_completion(run: NodeRun) -> Iterator[Check]:
         body = {**_chat(run, text.text), **exchange.args}
         if expected.completion_tokens:
             body |= dict.fromkeys(("max_tokens", "min_tokens"), expected.completion_tokens)
-        reply = post(run, f"{run.plan.endpoint.url}/v1/chat/completions", body)
+        reply = post(run, run.plan.endpoint.access.at("/v1/chat/completions"), body)
         yield judge(name, text, expected, reply, longest(run.plan, expected), skipped)
         if skipped:
             yield Check(f"{name} prompt_tokens", "skipped", skipped, phase="checks")
@@ -96,7 +96,7 @@ def completion(run: NodeRun) -> Iterator[Check]:
             continue
         prompt: Any = texts if len(texts) > 1 else texts[0]
         body = {"model": run.plan.endpoint.model, "prompt": prompt, **group[0].args}
-        reply = post(run, f"{run.plan.endpoint.url}/v1/completions", body)
+        reply = post(run, run.plan.endpoint.access.at("/v1/completions"), body)
         wrong = trouble(reply)
         found = [] if wrong else _choices(reply.text)
         empty = [at for at in range(len(texts)) if at >= len(found) or not found[at].strip()]
@@ -115,7 +115,7 @@ def messages(run: NodeRun) -> Iterator[Check]:
             continue
         taken = {key: exchange.args[key] for key in _OF_MESSAGES if key in exchange.args}
         body = {"max_tokens": _MESSAGE_TOKENS, **_chat(run, text), **taken}
-        reply = post(run, f"{run.plan.endpoint.url}/v1/messages", body)
+        reply = post(run, run.plan.endpoint.access.at("/v1/messages"), body)
         missing = absent(run, reply, "/v1/messages")
         if missing:
             yield Check(name, "skipped", missing, phase="checks")

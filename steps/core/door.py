@@ -16,6 +16,7 @@ import io
 import os
 import re
 import select
+import signal
 import sys
 import threading
 import traceback
@@ -31,6 +32,12 @@ from steps.core.errors import CaseError, Exit, InfraError, MultinodeError
 _GONE = (errno.EPIPE, errno.EBADF, errno.EIO)
 _NAMES = ("stdin", "stdout", "stderr")
 TRACEBACK = "harness-error.log"
+#: Package -> the extra of ours that brings it; what is not here, the node side itself needs.
+EXTRAS = {
+    **dict.fromkeys(("kubernetes", "urllib3", "websocket"), "k8s"),
+    **dict.fromkeys(("rich", "jinja2", "markupsafe"), "runner"),
+    **dict.fromkeys(("matplotlib", "numpy"), "report"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,8 @@ def install() -> None:
     _less_optimized()
     sys.excepthook = last
     threading.excepthook = of_thread
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The last handler
@@ -118,13 +127,22 @@ def keep_in(directory: Path) -> None:
     _home = directory
 
 
+def lacking(error: ImportError) -> str:
+    """What is not installed, and the command that brings it."""
+    package = (error.name or "").partition(".")[0]
+    return f"the Python package {package!r} is not installed: {bringing(package)}"
+
+
+def bringing(package: str) -> str:
+    """The command that brings a package of an extra, or of the node side."""
+    extra = f"[{EXTRAS[package]}]" if package in EXTRAS else ""
+    return f"python3 -m pip install -e '.{extra}' brings it; nox installs it by itself"
+
+
 def failure(error: BaseException) -> InfraError:
     """The harness's own failure as an error with one line; its traceback goes into a file."""
     if isinstance(error, ModuleNotFoundError) and not _ours(error.name):
-        return InfraError(
-            f"the Python package {error.name!r} is not installed; nox installs what is needed, "
-            "setup.cfg lists it"
-        )
+        return InfraError(lacking(error))
     what = _without_secrets(" ".join(str(error).split()))[:500].rstrip(".")
     return InfraError(
         f"the harness itself failed: {type(error).__name__}: {what}. Please report it with "

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from steps.bench_drivers import caches, practice, smoke
-from steps.core.plan.plan import Plan, Process
+from steps.core.plan.plan import Access, Plan, Process
 from tests.bench import ais, engine
 from tests.bench.conftest import Bench
 
@@ -218,9 +218,9 @@ def test_every_engine_and_the_proxy_are_asked(
     asked: list[str] = []
     answers: dict[str, tuple[int, str]] = {}
 
-    def ask(method: str, url: str) -> tuple[int, str]:
-        asked.append(url)
-        return next((answers[part] for part in answers if part in url), (200, ""))
+    def ask(method: str, to: Access) -> tuple[int, str]:
+        asked.append(to.url)
+        return next((answers[part] for part in answers if part in to.url), (200, ""))
 
     monkeypatch.setattr(caches, "_ask", ask)
     plan = plan_of(bench, kind="proxy")

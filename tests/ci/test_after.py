@@ -17,6 +17,7 @@ from ci import replay, run
 from ci.nightly import history
 from ci.nightly.history import DirectoryStore, encode
 from ci.report import annotate, closing, html, junit
+from ci.tools.git import git
 from steps.core import settings
 from steps.core.errors import InfraError, UsageError
 from steps.core.node.alone import faults
@@ -474,17 +475,14 @@ def test_odd_remarks_are_none(tmp_path: Path, remarks: str) -> None:
 
 
 def test_the_store_names_no_directory_of_its_own(tmp_path: Path) -> None:
-    import subprocess
-
     bare, work = tmp_path / "r.git", tmp_path / "w"
-    subprocess.run(["git", "init", "-q", "--bare", str(bare)], check=True)
+    git(tmp_path, "init", "-q", "--bare", str(bare))
     store = history.open_store(f"git:{bare}#results")
     store.append(result(1))
-    subprocess.run(["git", "clone", "-q", "-b", "results", str(bare), str(work)], check=True)
+    git(tmp_path, "clone", "-q", "-b", "results", str(bare), str(work))
     place(work, lambda path: path.symlink_to("/dev/zero"))
-    who = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
-    for words in (["add", "-A"], [*who, "commit", "-qm", "odd"], ["push", "-q"]):
-        subprocess.run(["git", "-C", str(work), *words], check=True)
+    for words in (["add", "-A"], ["commit", "-qm", "odd"], ["push", "-q"]):
+        git(work, *words)
     said: list[str] = []
     assert len(store.results("quickstart", 60, said.append)) == 1
     assert "v1/quickstart/2023-11/x.json: not a regular file" in said[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import multiprocessing
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from ci.nightly.history import (
     encode,
     open_store,
 )
+from ci.tools.git import git
 from steps.core.case.build import load_case
 from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError, UsageError
@@ -94,7 +94,7 @@ def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_git_branch_keeps_results_of_two_clones(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "r.git")], check=True)
+    git(tmp_path, "init", "-q", "--bare", str(tmp_path / "r.git"))
     where = f"git:{tmp_path / 'r.git'}#results"
     store = open_store(where)
     assert isinstance(store, GitStore) and store.results("quickstart") == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from ci.nightly import matrix
 from ci.nightly.matrix import Entry, Matrix, affected, as_github, as_json, select
+from ci.tools import git as runner
 from steps.core.errors import CaseError, UsageError
 
 ENTRY = """\
@@ -139,8 +139,7 @@ def test_a_change_of_the_matrix_picks_the_entries_it_changed() -> None:
 
 def test_changed_since_is_what_the_branch_changed(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
-        who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+        runner.git(tmp_path, *arguments)
 
     git("init", "-q", "-b", "main")
     (tmp_path / "old").write_text("1")

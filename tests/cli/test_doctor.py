@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ci import doctor
+from steps.core.plan import direct
 
 FOREIGN = ("KUBECONFIG", "KUBECONFIG_B64", "MULTINODE_CONTROL_PORT", "SSH_AUTH_SOCK")
 
@@ -19,7 +20,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path / "cache"))
-    for name in FOREIGN:
+    for name in (*FOREIGN, *direct.PROXIES, *direct.EXEMPTING):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -91,10 +92,62 @@ def test_the_version_of_ssh(tmp_path: Path, says: str, ok: bool, found: str) -> 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_importable", lambda name: name not in ("kubernetes", "rich"))
+    monkeypatch.setattr(doctor.sys, "prefix", "/usr")
     found = looks()
     assert (found["kubernetes"].ok, found["kubernetes"].mark) == (False, "LACKS")
     assert found["packages of the runner side"].found == "no rich"
     assert found["packages of the node side"].ok
+
+
+@pytest.mark.parametrize("prefix", ["/home/me/multinode/.nox/doctor", ""])
+def test_what_a_session_installs_by_itself_is_not_lacking(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_importable", lambda name: name not in ("kubernetes", "rich"))
+    if prefix:
+        monkeypatch.setattr(doctor.sys, "prefix", prefix)
+    else:
+        put(tmp_path / "bin" / "nox")
+    put(tmp_path / ".kube" / "config")
+    put(tmp_path / ".ssh" / "id_ed25519")
+    put(tmp_path / "bin" / "ssh")
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\necho OpenSSH_9.2 >&2\n")
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    lacking = [line.split()[:2] for line in out.splitlines() if line.lower().startswith("lacks")]
+    assert [words for words in lacking if words[1] != "cores"] == [
+        ["lacks", "py-spy"],
+        ["LACKS", "engine"],
+    ]
+    assert "found no rich; nox installs what is not there" in out
+    assert "found not here; installed at its first use (500 MB)" in out
+    assert "k8s: can be used" in out and "hosts: can be used" in out
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({}, "none"),
+        ({"NO_PROXY": "localhost"}, "none; exempt by NO_PROXY=localhost"),
+        (
+            {"http_proxy": "http://me:sesame@proxy.corp:3128", "ALL_PROXY": "socks5://s:1"},
+            "http_proxy=http://me:<redacted>@proxy.corp:3128, ALL_PROXY=socks5://s:1; "
+            "exempt: every address of a fleet",
+        ),
+        (
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".corp", "no_proxy": "10.0.0.0/8"},
+            "HTTPS_PROXY=http://p:1; exempt by no_proxy=10.0.0.0/8, NO_PROXY=.corp, and every "
+            "address of a fleet",
+        ),
+    ],
+)
+def test_the_proxy_variables_are_shown(
+    env: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    found = looks("k8s")["proxy variables"]
+    assert (found.ok, found.found) == (True, told)
 
 
 def test_little_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +25,7 @@ from ci.nightly import history
 from ci.report import closing
 from steps.core import door
 from steps.core.errors import Exit
+from steps.core.node import contract
 from steps.core.record.records import Cause
 from tests.ci import runs
 from tests.core.cases import ROOT
@@ -169,6 +173,103 @@ def test_an_import_that_fails_is_3(tmp_path: Path, module: str, content: str, to
     assert done.returncode == Exit.INFRA
     assert done.stderr.startswith(f"error: {told}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "package", "extra"),
+    [
+        ("-m k8s.render quickstart.yaml --profile cpu", "urllib3", "k8s"),
+        ("-m k8s.janitor", "kubernetes", "k8s"),
+        ("-m invoke fetch --name x", "kubernetes", "k8s"),
+        ("-m invoke fetch --name x", "urllib3", "k8s"),
+        ("-m invoke follow --name x", "kubernetes", "k8s"),
+        ("-m ci.run configs/quickstart.yaml --on k8s --profile cpu", "websocket", "k8s"),
+        ("-m ci.run configs/quickstart.yaml --on k8s --profile cpu", "kubernetes", "k8s"),
+        ("-m ci.report.html RUN", "jinja2", "runner"),
+        ("-m ci.doctor --for k8s", "kubernetes", "k8s"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(
+    failed: Path, tmp_path: Path, line: str, package: str, extra: str
+) -> None:
+    absent = f"No module named {package!r}"
+    hidden = f"raise ModuleNotFoundError({absent!r}, name={package!r})"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, sys\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}: {hidden}\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    config = "{clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}], current-context: c,"
+    config += (
+        " contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}]}"
+    )
+    (tmp_path / "config").write_text(config)
+    env = {"PYTHONPATH": str(tmp_path), "KUBECONFIG": str(tmp_path / "config")}
+    done = shell(line.replace("RUN", str(failed)), tmp_path, **env)
+    said = done.stdout + done.stderr
+    assert done.returncode == Exit.INFRA, said
+    assert f"python3 -m pip install -e '.[{extra}]'" in said, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "said"),
+    [
+        ("argparse", -2, ""),  # before the door is there: as any program that a signal ends
+        ("cerberus", 130, "interrupted\n"),
+    ],
+)
+def test_an_interrupt_while_modules_are_loaded_shows_no_traceback(
+    tmp_path: Path, module: str, code: int, said: str
+) -> None:
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{module}.py").write_text(text)
+    env = {**environment(tmp_path), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    argv = [sys.executable, "-m", "steps.validate", "configs/quickstart.yaml"]
+    with subprocess.Popen(argv, cwd=ROOT, env=env, text=True, stdout=-1, stderr=-1) as popen:
+        out, errors = popen.communicate(timeout=60)
+    assert (popen.returncode, out, errors) == (code, "", said)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_programs_that_an_interrupt_ends_early_are_its_consequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """Node programs still load their modules, and leave no record, when Ctrl-C comes."""
+
+    def ended(request: Request) -> tuple[Cause, ...]:
+        if before:
+            return (replace(death(time.time() - 5.0, 1, log="node-1/server.log"), kind="lost"),)
+        os.kill(os.getpid(), signal.SIGINT)
+        return (contract.lost(0, "exited with code 130", time.time()),)
+
+    def interrupted_after(request: Request) -> tuple[Cause, ...]:
+        found = ended(request)
+        os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(ci_run, "backend", lambda name: interrupted_after)
+    code = ci_run.main(["configs/quickstart.yaml", "--run-dir", str(tmp_path / "run")])
+    told = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    if before:
+        assert code != 130, "it had died before"
+    else:
+        assert (code, told["verdict"]) == (130, "interrupted")
+
+
+def test_every_extra_of_ours_is_known() -> None:
+    import configparser
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    for package, extra in door.EXTRAS.items():
+        assert extra in extras, package
+    for extra in ("runner", "report", "k8s"):
+        names = re.findall(r"(?m)^([\w-]+)", extras[extra])
+        assert {name.replace("-", "_") for name in names} <= door.EXTRAS.keys()
 
 
 def test_a_thread_that_fails_shows_no_traceback(

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -127,6 +127,24 @@ def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
+
+
+@life
+def a_key_opens_what_is_guarded_with_its_prefix_or_without(program: Program) -> None:
+    argv = (*program.argv, "--root-path", "/llm", "--api-key", "one", "two")
+    env = {**program.env, "VLLM_API_KEY": "other"}
+    with running(replace(program, argv=argv, env=env)) as run:
+
+        def told(path: str, key: str = "") -> int:
+            with contextlib.suppress(OSError):
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                return run.server.ask("GET", path, **headers).status
+            return 0
+
+        assert wait_for(lambda: told("/health") == 200, program.ready_seconds), run.tail()
+        same([told(f"{root}/metrics") for root in ("", "/llm")], [200, 200])
+        for path in ("/v1/models", "/llm/v1/models"):
+            same([told(path, key) for key in ("", "one", "two", "other")], [401, 200, 200, 401])
 
 
 @life

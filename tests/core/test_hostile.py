@@ -14,6 +14,7 @@ import pytest
 
 from steps import fix
 from steps.core.case.build import load_case
+from steps.core.case.source import load_yaml
 from steps.core.errors import CaseError, Problem, Severity
 from steps.core.plan import profile, resolver
 from steps.core.plan.variables import TooLong, fill
@@ -211,7 +212,7 @@ def test_fix_reads_no_pipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", ["grace: 0s", "keep_for: 9999h", "budgets: {pulling: 0}"])
 def test_a_duration_of_a_profile_is_checked(lines: str, tmp_path: Path) -> None:
     path = _write(tmp_path, f"image: x\n{lines}\n")
-    assert [p.rule for p in profile.problems(path)] == ["MN007"]
+    assert [p.rule for p in profile.check(load_yaml(path))] == ["MN007"]
     with pytest.raises(CaseError):
         profile.load_profile(path)
 

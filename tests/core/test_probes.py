@@ -12,7 +12,7 @@ import pytest
 
 from steps.core.node import http as node_http
 from steps.core.node.http import look
-from steps.core.plan.plan import Probe
+from steps.core.plan.plan import Access, Probe
 
 Serve = Callable[..., str]
 
@@ -102,7 +102,7 @@ def test_a_port_that_accepts_is_enough_for_tcp(serve: Serve) -> None:
 
 
 def ask(url: str, seconds: float = 3.0, ended: threading.Event | None = None) -> node_http.Reply:
-    return node_http.ask(url, "m", "2 + 3?", 8, ended or threading.Event(), seconds)
+    return node_http.ask(Access(url), "m", "2 + 3?", 8, ended or threading.Event(), seconds)
 
 
 def choice(**message: Any) -> dict[str, Any]:

@@ -33,6 +33,8 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``environment=FILE``   writes its environment there
 ``log_mb=N``           writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes
 ``stray=KIND``         leaves a child: plain, session (setsid), bare (setsid, no environment)
+``litter``             leaves files with odd names, a FIFO, a socket, a link out of its directory;
+                       ``litter=alone`` ends its node program then
 ``forgets``            the proxy hands no KV over; ``master=S``, ``master_code=N``: of the pool
 =====================  =======================================================================
 """
@@ -61,7 +63,9 @@ def option(argv: Sequence[str], name: str, default: str = "") -> str:
 
 def listed(argv: Sequence[str], name: str) -> list[str]:
     """All values of an option that takes several."""
-    found = []
+    found: list[str] = []
+    if name not in argv:
+        return found
     for word in argv[list(argv).index(name) + 1 :]:
         if word.startswith("--"):
             break

@@ -25,7 +25,9 @@ def ask(model: dict[str, Any], question: str) -> dict[str, Any]:
         **model["generation_kwargs"],
     }
     began = time.monotonic()
-    answer = post(f"http://{model['host_ip']}:{model['host_port']}/v1/chat/completions", body)
+    scheme = "https" if model.get("enable_ssl") else "http"
+    url = f"{scheme}://{model['host_ip']}:{model['host_port']}/v1/chat/completions"
+    answer = post(url, body, model["api_key"])
     if answer.status != 200:
         return {"error": f"HTTP {answer.status}", "text": "", "tokens": 0, "e2el": 0, "ttft": 0}
     text, tokens, ttft = "", 0, 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,11 @@ class Proxy(Handler):
         try:
             first = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": HANDED}
             first.pop("stream_options", None)
-            handed = json.loads(post(next(self.prefillers) + self.path, first).read())
+            key = str(os.environ.get("OPENAI_API_KEY"))
+            handed = json.loads(post(next(self.prefillers) + self.path, first, key).read())
             if "forgets" not in words():
                 body["kv_transfer_params"] = handed["kv_transfer_params"]
-            answer = post(next(self.decoders) + self.path, body)
+            answer = post(next(self.decoders) + self.path, body, key)
         except (OSError, ValueError, KeyError) as error:
             self.plain(500, {"detail": f"{type(error).__name__}: {error}"})
             return

@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,12 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.engine import option, words
+from tests.engine import listed, option, words
 from tests.engine.web import Handler, Server
 
 VERSION = "0.32.0"
 #: How long an API server outlives an engine core that has died.
 DYING = 0.5
+#: What needs no key, as vLLM's main branch has it; releases up to 0.32 guard /v1 only.
+PUBLIC = ("/health", "/ping", "/load", "/version", "/metrics")
 
 
 class Engine:
@@ -72,6 +76,10 @@ class Engine:
             env = {} if kind == "bare" else None
             aside = kind != "plain"
             subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=aside)
+        if "litter" in self.knobs:
+            litter()
+            if self.knobs["litter"] == "alone":
+                os.kill(os.getppid(), signal.SIGKILL)
         for number in range(int(self.number("log_mb") * 10_000)):
             print(f"INFO loading shard {number:>8} {'.' * 74}")
         if "dashes" in self.knobs:
@@ -152,15 +160,42 @@ class Engine:
         return ["answer: ", f"{result} ", *["."] * tokens][: max(tokens, 2)]
 
 
+def litter() -> None:
+    """What no artifact store takes, in the working directory."""
+    Path("trace 12:30 <a>?").mkdir()
+    Path("trace 12:30 <a>?", "rank*0|1.json").write_text("{}")
+    Path("trace 12_30 _a__").write_text("its name is taken")
+    os.mkfifo("pipe")
+    socket.socket(socket.AF_UNIX).bind("ipc:0")
+    Path("endless").symlink_to("/dev/zero")
+
+
 class Api(Handler):
     """vLLM's API."""
 
     engine: Engine
 
+    def let_in(self) -> bool:
+        """Without the prefix of --root-path, and with a key where one is wanted."""
+        argv = self.engine.argv
+        root = option(argv, "--root-path")
+        if root and self.path.startswith(f"{root}/"):
+            self.path = self.path.removeprefix(root)
+        keys = [
+            key for key in listed(argv, "--api-key") or [os.environ.get("VLLM_API_KEY", "")] if key
+        ]
+        given = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if not keys or self.path in PUBLIC or given in keys:
+            return True
+        self.plain(401, {"error": "Unauthorized"})
+        return False
+
     def do_GET(self) -> None:
         """Health, models, metrics."""
         if self.engine.stuck:
             time.sleep(600)
+        if not self.let_in():
+            return
         if self.path == "/health":
             self.plain(200)
         elif self.path == "/v1/models":
@@ -173,6 +208,8 @@ class Api(Handler):
     def do_POST(self) -> None:
         """Completions, and the prefix cache."""
         body, engine = self.body(), self.engine
+        if not self.let_in():
+            return
         if self.path == "/reset_prefix_cache":
             engine.seen.clear()
             self.plain(200)
@@ -275,6 +312,12 @@ def main(argv: Sequence[str]) -> int:
         threading.Event().wait()
     place = option(argv, "--host", "0.0.0.0"), int(option(argv, "--port", "8000"))
     server = Server(place, type("Bound", (Api,), {"engine": engine}))
-    print(f"INFO Starting vLLM API server on http://{place[0]}:{place[1]}", flush=True)
+    certificate = option(argv, "--ssl-certfile")
+    if certificate:
+        server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.tls.load_cert_chain(certificate, option(argv, "--ssl-keyfile") or None)
+    scheme = "https" if certificate else "http"
+    print(f"INFO non-default args: {{'api_key': {listed(argv, '--api-key')}}}", flush=True)
+    print(f"INFO Starting vLLM API server on {scheme}://{place[0]}:{place[1]}", flush=True)
     server.serve_forever()
     return 0

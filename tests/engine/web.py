@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,15 +52,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Many requests at once."""
+    """Many requests at once; https with a certificate."""
 
     daemon_threads = True
     request_queue_size = 128
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the request's own thread, so that no slow handshake holds up others."""
+        if self.tls:
+            request = self.tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or speaks no TLS, is no news."""
 
 
-def post(url: str, body: Any) -> http.client.HTTPResponse:
-    """Send JSON; the answer is still to be read."""
+def post(url: str, body: Any, key: str = "") -> http.client.HTTPResponse:
+    """Send JSON; the answer is still to be read. Certificates are looked at, as programs do."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-    connection.request("POST", parts.path, json.dumps(body), {"content-type": "application/json"})
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=60)
+    headers = {"content-type": "application/json"}
+    headers |= {"authorization": f"Bearer {key}"} if key else {}
+    connection.request("POST", parts.path, json.dumps(body), headers)
     return connection.getresponse()

@@ -192,6 +192,7 @@ def start(
     case: str = CASE,
     profile: str = PROFILE,
     env: dict[str, str] | None = None,
+    rehearse: bool = True,
 ) -> Started:
     """Start ``multinode CASE --on k8s --rehearse`` on the double."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,8 @@ def start(
     (directory / "lab.yaml").write_text(profile)
     run_dir = directory / "run"
     argv = [sys.executable, "-m", "ci.run", str(directory / "case.yaml"), "--on", "k8s"]
-    argv += ["--profile", str(directory / "lab.yaml"), "--rehearse", "--verbose"]
+    argv += ["--profile", str(directory / "lab.yaml"), "--verbose"]
+    argv += ["--rehearse"] if rehearse else []
     argv += ["--run-dir", str(run_dir), *options]
     log = directory / "command.log"
     with log.open("w") as out:

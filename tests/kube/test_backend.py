@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_pass_with_every_record_verified(kube: KubeDouble, tmp_path: Path) -> No
     assert plan["cluster"]["backend"] == "k8s"
     assert {node["address"].split(".")[0] for node in plan["nodes"]} == {"127"}
     assert not list(done.run_dir.rglob("*.part*"))
+
+
+def test_a_split_fleet_rehearses_in_an_image_without_a_router(
+    kube: KubeDouble, tmp_path: Path
+) -> None:
+    case = (fleet.ROOT / "configs" / "quickstart.yaml").read_text()
+    assert shutil.which("vllm-router") is None
+    done = finished(kube, tmp_path, case=case)
+    assert (done.code, done.verdict["verdict"]) == (0, "pass"), done.text
+    record = json.loads((done.run_dir / "node-0" / "record.json").read_text())
+    assert {check["name"]: check["status"] for check in record["checks"]}["handoff"] == "pass"
+    for text in (done.text, (done.run_dir / "summary.md").read_text()):
+        assert "the rehearsal's own proxy stands in for" in text
 
 
 def test_a_crash_of_the_product_is_a_failure_with_its_words(

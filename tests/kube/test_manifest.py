@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from k8s import bundle, manifest, render
 from k8s.manifest import Names, Order
@@ -33,6 +34,56 @@ def order(tmp_path: Path, profile: str = fleet.PROFILE, **options: Any) -> Order
     case = load_case(tmp_path / "case.yaml")
     loaded = load_profile(tmp_path / "lab.yaml")
     return render.order(case, loaded, asked, "20261123-191426-f62243", "lab", output="text")
+
+
+@pytest.mark.parametrize(
+    ("env", "words", "profile", "namespace"),
+    [
+        ("file", [], "", "of-the-file"),
+        ("two", [], "", "of-the-file"),
+        ("b64", [], "", "of-the-text"),
+        ("none", [], "", "default"),
+        ("file", ["--namespace", "said"], "", "said"),
+        ("file", [], "namespace: of-the-profile\n", "of-the-profile"),
+    ],
+)
+def test_render_takes_the_namespace_that_a_run_would_take(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    env: str,
+    words: list[str],
+    profile: str,
+    namespace: str,
+) -> None:
+    """No credentials are asked for: an exec plug-in would open somebody's browser."""
+    text = """\
+    current-context: mine
+    contexts:
+    - {name: other, context: {cluster: c, user: u, namespace: wrong}}
+    - {name: mine, context: {cluster: c, user: u, namespace: NAMESPACE}}
+    users: [{name: u, user: {exec: {command: /not/there, apiVersion: v1}}}]
+    clusters: [{name: c, cluster: {server: 'https://127.0.0.1:9'}}]
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text(text.replace("NAMESPACE", "of-the-file"))
+    two.write_text(text.replace("NAMESPACE", "of-the-second"))
+    if env == "b64":
+        inside = text.replace("NAMESPACE", "of-the-text").encode()
+        monkeypatch.setenv("KUBECONFIG_B64", base64.b64encode(inside).decode())
+    if env in ("file", "two"):
+        monkeypatch.setenv("KUBECONFIG", f"{one}:{two}" if env == "two" else str(one))
+    (tmp_path / "case.yaml").write_text(fleet.CASE)
+    (tmp_path / "lab.yaml").write_text(fleet.PROFILE + profile)
+    argv = [str(tmp_path / "case.yaml"), "--profile", str(tmp_path / "lab.yaml"), "--rehearse"]
+    assert render.main([*argv, *words]) == 0
+    made = capsys.readouterr().out
+    assert "kubectl apply --server-side -f THIS_FILE" in made
+    assert f"invoke follow --on k8s --namespace {namespace} --name mn-pair-" in made
+    found = {document["metadata"]["namespace"] for document in yaml.safe_load_all(made)}
+    assert found == {namespace}
 
 
 def lws(made: Order) -> dict[str, Any]:

@@ -46,11 +46,10 @@ def pod(name: str, uid: str, text: str) -> tuple[str, dict[str, Any]]:
         status["conditions"].append(row)
     found = _CONTAINER.search(rest)
     if found:
-        ready = {"type": "Ready", "status": found["ready"]}
-        status["conditions"].append(ready)
         row = {
             "name": "node",
             "restartCount": int(found["restarts"]),
+            "ready": found["ready"].lower() == "true",
             "state": _state(found["state"]),
             "lastState": {} if found["last"] == "-" else _state(found["last"]),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ benchmarks:
 """
 
 
-def rehearse(folder: Path, proxy: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+def rehearse(folder: Path, proxy: str, **env: str) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Exit code, verdict, and the status of each check of the leader."""
     text = SPLIT.replace("PREFILL", KV.replace("ROLE", "producer").replace("PORT", "30000"))
     text = text.replace("DECODE", KV.replace("ROLE", "consumer").replace("PORT", "30100"))
@@ -62,6 +63,7 @@ def rehearse(folder: Path, proxy: str) -> tuple[int, dict[str, Any], dict[str, s
     done = subprocess.run(
         [sys.executable, "-m", "ci.run", str(case), *options],
         cwd=ROOT,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=100,
@@ -72,6 +74,16 @@ def rehearse(folder: Path, proxy: str) -> tuple[int, dict[str, Any], dict[str, s
     assert record.exists(), done.stdout + done.stderr
     checks = json.loads(record.read_text())["checks"]
     return done.returncode, verdict, {check["name"]: check["status"] for check in checks}
+
+
+def test_without_a_router_the_rehearsals_own_proxy_hands_over_and_says_so(tmp_path):
+    cache = {"MULTINODE_CACHE": str(tmp_path / "cache"), "MULTINODE_VLLM_ROUTER": ""}
+    code, verdict, checks = rehearse(tmp_path, "proxy: vllm-router", **cache)
+    assert (code, verdict["verdict"]) == (0, "pass"), verdict["cause"]
+    assert checks["handoff"] == "pass"
+    assert not (tmp_path / "cache" / "envs").exists()
+    note = "proxy: the rehearsal's own proxy stands in for vllm-router, which is not on this"
+    assert note in (tmp_path / "run" / "summary.md").read_text()
 
 
 def one_sided(side: str) -> str:

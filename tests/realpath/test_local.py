@@ -138,6 +138,31 @@ def test_an_install_that_takes_too_long_is_ended(tmp_path):
     assert living("modelscope==1.18.1 ") == []
 
 
+# What an artifact store does not take
+
+
+def test_what_an_engine_leaves_can_be_uploaded(tmp_path):
+    found = local(tmp_path, case(2, {1: "litter"}))
+    assert found.code == 0, found.output
+    work = found.path / "node-1" / "work"
+    assert sorted(str(path.relative_to(work)) for path in work.rglob("*")) == [
+        "trace 12_30 _a__", "trace 12_30 _a__.1", "trace 12_30 _a__.1/rank_0_1.json",
+    ]  # fmt: skip
+    record = json.loads((found.path / "node-1" / "record.json").read_text())
+    assert "work/trace 12_30 _a__.1/rank_0_1.json" in {a["path"] for a in record["artifacts"]}
+    [told] = [e["text"] for e in found.events if "artifact stores" in e.get("text", "")]
+    for words in ("pipe (a FIFO)", "ipc:0 (a socket)", "endless (a link to /dev/zero)", "12:30"):
+        assert words in told, told
+
+
+def test_nor_does_what_a_node_that_died_left_break_an_upload(tmp_path):
+    found = local(tmp_path, case(2, {1: "litter=alone"}))
+    assert found.code == 3, found.output
+    work = found.path / "node-1" / "work"
+    assert {path.name for path in work.iterdir()} == {"trace 12_30 _a__", "trace 12_30 _a__.1"}
+    assert any("removed node-1/work/pipe (a FIFO)" in e.get("text", "") for e in found.events)
+
+
 # AISBench and its gates
 
 

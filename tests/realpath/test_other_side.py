@@ -27,13 +27,13 @@ from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
 from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
-from steps.core.errors import InfraError
+from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
-from steps.core.plan import budgets
-from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan import budgets, clusters
+from steps.core.plan.cluster import STAND_IN_ROUTER, Cluster, Rehearsal, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.proxies import KINDS, choose
 from steps.core.record.events import EventLog
@@ -50,7 +50,6 @@ PLACES = {
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
     "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
-    "resolve.work": "test_steps_alone.py::test_a_row_on_engines",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -68,6 +67,7 @@ PLACES = {
     "identify.at_home": "test_a_node_adds_what_it_knows_of_itself",
     "junit.xml": "test_what_a_run_says_of_itself",
     "local.make_plan": "test_without_an_engine_nothing_is_started",
+    "local._kept_router": "test_only_a_rehearsal_takes_the_rehearsals_own_proxy",
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
@@ -89,7 +89,8 @@ PLACES = {
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
-    "run.choose": "test_a_case_of_stand_ins_runs_for_real_where_that_is_asked",
+    "wishes.Wishes.of_case": "test_only_a_case_of_stand_ins_rehearses_unasked",
+    "run.choose": "test_only_a_case_of_stand_ins_rehearses_unasked",
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
@@ -207,11 +208,16 @@ def loaded(found: Outcome) -> Plan:
 # Where a run goes, and what it finds there
 
 
-def test_a_case_of_stand_ins_runs_for_real_where_that_is_asked():
-    case = case_of("rehearse: true\n" + SPLIT)
-    asked = ci_run.choose(case, Wishes(place="local"))
-    assert asked.place == "local"
-    assert asked.rehearsal is None
+def test_only_a_case_of_stand_ins_rehearses_unasked():
+    for place in ("local", "hosts", "k8s", ""):
+        asked = ci_run.choose(case_of("rehearse: true\n" + SPLIT), Wishes(place=place))
+        assert (asked.place, asked.rehearsal) == (place or "local", Rehearsal())
+        real = ci_run.choose(case_of(SPLIT), Wishes(place=place or "hosts"))
+        assert (real.place, real.rehearsal) == (place or "hosts", None)
+    faulty = Wishes(place="k8s", stand_ins=Rehearsal(faults=("crash@1:load",)))
+    assert ci_run.choose(case_of("rehearse: true\n" + SPLIT), faulty).rehearsal
+    with pytest.raises(UsageError, match="--fault works in a rehearsal only"):
+        ci_run.choose(case_of(SPLIT), faulty)
     asked = ci_run.choose(case_of(SPLIT), Wishes(hosts="10.0.0.1,10.0.0.2"))
     assert asked.place == "hosts"
 
@@ -270,6 +276,42 @@ def test_a_plan_for_hosts(tmp_path, capsys, monkeypatch):
 def test_nothing_stands_in_for_a_script():
     for name in ("auto", "script"):
         assert choose(name, "proxy.py", cluster_of(2)) == (KINDS["script"], "")
+    assert choose("vllm-router", "proxy.py", cluster_of(2)) == (KINDS["vllm-router"], "")
+    assert clusters.local(case_of(SPLIT), network="71.9").router == ""
+
+
+def test_only_a_rehearsal_takes_the_rehearsals_own_proxy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MULTINODE_CACHE", str(tmp_path))
+    given = Cluster("lab", "k8s", loopback_nodes(2, "71.9"), router="/not/here/vllm-router")
+    assert identify.at_home(given, case_of(SPLIT)).router == given.router
+    given = replace(given, rehearsal=Rehearsal())
+    assert identify.at_home(given, case_of(SPLIT)).router == STAND_IN_ROUTER
+    for place in ("vllm-router", "other-router"):
+        (tmp_path / place).write_text("#!/bin/sh\n")
+        (tmp_path / place).chmod(0o755)
+    given = replace(given, router="")
+    assert identify.at_home(given, case_of(SPLIT)).router == ""
+    given = replace(given, router=str(tmp_path / "other-router"))
+    assert identify.at_home(given, case_of(SPLIT)).router == given.router
+
+
+@pytest.mark.parametrize(
+    ("kind", "script", "words"),
+    [
+        ("vllm-router", "", "stands in for vllm-router,"),
+        ("auto", "", "stands in for proxy.py,"),
+        ("auto", "/x/proxy.py", ""),
+        ("command", "", ""),
+    ],
+)
+def test_what_stands_in_for_a_proxy_is_said(kind, script, words):
+    made = Cluster("r", "local", loopback_nodes(2, "71.9"), rehearsal=Rehearsal())
+    made = replace(made, proxy_script=script)
+    for router, actor in ((STAND_IN_ROUTER, "the rehearsal's own proxy "), ("", "vllm-router ")):
+        note = choose(kind, "proxy.py", replace(made, router=router))[1]
+        told = words and not (kind == "vllm-router" and not router)
+        assert (actor + words in note) if told else note == ""
 
 
 def test_the_case_s_own_budgets_count():

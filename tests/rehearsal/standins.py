@@ -126,18 +126,22 @@ class Yard:
         self,
         *argv: str,
         program: str = "vllm",
+        python: str = sys.executable,
         address: str | None = None,
         node: int = 0,
         faults: str = "",
         devices: int = 8,
         **env: str,
     ) -> Standin:
-        """Start a stand-in; `vllm` is completed with `serve M --port`."""
+        """Start a stand-in; `vllm` is completed with `serve M --port`, a router with its place."""
         address = address or self.address()
         port = self.port(address)
-        command = [sys.executable, str(ROOT / "rehearsal" / "bin" / program)]
+        command = [python, str(ROOT / "rehearsal" / "bin" / program)]
         if program == "vllm":
             command += ["serve", "M", "--port", str(port)]
+        if program.endswith("-router"):
+            command += ["--host", address, "--port", str(port), "--prometheus-host", address]
+            command += ["--prometheus-port", str(self.port(address))]
         log = self.folder / f"{len(self.all)}.log"
         environment = {
             **os.environ,

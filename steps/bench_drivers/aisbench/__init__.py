@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, package, results
@@ -33,6 +32,7 @@ from steps.core.plan.cluster import AIS_BENCH
 from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
 from steps.core.record import evidence
 from steps.core.record.records import Cause
+from steps.core.vllm import access
 
 PROCESS = "bench"
 #: AISBench prints its counts every other second, moved or not; the rates beside them sink to 0.
@@ -102,7 +102,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             PROCESS,
             tuple(config.command(program, file, work, benchmark, benchmark.num_prompts)),
             place,
-            env=_environment(run, job),
+            env=_environment(run),
             what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
             blame=lambda: _blame(run, job),
             progress=lambda: _RATES.sub("", evidence.last_line(log)),
@@ -168,15 +168,11 @@ def _inherited(run: NodeRun) -> dict[str, str]:
     return run.supervisor.environment(Process(PROCESS, TOOL, ()))
 
 
-def _environment(run: NodeRun, job: Job) -> dict[str, str]:
-    """No proxy between AISBench and the endpoint, and nothing from the network."""
-    host = urlsplit(job.endpoint.url).hostname or ""
-    inherited = _inherited(run)
-    before = inherited.get("NO_PROXY") or inherited.get("no_proxy") or ""
-    exempt = ",".join([*([before] if before else []), host])
+def _environment(run: NodeRun) -> dict[str, str]:
+    """Nothing from the network; who issued the servers' certificates, where the case says it."""
+    issuers = run.plan.issuers
     return {
-        "NO_PROXY": exempt,
-        "no_proxy": exempt,
+        **({access.TRUST_VARIABLE: issuers} if issuers else {}),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
@@ -185,7 +181,7 @@ def _environment(run: NodeRun, job: Job) -> dict[str, str]:
 
 def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
     limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
-    return http.ask(job.endpoint.url, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+    return http.ask(job.endpoint.access, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
 
 
 def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:

@@ -42,7 +42,7 @@ def make(
         "request_rate": benchmark.request_rate,
         "use_timestamp": False,
         "retry": ATTEMPTS,
-        "api_key": "",
+        "api_key": endpoint.api_key,
         "host_ip": where.hostname or "",
         "host_port": where.port or (443 if where.scheme == "https" else 80),
         "url": "",

@@ -26,13 +26,16 @@ MAX_POOL = 8 << 20
 MAX_WORD = 131_071
 
 
-def load_case(path: Path) -> Case:
+def load_case(path: Path, name: str = "") -> Case:
     """Read, check and normalise a case.
+
+    Args:
+        name: what messages call it; default: its path.
 
     Raises:
         CaseError: with every problem found.
     """
-    return build_case(load_yaml(path))
+    return build_case(load_yaml(path, name))
 
 
 def build_case(source: Source) -> Case:

@@ -114,14 +114,14 @@ def cut(text: str, most: int = 1000) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def load_yaml(path: Path) -> Source:
-    """Read and parse ``path``.
+def load_yaml(path: Path, name: str = "") -> Source:
+    """Read and parse ``path``, which messages call ``name``.
 
     Raises:
         CaseError: the file is absent, unreadable, too large, not UTF-8, or not
             one well-formed YAML document.
     """
-    return parse_yaml(read_text(path), str(path))
+    return parse_yaml(read_text(path), name or str(path))
 
 
 def parse_yaml(text: str, file: str) -> Source:

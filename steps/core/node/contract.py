@@ -126,3 +126,15 @@ def lost(
         log="" if none else f"node-{node}/{log}",
         **more,  # type: ignore[arg-type]
     )
+
+
+def interrupted(began: float, at: float) -> Cause:
+    """The cause that a runner's interrupt is."""
+    return Cause(
+        "interrupt",
+        "interrupted",
+        "the runner was interrupted",
+        seconds=round(max(at - began, 0.0), 3),
+        at=at,
+        hint="What was collected is in the run directory.",
+    )

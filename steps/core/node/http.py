@@ -9,13 +9,14 @@ Proxies, ``.netrc`` and certificates that the environment names are never asked.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from steps.core.case.numbers import dumps, loads
-from steps.core.plan.plan import Probe
+from steps.core.plan.plan import Access, Probe
 
 TIMEOUT = 5.0
 #: The most that is read of an engine's metrics.
@@ -40,25 +41,36 @@ class Reply:
     error: str
 
 
+def unverified() -> ssl.SSLContext:
+    """TLS with whatever certificate: what is asked is whether the plan's own server answers."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def request(
-    method: str, url: str, timeout: float = TIMEOUT, body: object = None, most: int = 1 << 20
+    method: str, to: Access, timeout: float = TIMEOUT, body: object = None, most: int = 1 << 20
 ) -> Reply:
     """Ask once and follow nothing; ``body`` goes as JSON, ``most`` bytes of the answer are read."""
     import requests  # here: a tenth of the node program's own start, and not every step asks
+    import urllib3
 
     data = None if body is None else dumps(body).encode()
-    headers = {"Connection": "close", **({"Content-Type": "application/json"} if data else {})}
+    headers = {"Connection": "close", **to.headers}
+    headers |= {"Content-Type": "application/json"} if data else {}
     try:
         with requests.Session() as session:
             session.trust_env = False
+            urllib3.disable_warnings()  # of certificates nobody looked at
             answer = session.request(
                 method,
-                url,
+                to.url,
                 data=data,
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
                 stream=True,
+                verify=False,
             )
             raw = bytearray()
             while len(raw) < most and (piece := next(answer.iter_content(most), b"")):
@@ -87,7 +99,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def look(probe: Probe, timeout: float = TIMEOUT) -> Answer:
     """Probe once. HTTP must be answered with 200; anything else is not ready."""
     if probe.kind != "tcp":
-        reply = request("GET", probe.url, timeout, most=0)
+        reply = request("GET", Access(probe.url), timeout, most=0)
         return Answer(reply.status == 200, reply.error or f"HTTP {reply.status}", reply.status)
     parts = urlsplit(probe.url)
     try:
@@ -100,7 +112,7 @@ def look(probe: Probe, timeout: float = TIMEOUT) -> Answer:
 
 
 def ask(
-    url: str, model: str, question: str, tokens: int, ended: threading.Event, timeout: float
+    to: Access, model: str, question: str, tokens: int, ended: threading.Event, timeout: float
 ) -> Reply:
     """Ask for one chat completion, with patience that can be cut short.
 
@@ -111,7 +123,7 @@ def ask(
     box: list[Reply] = []
 
     def work() -> None:
-        box.append(_complete(url, model, question, tokens, timeout))
+        box.append(_complete(to, model, question, tokens, timeout))
 
     thread = threading.Thread(target=work, name="completion", daemon=True)
     thread.start()
@@ -124,13 +136,13 @@ def ask(
     return box[0] if box else Reply(0, "", f"no answer within {timeout:g} s")
 
 
-def _complete(url: str, model: str, question: str, tokens: int, timeout: float) -> Reply:
+def _complete(to: Access, model: str, question: str, tokens: int, timeout: float) -> Reply:
     body = {"model": model, "max_tokens": tokens, "temperature": 0, "stream": False}
     chat = {**body, "messages": [{"role": "user", "content": question}]}
-    reply = request("POST", f"{url}/v1/chat/completions", timeout, chat)
+    reply = request("POST", to.at("/v1/chat/completions"), timeout, chat)
     if reply.status == 400 and "chat template" in reply.text:
         plain = {**body, "prompt": question}
-        reply = request("POST", f"{url}/v1/completions", timeout, plain)
+        reply = request("POST", to.at("/v1/completions"), timeout, plain)
     return _completion(reply)
 
 

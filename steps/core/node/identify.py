@@ -118,7 +118,8 @@ def by_hand(case: Case) -> Cluster:
 def at_home(cluster: Cluster, case: Case) -> Cluster:
     """A cluster that somebody else described, with what only this machine knows of itself."""
     if cluster.rehearsal is not None:
-        return replace(cluster, proxy_script=clusters.find_proxy_script(case))
+        router = clusters.rehearsed_router(cluster.paths, cluster.router)
+        return replace(cluster, proxy_script=clusters.find_proxy_script(case), router=router)
     here = clusters.plain(case, cluster.nodes)
     return replace(
         cluster,

@@ -35,6 +35,7 @@ from steps.core.record.verdict import PRODUCT_FAULTS
 from steps.core.redaction import Redactor, here, secret_names
 from steps.core.system.envscripts import sourced
 from steps.core.system.guard import Guard
+from steps.core.vllm import access
 
 POLL = 0.05
 SAY_EVERY = 10.0
@@ -91,6 +92,11 @@ class NodeRun:
         nice: int | None = None,
         step: str = "",
     ) -> None:
+        left_out = set(withheld(plan))
+        inherited = {n: v for n, v in settings.inherited().items() if n not in left_out}
+        # The profile's environment scripts are sourced before anything is started.
+        inherited = sourced(plan.cluster.scripts, inherited)
+        plan = plan.opened(inherited.get(access.KEY_VARIABLE, ""))
         self.plan = plan
         self.me: NodePlan = plan.nodes[index]
         self.run_dir = run_dir
@@ -119,19 +125,16 @@ class NodeRun:
         self._mark: Any = None
         self._phase_began = self.began
         self._budget: Budget | None = None
-        left_out = set(withheld(plan))
-        inherited = {n: v for n, v in settings.inherited().items() if n not in left_out}
-        # The profile's environment scripts are sourced before anything is started.
         self.supervisor = Supervisor(
             self.dir,
             marker(run_dir, index, step),
-            sourced(plan.cluster.scripts, inherited),
+            inherited,
             self.on_exit,
             guard,
             self.redactor,
             plan.cluster.workdir,
             nice,
-            [node.address for node in plan.nodes],
+            plan.hosts(),
         )
 
     @property

@@ -72,6 +72,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     more = parser.add_argument_group("how it was started")
     more.add_argument("--token-file", help="the run's token; default: MULTINODE_TOKEN")
     more.add_argument("--cluster", help="JSON of the cluster; addresses may be names")
+    more.add_argument("--case-name", help="what messages call the case; default: its path")
     more.add_argument("--run-id", default="", help="default: made of the time")
     more.add_argument("--bound", action="store_true", help="end the run when stdin closes")
     more.add_argument(
@@ -88,6 +89,7 @@ def start_of(asked: Wishes) -> Start:
     listeners = [alone.printer() if asked.output == "text" else _print_json]
     case_name = asked.case or ("" if asked.plan else settings.read().config_yaml_path)
     if not case_name:
+        asked.check_faults()
         plan, path = wishes.plan_of(asked)
         index = wishes.index_in(plan, asked.node_index)
         return Start(
@@ -98,7 +100,9 @@ def start_of(asked: Wishes) -> Start:
             bound=asked.bound,
             listeners=listeners,
         )
-    case = load_case(wishes.find_case(case_name))
+    case = load_case(wishes.find_case(case_name), asked.case_name)
+    if not asked.cluster:
+        asked = asked.of_case(case)
     cluster = _cluster(case, asked)
     index = clusters.node_index(case, asked.node_index, own_addresses())
     options = asked.options(asked.run or new_run_id())

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
 from steps.core.case.build import load_case
+from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters, faults
 from steps.core.plan.budgets import parse_timeouts
@@ -116,6 +118,7 @@ class Wishes:
         stand_ins: how stand-ins behave, if they play.
         rehearsal: the same when they do play, else None.
         signals: the injected faults that the runner delivers itself.
+        case_name: what messages call the case; empty: its path.
         driver: ``smoke``, ``aisbench`` or ``none``; empty: the usual one.
         timeouts: seconds by phase.
         run: the run's id; empty: one made of the time.
@@ -125,6 +128,7 @@ class Wishes:
     """
 
     case: str = ""
+    case_name: str = ""
     plan: str = ""
     place: str = ""
     profile: str = ""
@@ -162,6 +166,20 @@ class Wishes:
     def rehearsed(self) -> Wishes:
         """The same wishes, carried out by stand-ins."""
         return replace(self, rehearsal=self.stand_ins)
+
+    def of_case(self, case: Case) -> Wishes:
+        """The same for a case, which may itself say that stand-ins play; that is said, wherever.
+
+        Raises:
+            UsageError: there are faults, and nobody rehearses.
+        """
+        made = self
+        if case.rehearse and self.rehearsal is None:
+            made = self.rehearsed()
+            text = f"{case.file} says 'rehearse: true': stand-ins play the engines"
+            print(text, file=sys.stderr, flush=True)
+        made.check_faults()
+        return made
 
     def check_faults(self) -> None:
         """Refuse faults where nothing is rehearsed.

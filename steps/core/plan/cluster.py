@@ -96,6 +96,8 @@ class Tool:
 
 AIS_BENCH = Tool("ais_bench", "aisbench", "ais_bench")
 ROUTER = Tool("vllm-router", "vllm-router", "router")
+#: What plays it in a rehearsal where it is not; on PATH there, as the other stand-ins are.
+STAND_IN_ROUTER = "rehearsal-router"
 
 
 def loopback_nodes(count: int, network: str) -> tuple[ClusterNode, ...]:

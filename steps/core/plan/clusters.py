@@ -1,7 +1,7 @@
 """Clusters that need nothing but this machine or a list of addresses.
 
 Enters: a case, a few options. Leaves: a :class:`Cluster`. Touches: binds a
-socket for a moment to find a free loopback network; looks for the proxy script.
+socket for a moment to find a free loopback network; looks for the proxy.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import os
 import random
+import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,14 @@ from pathlib import Path
 from steps.core import settings
 from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
-from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal, loopback_nodes
+from steps.core.plan.cluster import (
+    ROUTER,
+    STAND_IN_ROUTER,
+    Cluster,
+    ClusterNode,
+    Rehearsal,
+    loopback_nodes,
+)
 from steps.core.plan.proxies import DEFAULT_SCRIPT
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,12 +70,24 @@ def local(
         },
         paths=merged,
         proxy_script=find_proxy_script(case),
-        router=router or found.router,
+        router=router or (rehearsed_router(merged) if rehearsal else found.router),
         ais_bench=ais_bench or found.ais_bench,
         python=sys.executable,
         rehearsal=rehearsal,
         inherit=case.inherit,
     )
+
+
+def rehearsed_router(paths: Mapping[str, Sequence[str]], wanted: str = "") -> str:
+    """The router of a rehearsal on this machine: the one that is there, else its stand-in.
+
+    Args:
+        paths: directories put in front of PATH, among others.
+        wanted: the profile's.
+    """
+    wanted = wanted or settings.read().router
+    path = os.pathsep.join([*paths.get("PATH", ()), settings.read().path])
+    return wanted if shutil.which(wanted or ROUTER.program, path=path) else STAND_IN_ROUTER
 
 
 def plain(case: Case, nodes: Sequence[ClusterNode], *, name: str = "hosts") -> Cluster:

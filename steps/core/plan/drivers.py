@@ -30,6 +30,7 @@ class Driver:
         ungated: why its numbers are held against no gate; empty: they are.
         other_prompts: it heeds ``Job.prompts``.
         tool: the program it runs on the leader, where a runner can build that.
+        verifies: it looks at the certificate of a server.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Driver:
     ungated: str = ""
     other_prompts: bool = False
     tool: Tool | None = None
+    verifies: bool = False
 
     def load(self, entry: Benchmark, rehearsed: bool) -> tuple[Benchmark, str]:
         """The benchmark with the load this driver sends, and what is smaller than the case says."""
@@ -71,6 +73,7 @@ _ALL = (
         # It imports for half a minute, silently, before it begins; more on a busy machine.
         rehearsal_budget=Budget(900, 300),
         tool=AIS_BENCH,
+        verifies=True,
     ),
     Driver("none", ungated="benchmarks were switched off (--bench none)"),
 )

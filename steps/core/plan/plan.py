@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from steps.core.case import gates
 from steps.core.case.case import Benchmark
@@ -18,12 +19,29 @@ from steps.core.case.content import Content
 from steps.core.case.numbers import Refused, dumps, loads
 from steps.core.case.values import decode
 from steps.core.plan.cluster import Cluster
-from steps.core.vllm import commandline
+from steps.core.vllm import access, commandline
 
 SCHEMA = 1
 LEADER = 0
 #: Kind of a process that a step starts for itself, such as a benchmark's client; in no plan.
 TOOL = "tool"
+
+
+@dataclass(frozen=True)
+class Access:
+    """A URL, and the key without which its server does not answer; the one thing clients take."""
+
+    url: str
+    key: str = field(default="", repr=False)
+
+    def at(self, path: str) -> Access:
+        """Another path of the same server."""
+        return replace(self, url=f"{self.url}{path}")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that every request needs."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,16 @@ class Process:
     def log(self) -> str:
         """File name of its log in the node's directory."""
         return f"{self.name}.log"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of which its API wants one."""
+        return access.keys(commandline.read(self.argv), self.env) if self.kind == "server" else ()
+
+    @property
+    def access(self) -> Access:
+        """Its API, as clients ask it."""
+        return Access(self.api, next(iter(self.keys), ""))
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,12 @@ class Endpoint:
     url: str
     model: str
     kind: str
+    api_key: str = ""
+
+    @property
+    def access(self) -> Access:
+        """The same, as clients ask it."""
+        return Access(self.url, self.api_key)
 
 
 @dataclass(frozen=True)
@@ -187,6 +221,32 @@ class Plan:
         """A digest of everything but the run id: equal plans have equal fingerprints."""
         text = dumps(to_dict(replace(self, run="")), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def issuers(self) -> str:
+        """The leader's file of those who issued the servers' certificates; empty: the machine's."""
+        servers = [p for p in self.nodes[LEADER].processes if p.kind == "server"]
+        return servers[0].env.get(access.TRUST_VARIABLE, "") if servers else ""
+
+    def hosts(self) -> list[str]:
+        """Every address under which nodes and their servers are asked."""
+        apis = [urlsplit(process.api).hostname for _, process in self.servers()]
+        return list(filter(None, [*(node.address for node in self.nodes), *apis]))
+
+    def opened(self, key: str) -> Plan:
+        """The plan where a machine's own environment holds the key of servers that name none."""
+        if not key or self.endpoint.api_key:
+            return self
+        variables = {"server": access.KEY_VARIABLE, "proxy": access.PROXY_VARIABLE}
+
+        def told(process: Process) -> Process:
+            name = variables.get(process.kind)
+            if name is None or process.keys:
+                return process
+            return replace(process, env={**process.env, name: key})
+
+        nodes = [replace(n, processes=tuple(map(told, n.processes))) for n in self.nodes]
+        return replace(self, nodes=tuple(nodes), endpoint=replace(self.endpoint, api_key=key))
 
     def servers(self) -> Iterator[tuple[NodePlan, Process]]:
         """Every server of every node."""

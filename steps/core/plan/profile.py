@@ -246,18 +246,18 @@ def load_profile(path: Path) -> Profile:
     return _build(source, path)
 
 
+def is_one(source: Source) -> bool:
+    """Whether a file looks like a profile, not like a case: by more of its keys."""
+    keys = set(source.data) if isinstance(source.data, dict) else set()
+    return len(keys & FIELDS.keys()) > len(
+        keys & (fields.DEPLOYMENT.keys() | fields.ROUTING.keys())
+    )
+
+
 def masked(path: Path) -> str:
     """A profile's text without what is secret in it, its place first."""
     here().study(dict(load_profile(path).env))
     return f"# {path.resolve()}\n{here().text(path.read_text(encoding='utf-8-sig'))}"
-
-
-def problems(path: Path) -> list[Problem]:
-    """Every problem of a profile's file, also that it cannot be read."""
-    try:
-        return check(load_yaml(path))
-    except CaseError as error:
-        return list(error.problems)
 
 
 def check(source: Source) -> list[Problem]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.core.case.shellwords import split
-from steps.core.plan.cluster import ROUTER, Cluster, Tool
+from steps.core.plan.cluster import ROUTER, STAND_IN_ROUTER, Cluster, Tool
 from steps.core.plan.plan import Process
 
 DEFAULT_SCRIPT = "examples/disaggregated_prefill_v1/load_balance_proxy_server_example.py"
@@ -57,6 +57,7 @@ class Kind:
         ports: purpose and first choice of each port it takes beside its own.
         is_here: whether a rehearsal can start it; if not, vllm-router stands in.
         tool: the program it is, where a runner can build that.
+        over_tls: it asks servers over https where their URLs say so.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Kind:
     ports: tuple[tuple[str, int], ...] = ()
     is_here: Callable[[Cluster], bool] = lambda cluster: True
     tool: Tool | None = None
+    over_tls: bool = True
 
 
 def _script(front: Front) -> tuple[str, ...]:
@@ -124,22 +126,39 @@ def _host_port(url: str) -> tuple[str, str]:
 
 
 _ALL = (
-    Kind("script", _script, "healthcheck", is_here=lambda cluster: bool(cluster.proxy_script)),
+    Kind(
+        "script",
+        _script,
+        "healthcheck",
+        is_here=lambda cluster: bool(cluster.proxy_script),
+        over_tls=False,
+    ),
     Kind("vllm-router", _router, ports=(("proxy metrics", 29000),), tool=ROUTER),
     Kind("command", _command),
 )
 KINDS = {kind.name: kind for kind in _ALL}
 
 
+def meant(name: str) -> Kind:
+    """The kind that a case's ``name`` means; ``auto`` is upstream's script."""
+    return KINDS.get(name, KINDS["script"])
+
+
 def choose(name: str, wanted: str, cluster: Cluster) -> tuple[Kind, str]:
     """The kind that runs, and what to note.
 
     Args:
-        name: the case's; ``auto`` means upstream's script.
+        name: the case's.
         wanted: the script that the case means; a rehearsal may do without it.
     """
-    kind = KINDS.get(name, KINDS["script"])
-    if cluster.rehearsal is None or kind.is_here(cluster):
+    kind = meant(name)
+    if cluster.rehearsal is None:
         return kind, ""
-    note = f"proxy: vllm-router stands in for {wanted}, which is not on this machine"
-    return KINDS["vllm-router"], note
+    router = KINDS["vllm-router"]
+    actor = "vllm-router"
+    if cluster.router == STAND_IN_ROUTER:
+        actor = "the rehearsal's own proxy"
+    if kind.is_here(cluster) and (kind is not router or actor == router.name):
+        return kind, ""
+    missing = router.name if kind is router else wanted
+    return router, f"proxy: {actor} stands in for {missing}, which is not on this machine"

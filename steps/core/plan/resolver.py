@@ -35,7 +35,7 @@ from steps.core.plan.plan import (
 )
 from steps.core.plan.scope import Scope
 from steps.core.plan.variables import TooLong
-from steps.core.vllm import commandline, kvports
+from steps.core.vllm import access, commandline, kvports
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Resolver:
             port = command.number("--port", commandline.DEFAULT_PORT)
             host = command.text("--host") or "0.0.0.0"
             reached = address if host in ("0.0.0.0", "::", "[::]", "localhost") else host
-            scheme = "https" if command.has("--ssl-certfile") else "http"
+            scheme = "https" if access.certificate(command) else "http"
             api = f"{scheme}://{url_host(reached)}:{port}"
             probe = Probe("http", f"{api}/health")
             self._take(index, port, "api", process.name)
@@ -329,6 +329,8 @@ class _Resolver:
             node, envs={k: v for k, v in node.envs.items() if "${" not in v or not routing}
         )
         env, paths = self.scope.environment(plain_node, leader.master, "proxy")
+        if key := access.common([server.keys for side in backends.values() for server in side]):
+            env[access.PROXY_VARIABLE] = key
         wanted = (
             spec.script
             or env.get("DISAGGREGATED_PREFILL_PROXY_SCRIPT", "")
@@ -382,7 +384,8 @@ class _Resolver:
         model = commandline.read(servers[0].argv).served_name or self.case.model
         proxies = [p for p in leader.processes if p.kind == "proxy"]
         if proxies:
-            return Endpoint(proxies[0].api, model, "proxy")
+            key = access.common([p.keys for node in nodes for p in node.processes])
+            return Endpoint(proxies[0].api, model, "proxy", key)
         if not servers[0].api:
             self._problem(
                 "MN021",
@@ -391,7 +394,7 @@ class _Resolver:
                 *self.case.nodes[LEADER].paths["command"],
             )
             return Endpoint("", model, "server")
-        return Endpoint(servers[0].api, model, "server")
+        return Endpoint(servers[0].api, model, "server", servers[0].access.key)
 
     def _benchmark(self, entry: Benchmark) -> BenchmarkPlan:
         path = ("benchmarks", entry.name, "dataset_path_local")

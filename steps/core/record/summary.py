@@ -1,6 +1,6 @@
 """The verdict as Markdown for people, and as the JSON that upstream's users know.
 
-Enters: a run that is over. Leaves: text and values. Touches nothing.
+Enters: a run that is over. Leaves: text and values. Touches: looks which logs are there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
     parts += _checks(verdict)
     parts += _phases(plan, verdict, over.spent)
     parts += _fleet(plan, found)
-    parts += _logs(verdict, found)
+    parts += _logs(over)
     if plan.notes:
         parts.append("\n".join(f"- {foreign.markdown(note)}" for note in plan.notes))
     return "\n\n".join(parts) + "\n"
@@ -231,16 +231,16 @@ def differences(values: Mapping[int, Mapping[str, str]]) -> list[tuple[str, ...]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _logs(verdict: Verdict, found: Mapping[int, Record | None]) -> list[str]:
-    """Where the logs are, the cause's first."""
+def _logs(over: Finished) -> list[str]:
+    """Where the logs are, the cause's first; what went with its machine is not."""
+    root, cause = over.run_dir.path, over.verdict.cause
     logs = [
-        (f"node-{record.node}/{artifact.path}", artifact.size)
-        for record in found.values()
-        if record
-        for artifact in record.artifacts
-        if artifact.path.endswith(".log")
+        (path.relative_to(root).as_posix(), path.stat().st_size)
+        for index in over.records
+        for path in over.run_dir.node(index).path.rglob("*.log")
+        if path.is_file()
     ]
-    first = verdict.cause.log if verdict.cause else ""
+    first = cause.log if cause else ""
     logs.sort(key=lambda entry: (entry[0] != first, entry[0]))
     if not logs:
         return []

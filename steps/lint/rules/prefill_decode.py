@@ -165,9 +165,9 @@ def real_sizes(fleet: Fleet) -> Iterator[Finding]:
     found: dict[tuple[str, str, Severity], Finding] = {}
     for server in fleet.commands:
         for entry in server.transfers:
-            extra = entry.get("kv_connector_extra_config")
+            extra: Any = entry.get("kv_connector_extra_config")
             for side, short in SIDES.items() if isinstance(extra, dict) else ():
-                said = extra.get(short)
+                said: Any = extra.get(short)
                 for key in _SIZES if isinstance(said, dict) else ():
                     finding = _wrong_size(fleet, server, entry, side, key)
                     if finding is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
+from operator import getitem
 
-from steps.core.errors import Severity
+from steps.core.errors import Place, Severity
 from steps.core.plan.variables import names_in
 from steps.core.vllm import options
 from steps.lint.fleet import Fleet, Server
@@ -43,6 +45,8 @@ _HARNESS = (
     "LC_ALL",
     "HOME",
 )
+_ENVIRONMENTS = (("env_common",), ("envs",), ("env_extend",))
+_WRITTEN = re.compile(r"[^\s,\]}]+")
 _CHECKED = ("VLLM_", "HCCL_", "ASCEND_", "OMP_", "PYTORCH_NPU_", "TASK_QUEUE_", "DYNAMIC_")
 
 
@@ -149,6 +153,30 @@ def readable(fleet: Fleet) -> Iterator[Finding]:
                     fleet.env_place(server.node, name),
                     "Write $NAME.",
                 )
+
+
+@rule("MN606", WARNING, "Value that YAML reads as something else")
+def surprising(fleet: Fleet) -> Iterator[Finding]:
+    """A value without quotes that YAML 1.1 takes for a number, a time, a truth or nothing reaches
+    the process as Python writes it: `0123` as 83, `12:30` as 750, `1_000` as 1000, `3.10` as 3.1,
+    `yes` as True, `~` as None. `true` as True is what upstream's cases mean."""
+    source = fleet.case.source
+    for path, (line, column, _, style) in source.spans.items():
+        if style or path[-2:-1] not in _ENVIRONMENTS:
+            continue
+        value = reduce(getitem, path, source.data)
+        if isinstance(value, str):
+            continue
+        found = _WRITTEN.match("".join(source.lines[line - 1 : line]), column - 1)
+        written = found[0] if found else ""
+        if value is None and written.lower() not in ("~", "null"):
+            written = "nothing"
+        if written.lower() != str(value).lower():
+            yield Finding(
+                f"{path[-1]}: {written} becomes {str(value)!r}",
+                Place(fleet.case.file, line, column),
+                "Put quotes around it, or write what it becomes.",
+            )
 
 
 @rule("MN605", WARNING, "SERVER_PORT is not the server's port")

@@ -61,6 +61,7 @@ class Api:
         self.kinds = [k for k in kinds.ALL if lws or k.group != kinds.LWS_GROUP]
         self.watches: set[asyncio.Queue[Change | str | None]] = set()
         self.requests: list[tuple[str, str]] = []
+        self.webhooks: list[Callable[[str, Object], None]] = []
 
     async def handle(self, request: Request) -> None:
         if request.path.startswith("/_double/"):
@@ -173,7 +174,7 @@ class Api:
         verb = self._verb(request, name)
         if sub == "exec":
             verb = "create" if request.method == "POST" else "get"
-        if kind is not kinds.ACCESS_REVIEWS:
+        if kind not in (kinds.ACCESS_REVIEWS, kinds.WHO_AM_I):
             checked = namespace or (name if kind is kinds.NAMESPACES else "")
             full = f"{kind.plural}/{sub}" if sub else kind.plural
             if not user.may(verb, kind.group, full, checked, name):
@@ -185,6 +186,9 @@ class Api:
             await serve_exec(request, self.store, self.kubelet, namespace, name)
         elif kind is kinds.ACCESS_REVIEWS:
             await self._review(request, user)
+        elif kind is kinds.WHO_AM_I:
+            who = {"status": {"userInfo": {"username": user.name}}, "metadata": {}}
+            await request.answer(201, {"kind": kind.kind, "apiVersion": kind.api_version, **who})
         elif verb == "watch":
             await self._watch(request, kind, namespace, name)
         elif verb == "list":
@@ -299,7 +303,9 @@ class Api:
         return self.store.create(kind, made)
 
     def _admit(self, kind: Kind, namespace: str, made: Object) -> None:
-        """Service account volume and resource quota, as admission adds and refuses."""
+        """Webhooks, service account volume and quota, as admission adds and refuses."""
+        for webhook in self.webhooks:
+            webhook(kind.kind, made)
         if kind is kinds.PODS and made["spec"].get("automountServiceAccountToken") is not False:
             self._api_access(made)
         if kind not in (kinds.PODS, kinds.CONFIGMAPS, kinds.SERVICES, kinds.SECRETS):

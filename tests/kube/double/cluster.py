@@ -34,7 +34,7 @@ from .gc import Collector
 from .http import Request, Server
 from .kubelet import Image, Kubelet, Node
 from .store import Object, Store
-from .timing import Timing
+from .timing import Lag, Timing
 
 T = TypeVar("T")
 ADMIN_TOKEN = "double-admin"
@@ -81,6 +81,9 @@ class KubeDouble:
         self.timing = timing or Timing()
         self.images: dict[str, Image] = images if images is not None else {}
         self.faults = Faults()
+        self.lag = Lag()
+        #: Each is called with the kind and the body of whatever is created, and may change it.
+        self.webhooks: list[Callable[[str, Object], None]] = []
         self.users: dict[str, User] = {ADMIN_TOKEN: User("admin")}
         self.defects: list[BaseException] = []
         self.ca = ""
@@ -158,7 +161,7 @@ class KubeDouble:
         await self.server.open()
         self.store = Store()
         self.collector = Collector(self.store, self.timing)
-        self.names = dns.Names(self.store, self.timing, self.directory / "dns")
+        self.names = dns.Names(self.store, self.timing, self.lag, self.directory / "dns")
         site = self.directory / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(
@@ -191,6 +194,7 @@ class KubeDouble:
             ADMIN_TOKEN,
             self.ca,
             self.defects,
+            self.lag,
         )
         self.kubelet = Kubelet(node)
         self.api = Api(
@@ -204,6 +208,7 @@ class KubeDouble:
             admin=self._admin,
             lws=lws,
         )
+        self.api.webhooks = self.webhooks
         self.controllers = Controllers(
             self.store, self.collector, self.timing, self._create_pod, self.defects
         )
@@ -383,14 +388,16 @@ class KubeDouble:
         """History is compacted; open watches go on."""
         self.on_loop(self.store.compact)
 
-    def restart_api(self, downtime: float = 0.5, forget: bool = True) -> None:
+    def restart_api(self, downtime: float = 0.5, forget: bool = True, lag: float = 0.0) -> None:
         """The API server goes away, cutting every connection, and comes back on the same port.
 
         Pods go on meanwhile. ``forget``: its watch history is gone, so watches from before get 410.
+        ``lag``: for so long after it is back, new names do not resolve and deleted pods do not go.
         """
-        self.call(self._restart(downtime, forget))
+        self.call(self._restart(downtime, forget, lag))
 
-    async def _restart(self, downtime: float, forget: bool) -> None:
+    async def _restart(self, downtime: float, forget: bool, lag: float) -> None:
+        self.lag.until = asyncio.get_running_loop().time() + downtime + lag
         await self.server.close()
         await asyncio.sleep(downtime)
         if forget:

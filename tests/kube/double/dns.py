@@ -16,14 +16,14 @@ from pathlib import Path
 
 from . import kinds
 from .store import Change, Object, Store
-from .timing import Timing
+from .timing import Lag, Timing
 
 
 class Names:
     """The hosts file of one cluster."""
 
-    def __init__(self, store: Store, timing: Timing, directory: Path) -> None:
-        self.store, self.timing = store, timing
+    def __init__(self, store: Store, timing: Timing, lag: Lag, directory: Path) -> None:
+        self.store, self.timing, self.lag = store, timing, lag
         self.hosts = directory / "hosts"
         self.resolv = directory / "resolv.conf"
         directory.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,9 @@ class Names:
 
     def _changed(self, change: Change) -> None:
         if change.kind in (kinds.PODS, kinds.SERVICES) and self._pending is None:
-            self._pending = asyncio.get_running_loop().call_later(self.timing.dns, self._write)
+            loop = asyncio.get_running_loop()
+            late = max(self.timing.dns, self.lag.left(loop.time()))
+            self._pending = loop.call_later(late, self._write)
 
     def _write(self) -> None:
         self._pending = None

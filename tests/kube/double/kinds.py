@@ -58,6 +58,14 @@ ACCESS_REVIEWS = Kind(
     False,
     verbs=("create",),
 )
+WHO_AM_I = Kind(
+    "authentication.k8s.io",
+    "v1",
+    "selfsubjectreviews",
+    "SelfSubjectReview",
+    False,
+    verbs=("create",),
+)
 
 ALL = (
     NAMESPACES,
@@ -73,6 +81,7 @@ ALL = (
     STATEFULSETS,
     LEADER_WORKER_SETS,
     ACCESS_REVIEWS,
+    WHO_AM_I,
 )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from . import events, kinds, sandbox, schema
 from .gc import Collector
 from .store import Change, Object, Store, now
-from .timing import Timing
+from .timing import Lag, Timing
 
 TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MEMORY_WATCH_LIMIT = 8 * 2**30
@@ -42,12 +42,15 @@ class Image:
         pull_error: the runtime's words when pulling fails; "" when it works.
         pull_seconds: how long a pull, or the failing of it, takes; None: ``timing.pull``.
         env: environment the image brings, above the cluster's.
+        hangs: a pull that has begun does not end while this is true, and the kubelet lets go of a
+            deleted pod only after it (seen on the real one).
     """
 
     present: bool = True
     pull_error: str = ""
     pull_seconds: float | None = None
     env: dict[str, str] = field(default_factory=dict)
+    hangs: bool = False
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Node:
     token: str
     ca: str
     defects: list[BaseException]
+    lag: Lag = field(default_factory=Lag)
     pulled: set[str] = field(default_factory=set)
     cgroup: str = ""
 
@@ -164,6 +168,8 @@ class Worker:
         self.terminating = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._mounts: dict[str, Path] = {}
+        self._pulling: set[str] = set()
+        self._cache = node.timing.cache
         self._main = self._spawn(self._life())
 
     # -- the pod's life --------------------------------------------------------------------------
@@ -224,6 +230,8 @@ class Worker:
             if task is not asyncio.current_task():
                 task.cancel()
         self.publish()
+        for name in self._pulling:
+            await self._unhung(name)
         running = [c for c in self.containers.values() if c.process and c.process.code is None]
         for container in running:
             self._event("Normal", "Killing", f"Stopping container {container.name}", container)
@@ -259,6 +267,7 @@ class Worker:
         self.phase = "Succeeded" if not any(codes) else "Failed"
         self.publish(lost=bool(never))
         await asyncio.sleep(min(self.node.timing.remove, max(self.grace, 0.01)))
+        await asyncio.sleep(self.node.lag.left(asyncio.get_running_loop().time()))
         self.node.collector.finish_pod(self.namespace, self.name, self.uid)
         self._done(self.uid)
         for name in ("lives", "volumes"):  # beside the loop: on a slow disk it takes seconds
@@ -461,6 +470,14 @@ class Worker:
         self._event("Normal", "Started", "Container started", container)
         return True
 
+    async def _unhung(self, name: str) -> None:
+        """Until a pull does not hang any more, or somebody took the pod out of the API by force."""
+        there = self.node.store.get
+        while self.node.images.get(name, Image()).hangs and there(
+            kinds.PODS, self.namespace, self.name
+        ):
+            await asyncio.sleep(0.05)
+
     def _counters(self, kills: int) -> Path:
         """The memory counters of the container's cgroup, as version 1 or 2 shows them inside."""
         root: Path = self.directory / "cgroup"
@@ -515,7 +532,10 @@ class Worker:
         while True:
             self._event("Normal", "Pulling", f'Pulling image "{name}"', container)
             seconds = timing.pull if image.pull_seconds is None else image.pull_seconds
+            self._pulling.add(name)
             await asyncio.sleep(seconds)
+            await self._unhung(name)
+            self._pulling.discard(name)
             image = self.node.images.get(name, Image())
             if not image.pull_error:
                 text = (
@@ -730,6 +750,14 @@ class Worker:
         """Put the pod's volumes on disk; a missing source is retried with the recorded back-off."""
         for volume in self.pod["spec"].get("volumes") or []:
             delay = 0.5
+            if "configMap" in volume and self._cache:
+                text = (
+                    f'MountVolume.SetUp failed for volume "{volume["name"]}" : failed to sync '
+                    "configmap cache: timed out waiting for the condition"
+                )
+                self._event("Warning", "FailedMount", text)
+                await asyncio.sleep(self._cache)
+                self._cache = 0.0
             while True:
                 try:
                     self._mounts[volume["name"]] = self._materialise(volume)

@@ -359,7 +359,9 @@ async def start(box: Box, mode: str, log_path: Path, dns_site: Path) -> Process:
         if not said:
             await process.exited.wait()
             raise StartFailed(log_path.read_text(errors="replace")[-500:] or f"exit {process.code}")
-        children = Path(f"/proc/{popen.pid}/task/{popen.pid}/children").read_text().split()
+        children: list[str] = []
+        with contextlib.suppress(OSError):  # it may have ended already
+            children = Path(f"/proc/{popen.pid}/task/{popen.pid}/children").read_text().split()
         process.pid = int(children[0]) if children else popen.pid
     else:
         os.close(ready_r)
@@ -450,3 +452,16 @@ def memory_hog(process: Process, limit: float) -> int:
         if size > biggest:
             biggest, hog = size, pid
     return hog if total > limit else 0
+
+
+def descendant(pid: int, word: str) -> int:
+    """The first process below ``pid`` whose command line has ``word``; LookupError without one."""
+    pending = [pid]
+    while pending:
+        parent = pending.pop(0)
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                if word in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
+                    return child
+                pending.append(child)
+    raise LookupError(f"no process below {pid} has {word!r} in its command line")

@@ -29,6 +29,8 @@ class Timing:
         pull_backoff: ErrImagePull to ImagePullBackOff shown in the pod (not seen within 13 s in
             the recording).
         bookmark: between two bookmarks (recorded 60).
+        cache: how long a kubelet cannot mount a pod's config maps since its cache has not synced
+            (seen on the real one, rarely, as one event that passed by itself).
     """
 
     sync: float = 0.02
@@ -45,3 +47,19 @@ class Timing:
     pull: float = 0.3
     pull_backoff: float = 15.0
     bookmark: float = 60.0
+    cache: float = 0.0
+
+
+@dataclass
+class Lag:
+    """Until when, by the loop's clock, who watches the API has not caught up with it.
+
+    After an outage DNS and kubelets come back later than the server: names resolve late, and
+    deleted pods go late (seen on the real one: up to a minute).
+    """
+
+    until: float = 0.0
+
+    def left(self, now: float) -> float:
+        """Seconds of it that are left."""
+        return max(0.0, self.until - now)
