@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from steps.core.errors import Severity
@@ -238,7 +239,8 @@ def _misplaced_additional(path: str, key: str) -> str:
 def wrong_level(fleet: Fleet) -> Iterator[Finding]:
     """A known key stands one level too deep or too high, where nobody reads it: connectors and
     plugins ignore it silently. In `additional-config` it is a warning, since keys moved between
-    releases."""
+    releases; a default there changes nothing and is an info, once a file."""
+    defaults: dict[str, list[Finding]] = {}
     for server in fleet.commands:
         for option, path, mapping in _levels(server):
             keys, _ = _known_keys(option)
@@ -275,15 +277,28 @@ def wrong_level(fleet: Fleet) -> Iterator[Finding]:
         for path, mapping in levels:
             if path and path.rstrip(".") not in table:
                 continue
-            for key in mapping:
+            for key, value in mapping.items():
                 home = _misplaced_additional(path, str(key))
-                if home:
-                    yield Finding(
-                        f"additional-config: '{path}{key}' stands at the wrong level",
-                        server.key_place("--additional-config", str(key)),
-                        f"It belongs in {home}.",
-                        severity=WARNING,
-                    )
+                if not home:
+                    continue
+                finding = Finding(
+                    f"additional-config: '{path}{key}' stands at the wrong level",
+                    server.key_place("--additional-config", str(key)),
+                    f"It belongs in {home}.",
+                    severity=WARNING,
+                )
+                if _DEFAULTS.get(key) != value:
+                    yield finding
+                    continue
+                defaults.setdefault(key, []).append(finding)
+    for first, *rest in defaults.values():
+        places = tuple(each.place for each in rest)
+        hint = f"{first.hint} It is the default there, so nothing is lost."
+        yield replace(first, hint=hint, related=places, severity=INFO)
+
+
+#: Keys that stand at the top of additional-config in many cases, with the value they have anyway.
+_DEFAULTS = {"fuse_muls_add": True}
 
 
 #: Keys of additional-config with the only values the plugin takes (vllm-ascend, ascend_config).

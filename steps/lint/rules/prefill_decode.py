@@ -199,7 +199,7 @@ def _wrong_size(
     own = role != other and key != "pp_size"
     peers = [server] if own else fleet.side(side)
     real = {peer.command.number(_SIZES[key], 1) for peer in peers}
-    if told is None or not real or told in real or (not own and integer(told) in real):
+    if told is None or not real or told in tuple(real) or (not own and integer(told) in real):
         return None
     severity = ERROR
     if own and entry is not server.kv:
