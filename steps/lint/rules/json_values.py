@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from steps.core.errors import Severity
+from steps.core.errors import Place, Severity
 from steps.core.vllm import options
 from steps.core.vllm.commandline import integer, parse_json
 from steps.lint.fleet import Fleet, Server
@@ -301,6 +301,30 @@ def wrong_level(fleet: Fleet) -> Iterator[Finding]:
 _DEFAULTS = {"fuse_muls_add": True}
 
 
+@rule("MN115", WARNING, "Key that releases no longer read")
+def gone(fleet: Fleet) -> Iterator[Finding]:
+    """A key at the top of `additional-config` that vllm-ascend read once and reads no more: what
+    it asks for is not what runs (a case that believes EPLB is on has it off). From 0.30 on the
+    plugin refuses to start with a key it does not know. Once a file for each key."""
+    table = options.tables()["additional_config"]
+    places: dict[str, list[Place]] = {}
+    for server in fleet.commands:
+        for key in server.command.mapping("--additional-config"):
+            if key in table["gone"]:
+                place = server.key_place("--additional-config", key)
+                places.setdefault(key, []).append(place)
+    for key, (first, *rest) in places.items():
+        since, last, lost = table["gone"][key]
+        homes = [name for name, keys in table["keys"].items() if name and key in keys]
+        yield Finding(
+            f"additional-config: '{key}' was read by vllm-ascend {since} to {last}, and by no "
+            f"release from {lost} on",
+            first,
+            f"It belongs in {homes[0]} now." if homes else "Remove it.",
+            tuple(rest),
+        )
+
+
 #: Keys of additional-config with the only values the plugin takes (vllm-ascend, ascend_config).
 _ALLOWED: dict[tuple[str, ...], tuple[int, ...]] = {
     ("enable_fused_mc2",): (0, 1),
@@ -454,7 +478,6 @@ def dynamic_eplb(fleet: Fleet) -> Iterator[Finding]:
         config = server.command.mapping("--additional-config")
         nested = config.get("eplb_config")
         value = nested.get("dynamic_eplb") if isinstance(nested, dict) else None
-        value = config.get("dynamic_eplb") if value is None else value
         if str(value).lower() != "true":
             continue
         env = server.process.env
