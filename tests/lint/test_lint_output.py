@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -11,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from lxml import etree
 
-from steps.core.case.excerpt import render, summary
+from steps.core.case.excerpt import render, render_all, summary
 from steps.core.case.fields import FIELDS
-from steps.core.errors import Place, Problem, Severity
+from steps.core.errors import Place, Problem, Severity, sort_problems
 from steps.lint import formats, jsonschema
 from steps.lint.examples import BASES, PARALLEL, text_of
 from steps.validate import main, validate
@@ -142,6 +143,28 @@ def test_excerpt_of_a_long_line_shows_the_place() -> None:
     assert shown[caret.index("^") :].startswith("HERE")
     assert len(shown) < 140
     assert summary([problem, problem]) == "2 warnings"
+
+
+def _many(count: int) -> list[Problem]:
+    return [
+        Problem("MN101", f"node {at} has no '--odd'", Place("f", at + 1), "Remove it.")
+        for at in range(count)
+    ]
+
+
+def test_findings_of_one_kind_are_folded_for_people() -> None:
+    other = Problem("MN101", "node 3 has no '--even'", Place("f", 4))
+    text = render_all(sort_problems([*_many(12), other]), lines=lambda file: ())
+    assert text.count("--odd") == 1 and text.count("--even") == 1
+    assert "f:1:1: error MN101: node 0 has no '--odd'\n  = Remove it.\n" in text
+    assert "  ... and 11 more: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and so on" in text
+    assert text.endswith("13 errors\n")
+
+
+def test_two_of_a_kind_and_those_of_two_files_are_shown_whole() -> None:
+    two = [*_many(2), *(dataclasses.replace(p, place=Place("g")) for p in _many(2))]
+    text = render_all(two, lines=lambda file: ())
+    assert text.count("--odd") == 4 and "more" not in text
 
 
 IGNORES = [
