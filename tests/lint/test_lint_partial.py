@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ci import run
 from steps.core.case.build import load_case
 from steps.core.errors import CaseError
 from steps.lint.examples import BASES, Example, text_of
@@ -59,6 +60,16 @@ def test_an_unknown_key_in_a_benchmark_stops_the_rules_for_that_one_only(tmp_pat
     fleet = rules(text_of(Example("parallel", FLEET)), tmp_path)
     assert {rule for rule, _ in fleet} - {rule for rule, _ in both} == {"MN704"}
     assert {rule for rule, _ in both} - {rule for rule, _ in fleet} == {"MN005"}
+
+
+def test_a_run_is_refused_with_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(text_of(Example("parallel", (*FLEET, FORM["unknown key"]))), encoding="utf-8")
+    assert run.main([str(path), "--rehearse", "--run-dir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert [code for code in ("MN005", "MN101", "MN201", "MN203") if code not in told] == []
 
 
 @pytest.mark.parametrize("name", sorted(WRONG))
