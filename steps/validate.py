@@ -20,7 +20,7 @@ from steps.core import door, settings
 from steps.core.case.build import build_case
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import enough, load_yaml
+from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -103,9 +103,16 @@ def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
         source = load_yaml(path)
         if path.parent.name == PROFILES or profile.is_one(source):
             return None, enough(profile.check(source))
+    except CaseError as error:
+        return None, list(error.problems)
+    return _validate_one(source)
+
+
+def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
+    try:
         case = build_case(source)
     except CaseError as error:
-        return None, enough([*error.problems, *_in_spite_of(error.problems, path)])
+        return None, enough([*error.problems, *_in_spite_of(error.problems, source)])
     return case, enough(_asked(case))
 
 
@@ -118,9 +125,9 @@ def _asked(case: Case) -> list[Problem]:
     return [*problems, *lint(case, plan)]
 
 
-def _in_spite_of(problems: Sequence[Problem], path: Path) -> list[Problem]:
+def _in_spite_of(problems: Sequence[Problem], source: Source) -> list[Problem]:
     """What else can be said of a case that these problems of form refuse."""
-    rest = partial.of(path, problems)
+    rest = partial.of(source, problems)
     if rest is None:
         return []
     return [*rest.problems, *filter(rest.asks, _asked(rest.case))]

@@ -1,8 +1,8 @@
 """A case with problems of form, as far as the rules can still be asked about it.
 
-Enters: a case's file and the problems its loading told. Leaves: a :class:`Partial`: the
+Enters: a case's text and the problems its loading told. Leaves: a :class:`Partial`: the
 case without what is wrong, and the rules that cannot be asked then; None when there is no
-fleet left to ask about. Touches: reads that one file.
+fleet left to ask about. Touches nothing.
 
 What is wrong is left out (a key, a benchmark) or stood in for (a number, a command), and
 the rules that would see the gap are named, so that they tell nothing that only follows.
@@ -14,12 +14,11 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from steps.core.case import build, check
 from steps.core.case.case import Case
-from steps.core.case.source import DataPath, Source, load_yaml
+from steps.core.case.source import DataPath, Source
 from steps.core.errors import CaseError, Problem, errors_of
 
 #: Problems after which there is no case at all, or one too large to look at.
@@ -45,21 +44,20 @@ class Partial:
         return not problem.rule.startswith(tuple(self.unasked))
 
 
-def of(path: Path, problems: Sequence[Problem]) -> Partial | None:
+def of(source: Source, problems: Sequence[Problem]) -> Partial | None:
     """What is left of a case that was refused for ``problems``."""
     if any(problem.rule in _HOPELESS for problem in problems):
         return None
+    mender = _Mender(check.plain_numbers(source))
+    for problem in errors_of(problems):
+        mender.mend(problem)
+    if not mender.settle():
+        return None
+    spans = {at: span for at, span in source.spans.items() if mender.at(at) is not _ABSENT}
+    mended = dataclasses.replace(source, data=mender.data, spans=spans)
+    if errors_of(check.check(mended)):
+        return None
     try:
-        source = check.plain_numbers(load_yaml(path))
-        mender = _Mender(source)
-        for problem in errors_of(problems):
-            mender.mend(problem)
-        if not mender.settle():
-            return None
-        spans = {at: span for at, span in source.spans.items() if mender.at(at) is not _ABSENT}
-        mended = dataclasses.replace(source, data=mender.data, spans=spans)
-        if errors_of(check.check(mended)):
-            return None
         case, found = build.attempt(mended)
     except CaseError:
         return None
