@@ -275,23 +275,19 @@ def _traps(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "ignore_eos", "upstream sends ignore_eos: true whatever stands here"
 
 
-@rule("MN709", WARNING, "Benchmark field that is not judged")
+@rule("MN709", WARNING, "Benchmark field that is not read")
 def judged(fleet: Fleet) -> Iterator[Finding]:
-    """A field of a later upstream harness that this one does not know, or does not judge; or a
-    benchmark without any field, which is left out."""
+    """A field that nobody here reads, such as one of another harness; or a benchmark without any
+    field, which is left out."""
     for name, entry in (fleet.case.source.data.get("benchmarks") or {}).items():
         place = fleet.case.place("benchmarks", name)
         if entry is None:
             yield Finding(f"benchmark {name} is empty and left out", place, "Fill or remove it.")
             continue
         for key in entry:
-            known = key in BENCHMARK
-            judging = str(key).endswith(("_threshold", "_baseline"))
-            if not known:
+            if key not in BENCHMARK:
                 yield Finding(
-                    f"benchmark {name}: '{key}' is not {'judged' if judging else 'read'} here",
+                    f"benchmark {name}: '{key}' is not read here",
                     fleet.case.place("benchmarks", name, key),
-                    "Write a gate, such as 'gates: [tpot_mean_ms <= 50]'."
-                    if judging
-                    else "Remove it, or keep it for a harness that reads it.",
+                    "Remove it, or keep it for a harness that reads it.",
                 )
