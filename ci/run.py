@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = RunDir(asked.run_dir or Path("runs") / run_id)
     run_dir.check_unused()
     try:
+        warnings = check(path)  # which says more than loading, of a case that is refused
         case = load_case(path)
-        warnings = check(path)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)

@@ -20,7 +20,7 @@ from steps.core import door, settings
 from steps.core.case.build import build_case
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import enough, load_yaml
+from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
@@ -34,7 +34,7 @@ from steps.core.plan import profile
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.resolver import examine
 from steps.core.redaction import here
-from steps.lint import formats, reference
+from steps.lint import formats, partial, reference
 from steps.lint.engine import lint, lint_matrix
 
 CONFIGS = Path("configs")
@@ -103,14 +103,34 @@ def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
         source = load_yaml(path)
         if path.parent.name == PROFILES or profile.is_one(source):
             return None, enough(profile.check(source))
-        case = build_case(source)
     except CaseError as error:
         return None, list(error.problems)
+    return _validate_one(source)
+
+
+def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
+    try:
+        case = build_case(source)
+    except CaseError as error:
+        return None, enough([*error.problems, *_in_spite_of(error.problems, source)])
+    return case, enough(_asked(case))
+
+
+def _asked(case: Case) -> list[Problem]:
+    """What resolution and the rules say of a case."""
     try:
         plan, problems = examine(case, neutral_cluster(case.num_nodes))
     except CaseError as error:
-        return case, enough(error.problems)
-    return case, enough([*problems, *lint(case, plan)])
+        return list(error.problems)
+    return [*problems, *lint(case, plan)]
+
+
+def _in_spite_of(problems: Sequence[Problem], source: Source) -> list[Problem]:
+    """What else can be said of a case that these problems of form refuse."""
+    rest = partial.of(source, problems)
+    if rest is None:
+        return []
+    return [*rest.problems, *filter(rest.asks, _asked(rest.case))]
 
 
 def default_paths(root: Path = CONFIGS) -> list[Path]:

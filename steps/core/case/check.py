@@ -32,8 +32,8 @@ LATER = frozenset(
 _LONG = 300
 #: No key that a person misspelled is longer.
 _LONGEST_KEY = 60
-#: Ends of fields that later upstream harnesses have, near some field that is here.
-_LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
+#: Ends of fields that ask for a gate, and of others that later upstream harnesses have near ours.
+_GATES, _LATER = ("_threshold", "_baseline"), ("_path", "_conf", "_args", "_kwargs")
 
 
 def plain_numbers(source: Source) -> Source:
@@ -201,7 +201,7 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
             # Nobody is shown so many: what is left is only counted.
             yield source.problem("MN007", "is wrong", path)
             continue
-        if error.rule is None and not _is_mistake(dialect, path):
+        if error.rule is None and not _is_mistake(source, dialect, path):
             continue
         problem = _explain(source, path, error, dialect)
         if (path, problem.message) not in seen:
@@ -367,22 +367,35 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _is_mistake(dialect: str, path: DataPath) -> bool:
-    """Whether an unknown key is more than what a later upstream harness reads.
+#: Where upstream ignores keys that it does not know; numbers stand for every node.
+_IGNORED = (
+    (),
+    ("deployment", 0),
+    ("config", 0),
+    ("templates", 0),
+    ("routing",),
+    ("disaggregated_prefill",),
+)
 
-    A file that is no case has no keys but ours, and a role that nobody knows has no nodes.
+
+def _is_mistake(source: Source, dialect: str, path: DataPath) -> bool:
+    """Whether an unknown key is more than what another harness reads.
+
+    A file that is no case, and what only we know, has no keys but ours. A key that is near a
+    known one, or belongs elsewhere, was meant to do something; one that asks for a gate would
+    leave a run green that nobody judged.
     """
-    key = str(path[-1])
-    if dialect not in FIELDS or path[:2] == ("routing", "groups"):
+    key, where = str(path[-1]), tuple(0 if isinstance(part, int) else part for part in path[:-1])
+    in_benchmark = where[:1] == ("benchmarks",) and len(path) == 3
+    if dialect not in FIELDS or not (in_benchmark or where in _IGNORED) or key.endswith(_GATES):
         return True
-    in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
-    if in_benchmark and key.endswith(_LATER) and not _close(dialect, path, 0.9):
-        return False
-    return key not in LATER
+    if key in LATER or (in_benchmark and key.endswith(_LATER)):
+        return key not in LATER and bool(_close(dialect, path, 0.9))
+    return bool(_meant(source, dialect, path))
 
 
 def unread(source: Source) -> Iterator[DataPath]:
-    """Keys of a case that later upstream harnesses read and nobody here.
+    """Keys of a case that other harnesses read, or nobody, and that nobody reads here.
 
     An error would refuse cases that run. The linter says that they are not read.
     """
