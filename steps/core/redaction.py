@@ -361,6 +361,7 @@ class Redactor:
 
         Its own names for things are no secrets, whatever a password says.
         """
+        studied: set[str] = set()  # ranks share most of their words
 
         def leaf(text: str, name: str, telling: bool) -> str:
             if telling:
@@ -368,7 +369,9 @@ class Redactor:
             elif name in _NAMING:
                 self._names.add(text)
                 self._matcher = None
-            self._study_text(text)
+            if text not in studied:
+                studied.add(text)
+                self._study_text(text)
             return text
 
         _walk(value, leaf)
@@ -415,11 +418,12 @@ class Redactor:
 
     def value(self, value: Any_) -> Any_:
         """A value without secrets, also those under telling keys; names stay."""
+        clean = cache(self.text)  # ranks share most of their words
 
         def leaf(text: str, name: str, telling: bool) -> str:
             if telling:
                 return MASK
-            return text if name in _NAMING and text in self._names else self.text(text)
+            return text if name in _NAMING and text in self._names else clean(text)
 
         found: Any_ = _walk(value, leaf)
         return found

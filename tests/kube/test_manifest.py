@@ -235,7 +235,7 @@ def test_devices_are_those_the_commands_need_whatever_the_number_written(
     [
         (lambda d: d[-1]["metadata"].update(name="x" * 51), "no pod is ever made"),
         (lambda d: d[-1]["metadata"].update(name="3x"), "start with a letter"),
-        (lambda d: d[3]["metadata"].update(name=d[-1]["metadata"]["name"]), "DNS names"),
+        (lambda d: d[-2]["metadata"].update(name=d[-1]["metadata"]["name"]), "DNS names"),
         (lambda d: _template(d).update(restartPolicy="RecreateGroupOnPodRestart"), "in a loop"),
         (lambda d: _pod(d).update(restartPolicy="Never"), "no pod is ever made"),
         (lambda d: _pod(d)["volumes"].pop(0), "which is not there"),

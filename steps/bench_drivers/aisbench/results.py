@@ -47,9 +47,11 @@ _TOTALS = {
     "Input Token Throughput": ("input_throughput", "token/s"),
     "Total Token Throughput": ("total_throughput", "token/s"),
     "Request Throughput": ("request_throughput", "req/s"),
+    "Prefill Token Throughput": ("prefill_throughput", "token/s"),
+    "Benchmark Duration": ("duration_ms", "ms"),
 }
 #: Totals that not every AISBench writes: what is gated by one must be there.
-_MAYBE = ("Input Token Throughput",)
+_MAYBE = ("Input Token Throughput", "Prefill Token Throughput", "Benchmark Duration")
 _T = TypeVar("_T")
 #: Gaps between chunks kept in ``requests.jsonl``; all of them stay in AISBench's own database.
 GAPS_KEPT = 200_000
@@ -200,7 +202,8 @@ def _sample(line: Mapping[str, Any], success: Any) -> Sample:
     if not isinstance(success, bool):
         raise Refused(f"success: found {str(success)[:40]!r}, expected true or false")
     said = " ".join(foreign.line(line.get("error_info") or "").split())
-    error = "" if success else said or "failed"
+    shown = said if said.strip("\N{REPLACEMENT CHARACTER} ") else "failed"
+    error = "" if success else shown
     number = _field("id", whole, line.get("id"))
     return Sample(number, text=_text(line.get("prediction")), error=error)
 

@@ -164,6 +164,7 @@ class _Resolver:
             proof=case.proof,
             content=case.content,
             harness=VERSION,
+            dialect=case.dialect,
         )
         self._drafts(plan)
         return plan
