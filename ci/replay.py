@@ -97,9 +97,9 @@ def case_of(run_dir: RunDir, plan: Plan) -> Path:
     """The case's own file while it is what it was, since paths may count from it."""
     own = Path(plan.case_file)
     try:
-        if own.is_file() and load_case(own).sha256 == plan.case_sha256:
+        if own.is_file() and load_case(own, only=plan.only).sha256 == plan.case_sha256:
             return own
-    except (CaseError, OSError):
+    except (CaseError, UsageError, OSError):
         pass
     return run_dir.case
 
@@ -119,7 +119,9 @@ def profile_of(run_dir: RunDir, plan: Plan) -> str:
 
 def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:
     """The command line that makes ``plan`` of the case at ``path``."""
-    case = load_case(path)
+    case = load_case(path, only=plan.only)
+    if plan.only:
+        yield from ("--only", plan.only)
     cluster = plan.cluster
     rehearsal = cluster.rehearsal
     if cluster.backend != "local" or rehearsal is None:

@@ -162,7 +162,7 @@ def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.R
 
     def look() -> None:
         stores.append(history.open_store(found.history))
-        past.extend(stores[0].results(history.case_key(case.file), LOOK_BACK, say))
+        past.extend(stores[0].results(history.case_key(case.file, case.only), LOOK_BACK, say))
 
     if found.history:
         attempt("the history", look, say)

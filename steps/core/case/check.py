@@ -39,7 +39,7 @@ _LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
 def plain_numbers(source: Source) -> Source:
     """The case with quoted whole numbers as numbers, where upstream takes both."""
     data = source.data
-    if not isinstance(data, dict) or dialect_of(data) != "routing":
+    if not isinstance(data, dict) or dialect_of(source) != "routing":
         return source
     quotable = {key: value for key, value in data.items() if key in _QUOTABLE}
     made = {**data, **_plain_numbers(quotable, {"schema": fields.ROUTING})}
@@ -135,20 +135,25 @@ def check(source: Source) -> list[Problem]:
                 "See configs/quickstart.yaml for the form of a case.",
             )
         ]
-    dialect = dialect_of(data)
+    dialect = dialect_of(source)
     if dialect is None:
         keys = [str(key)[:30] for key in list(data)[:1000]]
-        close = difflib.get_close_matches("deployment", keys, 1, 0.75)
+        known = {
+            key: name
+            for name in ("deployment", "test_cases")
+            for key in difflib.get_close_matches(name, keys, 1, 0.75)
+        }
+        close = list(known)
         wrong = f"found {close[0]!r}; " if close else ""
         return [
             Problem(
                 "MN003",
                 f"{wrong}neither 'deployment' nor 'routing' is there, expected one of them",
                 source.place(*close) if close else source.place(),
-                f"Did you mean 'deployment' for {close[0]!r}?"
+                f"Did you mean {known[close[0]]!r} for {close[0]!r}?"
                 if close
                 else "A case lists its nodes under 'deployment', or under 'config' and "
-                "'templates' with 'routing'.",
+                "'templates' with 'routing'; a file of cases with one node has 'test_cases'.",
             )
         ]
     return list(_check_known(source, data, dialect))
@@ -228,6 +233,11 @@ def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
         key: {} if str(key).startswith("env_") and _is_environment(value) else value
         for key, value in document.items()
     }
+    if _is_environment(light.get("envs")):
+        light["envs"] = {}
+    for key in ("server_cmd", "server_cmd_extra"):
+        if _are_words(light.get(key)):
+            light[key] = []
     for key in ("deployment", "templates"):
         entries = light.get(key)
         if isinstance(entries, list):
@@ -241,10 +251,13 @@ def _light_entry(entry: Any) -> Any:
     light = dict(entry)
     if _is_environment(entry.get("envs")):
         light["envs"] = {}
-    words = entry.get("server_cmd_template")
-    if isinstance(words, list) and all(isinstance(word, (str, int, float)) for word in words):
+    if _are_words(entry.get("server_cmd_template")):
         light["server_cmd_template"] = []
     return light
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, (str, int, float)) for word in value)
 
 
 def _is_environment(value: Any) -> bool:
@@ -386,7 +399,7 @@ def unread(source: Source) -> Iterator[DataPath]:
 
     An error would refuse cases that run. The linter says that they are not read.
     """
-    dialect = dialect_of(source.data) if isinstance(source.data, dict) else None
+    dialect = dialect_of(source) if isinstance(source.data, dict) else None
     if dialect is not None:
         yield from _unread(source, dialect, source.data, ())
 
@@ -414,7 +427,7 @@ def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
 
 def _holds_anchor(source: Source, key: Any) -> bool:
     """A key that is not ours but only holds a YAML anchor for others is no mistake."""
-    if str(key).startswith(("x-", ".")):
+    if str(key).startswith(("x-", ".", "_")):
         return True
     place = source.place(key)
     text = source.lines[place.line - 1] if place.line <= len(source.lines) else ""

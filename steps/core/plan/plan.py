@@ -210,6 +210,7 @@ class Plan:
     proof: bool = True
     content: Content = field(default_factory=Content)
     harness: str = ""
+    only: str = ""
     schema: int = SCHEMA
 
     @property

@@ -33,7 +33,7 @@ from steps.core.plan.plan import (
     Probe,
     Process,
 )
-from steps.core.plan.scope import Scope
+from steps.core.plan.scope import Scope, with_ports
 from steps.core.plan.variables import TooLong
 from steps.core.vllm import access, commandline, kvports
 
@@ -139,6 +139,11 @@ class _Resolver:
                 ]
             )
         self._take(LEADER, cluster.control_port, "control", "node")
+        if case.kv_pool is not None and case.dialect == "single":
+            taken = {cluster.control_port, *case.kv_pool.ports.values()}
+        else:
+            taken = {cluster.control_port}
+        case = self.case = self.scope.case = with_ports(case, taken)
         nodes = [self._node(node) for node in case.nodes]
         if nodes and not errors_of(self.problems):
             nodes[LEADER] = self._add_proxy(nodes)
@@ -164,6 +169,7 @@ class _Resolver:
             proof=case.proof,
             content=case.content,
             harness=VERSION,
+            only=case.only,
         )
         self._drafts(plan)
         return plan

@@ -1,0 +1,181 @@
+"""A file of several cases: each is a case like any other, with places and a plan of its own."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from steps.core.case.build import cases_in, load_case
+from steps.core.case.case import Case
+from steps.core.case.source import load_yaml
+from steps.core.errors import CaseError, UsageError
+from steps.core.plan.plan import Plan
+from steps.core.plan.resolver import resolve
+from steps.validate import neutral_cluster, validate
+
+SEVERAL = textwrap.dedent(
+    """\
+    _envs: &envs
+      SERVER_PORT: "DEFAULT_PORT"
+      LEVEL: "3"
+    _server_cmd: &server_cmd
+      - "--port"
+      - "$SERVER_PORT"
+      - "--tensor-parallel-size"
+      - "4"
+    _perf: &perf
+      perf:
+        case_type: performance
+        dataset_path: demo/data
+        request_conf: vllm_api_stream_chat
+        dataset_conf: gsm8k/gsm8k_gen_0_shot_cot_str_perf
+        num_prompts: 8
+        max_out_len: 16
+        batch_size: 4
+        baseline: 1
+    test_cases:
+      - name: "first"
+        model: demo/tiny
+        envs:
+          <<: *envs
+        server_cmd: *server_cmd
+        server_cmd_extra:
+          - "--data-parallel-size"
+          - "2"
+          - "--max-model-len"
+          - "4096"
+        benchmarks:
+          <<: *perf
+      - name: "second"
+        model: demo/other
+        envs:
+          SERVER_PORT: "9000"
+        server_cmd: *server_cmd
+        test_content:
+          - chat_completion
+    """
+)
+
+
+def write(folder: Path, text: str = SEVERAL) -> Path:
+    path = folder / "several.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def plan_of(case: Case) -> Plan:
+    return resolve(case, neutral_cluster(1))
+
+
+def test_each_case_is_one_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert list(cases_in(load_yaml(path))) == ["first", "second"]
+    first, second = load_case(path, only="first"), load_case(path, only="second")
+    assert (first.name, first.only, first.num_nodes) == ("first", "first", 1)
+    assert (first.npu_per_node, second.npu_per_node) == (8, 4)
+    assert [entry.name for entry in first.benchmarks] == ["perf"]
+    assert (first.content.kinds, second.content.kinds) == (("completion",), ("chat_completion",))
+    [server] = plan_of(first).nodes[0].processes
+    port = server.env["SERVER_PORT"]
+    expected = f"vllm serve demo/tiny --port {port} --tensor-parallel-size 4 --data-parallel-size 2"
+    assert " ".join(server.argv) == f"{expected} --max-model-len 4096"
+    assert server.api.endswith(f":{port}")
+
+
+def test_places_are_those_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    second = load_case(path, only="second")
+    lines = SEVERAL.splitlines()
+    assert "demo/other" in lines[second.place("model").line - 1]
+    tensor = second.nodes[0].command[5]
+    assert tensor.text == "--tensor-parallel-size"
+    assert "--tensor-parallel-size" in lines[tensor.place.line - 1]
+
+
+def test_ports_are_free_ones_of_each_case(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    env = plan_of(load_case(path, only="first")).nodes[0].processes[0].env
+    words = ("SERVER_PORT", "ENCODE_PORT", "PD_PORT", "PROXY_PORT")
+    assert len({env[word] for word in words}) == 4
+    assert all(env[word].isdecimal() for word in words)
+    assert (
+        plan_of(load_case(path, only="second")).nodes[0].processes[0].env["SERVER_PORT"] == "9000"
+    )
+
+
+def test_nothing_of_a_network_is_injected(tmp_path: Path) -> None:
+    env = plan_of(load_case(write(tmp_path), only="first")).nodes[0].processes[0].env
+    assert not [name for name in env if name.startswith("HCCL_") or name.endswith("_IP")]
+    assert (env["VLLM_USE_MODELSCOPE"], env["LEVEL"]) == ("True", "3")
+
+
+def test_a_variable_that_nobody_defines_stays_as_upstream_leaves_it(tmp_path: Path) -> None:
+    path = write(tmp_path, SEVERAL.replace('"4096"', '"$NOWHERE"'))
+    assert "$NOWHERE" in plan_of(load_case(path, only="first")).nodes[0].processes[0].argv
+    assert [p.severity.value for p in validate([path]) if p.rule == "MN020"] == ["warning"]
+
+
+def test_somebody_must_say_which(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(UsageError, match="holds 2 cases: first, second"):
+        load_case(path)
+    with pytest.raises(UsageError, match="no case 'secnd'") as caught:
+        load_case(path, only="secnd")
+    assert "--only 'second'" in caught.value.hint
+
+
+def test_the_same_name_twice_is_two_cases(tmp_path: Path) -> None:
+    path = write(tmp_path, SEVERAL.replace('"second"', '"first"'))
+    assert list(cases_in(load_yaml(path))) == ["first", "first-2"]
+    assert load_case(path, only="first-2").name == "first-2"
+
+
+WRONG = {
+    "no list": ("test_cases: 5\n", "MN006", "a list"),
+    "none": ("test_cases: []\n", "MN007", "is empty"),
+    "null": ("test_cases:\n", "MN006", "found nothing"),
+    "text for a case": ("test_cases: [first]\n", "MN006", "a mapping"),
+    "no name": (SEVERAL.replace('name: "first"', "engine: vllm"), "MN004", "'name'"),
+    "no command": (SEVERAL.replace("server_cmd: *server_cmd", "", 1), "MN004", "server_cmd"),
+    "text for words": (
+        SEVERAL.replace("server_cmd: *server_cmd", "server_cmd: a b", 1), "MN006", "a list"),
+    "words among variables": (
+        SEVERAL.replace("<<: *envs", "<<: *envs\n      extra: [a]", 1), "MN006", "envs.extra"),
+    "no port": (SEVERAL.replace('"9000"', '"many"'), "MN007", "DEFAULT_PORT"),
+    "mode": (SEVERAL.replace('"second"', '"second"\n    service_mode: pd'), "MN007", "epd"),
+    "unknown key": (SEVERAL.replace("test_content", "test_contents"), "MN005", "test_content"),
+    "unknown at the top": ("tests: 5\n" + SEVERAL, "MN005", "tests"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told_with_its_place(name: str, tmp_path: Path) -> None:
+    text, rule, part = WRONG[name]
+    found = validate([write(tmp_path, text)])
+    told = [f"{problem.message} {problem.hint}" for problem in found if problem.rule == rule]
+    assert any(part in line for line in told), found
+    assert all(problem.place.line for problem in found)
+
+
+def test_a_wrong_case_hides_none_of_the_others(tmp_path: Path) -> None:
+    text = SEVERAL.replace("model: demo/tiny", "model: 5").replace('"9000"', '"many"')
+    rules = [problem.rule for problem in validate([write(tmp_path, text)])]
+    assert rules.count("MN006") == rules.count("MN007") == 1
+
+
+def test_what_cases_share_is_told_once(tmp_path: Path) -> None:
+    text = SEVERAL.replace('"--tensor-parallel-size"', '"--tensor-paralel-size"')
+    found = [problem for problem in validate([write(tmp_path, text)]) if problem.rule == "MN101"]
+    assert len(found) == 1
+    with pytest.raises(CaseError):
+        load_case(write(tmp_path, "test_cases: [{name: a}]\n"), only="a")
+
+
+def test_an_ignore_counts_where_one_of_the_cases_needs_it(tmp_path: Path) -> None:
+    line = '      - "--max-model-len"'
+    text = SEVERAL.replace(line, '      - "--max-model-length"  # multinode: ignore[MN101] so\n')
+    found = validate([write(tmp_path, text)])
+    assert "MN101" not in {problem.rule for problem in found}
+    assert "MN199" not in {problem.rule for problem in found}
