@@ -30,7 +30,7 @@ from steps.core.record import devicetime
 from steps.core.record.events import Event
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, read_json, write_json, write_text
+from steps.core.record.rundir import RunDir, point_latest, read_json, write_json, write_text
 from steps.core.record.verdict import Verdict
 from steps.core.redaction import here
 
@@ -120,6 +120,13 @@ def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
 
     text = run_dir.case.read_text(encoding="utf-8") if run_dir.case.is_file() else ""
     html.refuse(run_dir, verdict, text)
+
+
+def latest(run_dir: RunDir) -> None:
+    """Let ``runs/latest`` point at the run; no link beside a run directory elsewhere."""
+    path = run_dir.path.resolve()
+    if path.parent.name == "runs":
+        point_latest(path)
 
 
 def publish(run_dir: RunDir) -> None:
