@@ -14,6 +14,7 @@ from ci.run import main
 from steps.core.errors import InfraError
 from steps.core.node.wishes import Wishes
 from steps.core.record.rundir import read_json, write_json
+from tests.core.test_several import ENCODERS
 
 FILE = textwrap.dedent(
     """\
@@ -78,6 +79,19 @@ def test_one_of_them_is_a_run_like_any_other(path: Path, tmp_path: Path) -> None
     assert main([str(path), *words, "--fault", "crash@0:load"]) == 1
     assert read_json(base / "verdict.json")["case"] == "second"
     assert main([str(path), "--only", "third", "--rehearse"]) == 2
+
+
+def test_encoders_are_rehearsed(tmp_path: Path) -> None:
+    file, base = tmp_path / "encoders.yaml", tmp_path / "run"
+    file.write_text(ENCODERS, encoding="utf-8")
+    words = [str(file), "--rehearse", "--load-seconds", "0", "--run-dir", str(base)]
+    assert main(words) == 0
+    told = read_json(base / "verdict.json")
+    traffic = {c["name"]: c["status"] for c in told["checks"] if c["name"].startswith("traffic")}
+    assert sorted(traffic.values()) == ["pass", "skipped"]  # nobody sent a picture
+    words[-1] = str(tmp_path / "fault")
+    assert main([*words, "--fault", "crash@0.server-0:load"]) == 1
+    assert read_json(tmp_path / "fault" / "verdict.json")["cause"]["process"] == "server-0"
 
 
 def test_a_wrong_case_costs_nothing(path: Path, tmp_path: Path) -> None:

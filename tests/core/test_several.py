@@ -59,6 +59,28 @@ SEVERAL = textwrap.dedent(
 )
 
 
+#: One encoder, one server behind it, and the proxy in front of both.
+ENCODERS = textwrap.dedent(
+    """\
+    test_cases:
+      - name: pictures
+        model: demo/tiny
+        service_mode: epd
+        envs: {ENCODE_PORT: DEFAULT_PORT, PD_PORT: DEFAULT_PORT, PROXY_PORT: "7001"}
+        epd_server_cmds:
+          - [--port, $ENCODE_PORT, --model, demo/tiny, --ec-transfer-config,
+             '{"ec_connector": "ECExampleConnector", "ec_role": "ec_producer"}']
+          - [--port, $PD_PORT, --model, demo/tiny, --ec-transfer-config,
+             '{"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}']
+        epd_proxy_args:
+          [--host, 127.0.0.1, --port, $PROXY_PORT,
+           --encode-servers-urls, "http://localhost:$ENCODE_PORT",
+           --decode-servers-urls, "http://localhost:$PD_PORT", --prefill-servers-urls, disable]
+        test_content:
+    """
+)
+
+
 def write(folder: Path, text: str = SEVERAL) -> Path:
     path = folder / "several.yaml"
     path.write_text(text, encoding="utf-8")
@@ -105,6 +127,25 @@ def test_ports_are_free_ones_of_each_case(tmp_path: Path) -> None:
     )
 
 
+def test_encoders_are_servers_with_a_device_each_behind_a_proxy(tmp_path: Path) -> None:
+    path = write(tmp_path, ENCODERS)
+    assert not [p for p in validate([path]) if p.severity.value == "error"]
+    case = load_case(path)
+    plan = plan_of(case)
+    encoder, decoder, proxy = plan.nodes[0].processes
+    assert (case.npu_per_node, case.content.kinds) == (2, ())
+    assert [p.env["ASCEND_RT_VISIBLE_DEVICES"] for p in (encoder, decoder)] == ["0", "1"]
+    assert encoder.env["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
+    assert encoder.argv[:4] == ("vllm", "serve", "--port", encoder.env["ENCODE_PORT"])
+    assert proxy.argv[1] == "examples/disaggregated_encoder/disagg_epd_proxy.py"
+    assert f"http://localhost:{decoder.env['PD_PORT']}" in proxy.argv
+    assert proxy.probe is not None
+    assert proxy.probe.url == "http://127.0.0.1:7001/health"
+    assert (plan.endpoint.url, plan.endpoint.model) == ("http://127.0.0.1:7001", "demo/tiny")
+    last = len(ENCODERS.splitlines())
+    assert all(word.place.line < last for words in case.nodes[0].commands for word in words)
+
+
 def test_nothing_of_a_network_is_injected(tmp_path: Path) -> None:
     env = plan_of(load_case(write(tmp_path), only="first")).nodes[0].processes[0].env
     assert not [name for name in env if name.startswith("HCCL_") or name.endswith("_IP")]
@@ -146,6 +187,13 @@ WRONG = {
     "no port": (SEVERAL.replace('"9000"', '"many"'), "MN007", "DEFAULT_PORT"),
     "mode": (SEVERAL.replace('"second"', '"second"\n    service_mode: pd'), "MN007", "epd"),
     "unknown key": (SEVERAL.replace("test_content", "test_contents"), "MN005", "test_content"),
+    "no proxy": (ENCODERS.replace("epd_proxy_args", "x-args"), "MN004", "epd_proxy_args"),
+    "no port of a server": (ENCODERS.replace("[--port, $PD_PORT, ", "["), "MN004", "--port"),
+    "no port of the proxy": (ENCODERS.replace("--port, $PROXY_PORT,", ""), "MN004", "--port"),
+    "two kinds of server": (
+        ENCODERS.replace("envs:", "server_cmd: [a]\n    envs:"), "MN018", "server_cmd"),
+    "completion behind encoders": (
+        ENCODERS.replace("test_content:", "test_content: [completion]"), "MN023", "completion"),
     "unknown at the top": ("tests: 5\n" + SEVERAL, "MN005", "tests"),
 }  # fmt: skip
 

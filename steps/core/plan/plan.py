@@ -86,6 +86,12 @@ class Process:
     grace: float = 20.0
 
     @property
+    def encodes(self) -> bool:
+        """Whether it only makes embeddings of pictures for the servers behind it."""
+        config = commandline.read(self.argv).mapping("--ec-transfer-config")
+        return bool(config.get("ec_role") == "ec_producer")
+
+    @property
     def log(self) -> str:
         """File name of its log in the node's directory."""
         return f"{self.name}.log"

@@ -67,6 +67,7 @@ def nodes(source: Source, problem: Report) -> tuple[CaseNode, ...]:
         problem("MN018", "is not read in this service_mode", hint, other)
     paths: dict[str, tuple[Any, ...]] = {"node": (), "envs": ("envs",), "command": keys[:1]}
     if epd:
+        _check_encoders(data, problem)
         envs |= _EPD_ENV
         at = source.place()
         commands = [
@@ -80,6 +81,21 @@ def nodes(source: Source, problem: Report) -> tuple[CaseNode, ...]:
         extra = _words(source, data.get("server_cmd_extra"), "server_cmd_extra")
         commands = [(*head, *own, *extra)]
     return (CaseNode(0, envs, commands[0], paths, more=tuple(commands[1:])),)
+
+
+def _check_encoders(data: Mapping[str, Any], problem: Report) -> None:
+    """What upstream asks of the servers and of their proxy."""
+    commands = [(("epd_server_cmds", at), it) for at, it in enumerate(data["epd_server_cmds"])]
+    for path, words in [*commands, (("epd_proxy_args",), data["epd_proxy_args"])]:
+        texts = [str(word) for word in words]
+        if "--port" not in texts[:-1]:
+            message = "has no '--port', expected it and a port as two words"
+            problem("MN004", message, "Nobody finds it otherwise.", *path)
+    asked = {"test_content": ["completion"], **data}["test_content"] or ()
+    for kind in sorted({"completion", "messages", "spec_decode_acceptance"} & {*asked}):
+        message = f"asks for {kind}, but the proxy of encoders only serves chat completions"
+        hint = "Take it out" if "test_content" in data else "Write 'test_content: []'"
+        problem("MN023", message, f"{hint}; absent it means completion.", "test_content")
 
 
 def devices(nodes: tuple[CaseNode, ...]) -> int:
