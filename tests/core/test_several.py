@@ -127,7 +127,7 @@ def test_ports_are_free_ones_of_each_case(tmp_path: Path) -> None:
     )
 
 
-def test_encoders_are_servers_with_a_device_each_behind_a_proxy(tmp_path: Path) -> None:
+def test_encoders_sit_behind_a_proxy(tmp_path: Path) -> None:
     path = write(tmp_path, ENCODERS)
     assert not [p for p in validate([path]) if p.severity.value == "error"]
     case = load_case(path)
