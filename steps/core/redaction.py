@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import html.entities
+import itertools
 import os.path
 import re
 import shlex
@@ -187,12 +188,7 @@ def _form(char: str) -> str:
     ]
     forms += [f"x{code:02x}"] if code < 0x100 else []
     forms += [_LETTERS[char]] if char in _LETTERS else []
-    if char.isspace():  # lines are folded
-        spaces = r"\\{1,8}[nrt]|\+|\s{1,80}(?:\\ )?"
-        return rf"(?i:(?:\\{{0,8}}(?:{'|'.join(forms)}|{spaces})){{1,4}})"
-    if not char.isascii() or not char.isprintable():
-        forms += [r"[\ufffd?]{1,4}"]
-    signs = {"\\": r"\\{1,16}", "&": "&(?:amp;){0,5}", "%": "%(?:25){0,5}"}
+    signs = {"&": "&(?:amp;){0,5}", "%": "%(?:25){0,5}"}
     forms += [signs.get(char, re.escape(char))]
     return rf"(?i:\\{{0,8}}(?:{'|'.join(forms)}))"
 
@@ -201,19 +197,42 @@ def _form(char: str) -> str:
 _FOLD = r"(?:\\{1,8}(?:\n|n(?=[ \t]))[ \t]{0,80})?"
 
 
-@cache
-def _forms(char: str) -> str:
-    """The same with what a shell and YAML make of an apostrophe."""
-    if char != "'":
-        return _form(char)
-    one, two = _form("'"), _form('"')
-    return f"{one}(?:(?:{one}|{two}){{0,24}}{one})?"
+#: One sign of what a shell, YAML, JSON and a page make of quotes, backslashes and spaces.
+_NOISE = (
+    r"(?i:[\s'\"\\+]|(?<=\\)[nrtabfve0]|&(?:amp;){0,5}(?:#0{0,6}(?:39|34|92|32|9|10|11|12|13)"
+    r"|#x0{0,6}(?:27|22|5c|20|9|a|b|c|d)|apos|quot|bsol|tab|newline);"
+    r"|%(?:25){0,5}(?:27|22|5c|20|09|0[abcd])|(?:u00|x|U000000)(?:27|22|5c|20|09|0[abcd]))"
+)
+
+
+def _kind(char: str) -> str:
+    """Characters of one kind that follow each other are one repetition.
+
+    Each by itself could be read in many ways, and several such beside each other in more ways
+    than one lives to see tried.
+    """
+    if char in "'\"\\" or (char.isascii() and char.isspace()):
+        return "noise"
+    return "plain" if char.isascii() and char.isprintable() else "odd"
+
+
+def _part(kind: str, chars: str) -> str:
+    """A pattern of a run of one kind."""
+    if kind == "noise":
+        return f"{_NOISE}{{1,{80 * len(chars)}}}"
+    forms = "".join(
+        _form(char) + ("" if char.isalnum() and char.isascii() else _FOLD) for char in chars
+    )
+    if kind == "odd":
+        return f"(?:{forms}|[\ufffd?]{{{len(chars)},{4 * len(chars)}}})"
+    return forms
 
 
 def _written(text: str, more: bool = False) -> str:
     """A pattern of a part of a secret; ``more`` of the secret follows."""
-    forms = [_forms(char) + ("" if char.isascii() and char.isalnum() else _FOLD) for char in text]
-    return "".join(forms) if more else "".join(forms).removesuffix(_FOLD)
+    runs = itertools.groupby(text, _kind)
+    form = "".join(_part(kind, "".join(chars)) for kind, chars in runs)
+    return form if more else form.removesuffix(_FOLD)
 
 
 def _tree(words: Sequence[str]) -> str:
@@ -342,6 +361,7 @@ class Redactor:
 
         Its own names for things are no secrets, whatever a password says.
         """
+        studied: set[str] = set()  # ranks share most of their words
 
         def leaf(text: str, name: str, telling: bool) -> str:
             if telling:
@@ -349,7 +369,9 @@ class Redactor:
             elif name in _NAMING:
                 self._names.add(text)
                 self._matcher = None
-            self._study_text(text)
+            if text not in studied:
+                studied.add(text)
+                self._study_text(text)
             return text
 
         _walk(value, leaf)
@@ -396,11 +418,12 @@ class Redactor:
 
     def value(self, value: Any_) -> Any_:
         """A value without secrets, also those under telling keys; names stay."""
+        clean = cache(self.text)  # ranks share most of their words
 
         def leaf(text: str, name: str, telling: bool) -> str:
             if telling:
                 return MASK
-            return text if name in _NAMING and text in self._names else self.text(text)
+            return text if name in _NAMING and text in self._names else clean(text)
 
         found: Any_ = _walk(value, leaf)
         return found

@@ -140,7 +140,7 @@ def test_other_spellings_are_read(tmp_path, file, change, metric, value):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("bad \ud83d \x00\x1b[31m\n</script>", "bad [31m </script>"),
+        ("bad \ud83d \x00\x1b[31m\n</script>", "bad \ufffd \ufffd </script>"),
         ("\x00", "failed"),
         (0, "failed"),
     ],

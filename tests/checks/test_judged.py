@@ -14,6 +14,7 @@ from steps.checks import KINDS, asking, drafts, pictures, texts, times
 from steps.core.case.asked import BEHIND, READS
 from steps.core.case.content import Acceptance, Comparison, Expected, Prompt
 from steps.core.node.http import Reply
+from steps.core.plan.plan import Access
 from steps.core.record.records import BenchResult, Check
 from steps.core.vllm import metrics
 
@@ -133,13 +134,13 @@ def test_a_proxy_without_a_path_is_no_failure():
 def test_a_prompt_of_so_many_tokens(tokens, template, seed, sent, counted, monkeypatch):
     """Tokens here: each word, and each five letters of one."""
 
-    def post(run: Any, url: str, body: Any) -> Reply:
+    def post(run: Any, to: Access, body: Any) -> Reply:
         text = body["messages"][0]["content"] if "messages" in body else body["prompt"]
         count = sum((len(word) + 4) // 5 for word in text.split())
         return Reply(200, json.dumps({"count": count + template * ("messages" in body)}), "")
 
     monkeypatch.setattr(asking, "post", post)
-    monkeypatch.setattr(asking, "_tokenizer", lambda plan: "http://a")
+    monkeypatch.setattr(asking, "_tokenizer", lambda plan: Access("http://a"))
     run: Any = SimpleNamespace(plan=SimpleNamespace(endpoint=SimpleNamespace(model="m")))
     found = asking.build(run, Prompt(seed, tokens))
     assert found.tokens == counted
@@ -148,7 +149,7 @@ def test_a_prompt_of_so_many_tokens(tokens, template, seed, sent, counted, monke
 
 def test_a_tokenizer_that_never_counts_more_is_no_endless_search(monkeypatch):
     monkeypatch.setattr(asking, "post", lambda *_: Reply(200, '{"count": 1}', ""))
-    monkeypatch.setattr(asking, "_tokenizer", lambda plan: "http://a")
+    monkeypatch.setattr(asking, "_tokenizer", lambda plan: Access("http://a"))
     run: Any = SimpleNamespace(plan=SimpleNamespace(endpoint=SimpleNamespace(model="m")))
     assert len(asking.build(run, Prompt("x", 100)).text) < 100 * (2 + asking.LETTERS)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from steps.core.case.content import SINGLE, Acceptance, Comparison, Content, Expected, Prompt, build
 from steps.core.case.gates import Gate, upstream
@@ -22,7 +24,7 @@ expected_response:
   per_prompt:
   - {prompt_tokens: 7}
   - {completion_tokens: 9, max_model_len: 4096}
-mm_request: {images: [a.jpg], text_prompt: What?, api_args: {max_tokens: 500}}
+mm_request: {images: [a.jpg], text_prompt: "What?", api_args: {max_tokens: 500}}
 acceptance_rate: {baseline: 0.7, tolerance: 0.1}
 benchmark_comparisons_args:
 - {metric: TTFT, baseline: perf, target: again, ratio: 0.5, operator: "<"}
@@ -197,3 +199,32 @@ def test_upstreams_keys_mean_what_they_mean_upstream() -> None:
         Gate("accuracy", ">=", 87),
         Gate("accuracy", "<=", 89),
     )
+
+
+# Values that nobody wrote
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in entries:
+        yield (*path, key)
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*path, key))
+
+
+ODD = [None, True, -1, 0, 10**30, 1.5, float("nan"), "", "x", [], [None], {}, {"a": {"b": [1]}}]
+
+
+@pytest.mark.parametrize("path", list(places(yaml.safe_load(ALL))), ids=str)
+def test_no_value_is_worse_than_an_error(path: tuple[Any, ...]) -> None:
+    for odd in ODD:
+        data = yaml.safe_load(BASE + ALL)
+        holder = data
+        for key in path[:-1]:
+            holder = holder[key]
+        holder[path[-1]] = odd
+        try:
+            plan_of(yaml.safe_dump(data, sort_keys=False))
+        except CaseError as error:
+            assert all(problem.place.line > 0 for problem in error.problems)

@@ -115,7 +115,11 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         assert not kept(tmp_path / str(number))
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 4000, packed(GOOD)[:90], packed(GOOD)[:40] * 9])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"x" * 4000, packed(GOOD)[:90], packed(GOOD)[:40] * 9],
+    ids=["nothing", "no archive", "cut", "cut and again"],
+)
 def test_a_damaged_archive_is_asked_for_again(tmp_path: Path, damage: bytes) -> None:
     said, asked = fetched(tmp_path / "run", damage, packed(GOOD))
     assert (said, asked) == ("", 2)

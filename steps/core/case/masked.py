@@ -30,32 +30,37 @@ def mask(text: str, redactor: Redactor | None = None) -> str:
     except (yaml.YAMLError, RecursionError, ValueError):
         return known.unparsed(text)
     parts, done = [], 0
-    for start, end, new in sorted(_edits(root, "", text, known, set())) if root else ():
+    for start, end, new in sorted(_edits(root, text, known)) if root else ():
         parts += [known.text(text[done:start]), new]
         done = end
     return "".join([*parts, known.text(text[done:])])
 
 
-def _edits(node: Node, name: str, text: str, known: Redactor, seen: set[int]) -> Iterator[Edit]:
+def _edits(root: Node, text: str, known: Redactor) -> Iterator[Edit]:
     """Every scalar of a tree with what is shown for it; an alias is its anchor's."""
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, ScalarNode):
-        yield _edit(node, text, known, known.value({name: node.value})[name])
-    elif isinstance(node, MappingNode):
-        for key, value in node.value:
-            yield from _kept(key, text, seen)
-            yield from _edits(value, str(key.value), text, known, seen)
-    elif isinstance(node, SequenceNode):
-        first = {id(entry): entry for entry in node.value if id(entry) not in seen}.values()
-        words = [entry.value if isinstance(entry, ScalarNode) else None for entry in first]
-        for entry, shown in zip(first, known.value({name: words})[name], strict=True):
-            if shown is None:
-                yield from _edits(entry, name, text, known, seen)
-            else:
-                seen.add(id(entry))
-                yield _edit(entry, text, known, shown)
+    seen: set[int] = set()
+    # A list and no recursion: a case may be nested deeper than Python's stack.
+    waiting: list[tuple[Node, str]] = [(root, "")]
+    while waiting:
+        node, name = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, ScalarNode):
+            yield _edit(node, text, known, known.value({name: node.value})[name])
+        elif isinstance(node, MappingNode):
+            for key, value in node.value:
+                yield from _kept(key, text, seen)
+                waiting.append((value, str(key.value)))
+        elif isinstance(node, SequenceNode):
+            first = {id(entry): entry for entry in node.value if id(entry) not in seen}.values()
+            words = [entry.value if isinstance(entry, ScalarNode) else None for entry in first]
+            for entry, shown in zip(first, known.value({name: words})[name], strict=True):
+                if shown is None:
+                    waiting.append((entry, name))
+                else:
+                    seen.add(id(entry))
+                    yield _edit(entry, text, known, shown)
 
 
 def _kept(key: Node, text: str, seen: set[int]) -> Iterator[Edit]:

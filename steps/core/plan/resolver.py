@@ -464,7 +464,7 @@ class _Resolver:
         paths: list[tuple[str, ...]] = [("test_content",)] if asked else []
         for entry in self.case.benchmarks:
             paths += [("benchmarks", entry.name)] if entry.case_type == "spec_decode" else []
-        if not any(plan.drafting()):
+        if paths and not any(plan.drafting()):
             for path in paths:
                 message = "asks for accepted drafts, but no engine has --speculative-config"
                 self._problem("MN023", message, "Let the decoding servers draft.", *path)
