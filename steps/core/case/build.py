@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.case import benchmark, check, content, fields, shellwords
-from steps.core.case.case import Case, CaseNode, KvPool, Ranks, Split, seconds
-from steps.core.case.parts import proxy, single
+from steps.core.case.case import Case, CaseNode, Ranks, Split, seconds
+from steps.core.case.parts import pool, proxy, single
 from steps.core.case.shellwords import Word
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Place, Problem, UsageError, errors_of
@@ -24,8 +24,6 @@ MAX_SERVERS = 4096
 MAX_WORDS = 4096
 MAX_WORK = 200_000
 MAX_RANK_DEVICES = 1024
-#: Characters of a pool's configuration on all nodes together.
-MAX_POOL = 8 << 20
 #: The longest word or variable that Linux passes to a program (MAX_ARG_STRLEN).
 MAX_WORD = 131_071
 
@@ -176,7 +174,7 @@ class _Builder:
             npu_per_node=data["npu_per_node"] if "npu_per_node" in data else single.devices(nodes),
             nodes=nodes,
             split=self._split(dialect),
-            kv_pool=self._kv_pool(),
+            kv_pool=pool.build(data.get("kv_pool"), size, self._problem),
             proxy=single.proxy(data)
             if dialect == "single"
             else proxy.build(data.get("proxy"), self._problem),
@@ -450,34 +448,6 @@ class _Builder:
                     self._problem("MN017", message, "A node has one role.", *role, at)
                 taken.setdefault(index, role[-1])
         return Split(tuple(lists[0]), tuple(lists[1]))
-
-    def _kv_pool(self) -> KvPool | None:
-        entry = self.data.get("kv_pool")
-        if not entry:
-            return None
-        kind = entry["type"]
-        mine = {
-            "mooncake": ("master_port", "metrics_port"),
-            "memcache": ("meta_service_port", "config_store_port"),
-        }
-        for owner, keys in mine.items():
-            for key in keys:
-                if owner != kind and key in entry:
-                    self._problem(
-                        "MN018", f"belongs to {owner}, found type {kind}", "", "kv_pool", key
-                    )
-        defaults = {
-            "master_port": 50051,
-            "metrics_port": 9003,
-            "meta_service_port": 5000,
-            "config_store_port": 6000,
-        }
-        ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
-        config = entry.get("config") or {}
-        if self.data.get("num_nodes", 1) * len(str(config)) > MAX_POOL:
-            self._too_large("kv_pool", f"{len(str(config)):,} characters of config on each node")
-        content.plain(config, self._problem, "kv_pool", "config")
-        return KvPool(kind, ports, config)
 
     def _timeouts(self) -> dict[str, float]:
         found = {}

@@ -18,7 +18,8 @@ from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
 
 from steps.core.case import fields
 from steps.core.case.asked import BENCHMARK, Field
-from steps.core.case.fields import FIELDS, dialect_of, known_keys
+from steps.core.case.fields import FIELDS, dialect_of, is_several, known_keys
+from steps.core.case.parts import balancing
 from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
 from steps.core.errors import Problem
 
@@ -156,7 +157,7 @@ def check(source: Source) -> list[Problem]:
                 "'templates' with 'routing'; a file of cases with one node has 'test_cases'.",
             )
         ]
-    return list(_check_known(source, data, dialect))
+    return [*_check_known(source, data, dialect), *balancing.check(source, dialect)]
 
 
 def check_form(source: Source, form: str) -> list[Problem]:
@@ -391,7 +392,7 @@ def _is_mistake(dialect: str, path: DataPath) -> bool:
     in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
     if in_benchmark and key.endswith(_LATER) and not _close(dialect, path, 0.9):
         return False
-    return key not in LATER
+    return key not in LATER | fields.OLD
 
 
 def unread(source: Source) -> Iterator[DataPath]:
@@ -427,7 +428,7 @@ def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
 
 def _holds_anchor(source: Source, key: Any) -> bool:
     """A key that is not ours but only holds a YAML anchor for others is no mistake."""
-    if str(key).startswith(("x-", ".", "_")):
+    if str(key).startswith(("x-", ".", "_") if is_several(source.data) else ("x-", ".")):
         return True
     place = source.place(key)
     text = source.lines[place.line - 1] if place.line <= len(source.lines) else ""

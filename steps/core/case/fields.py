@@ -109,7 +109,11 @@ _COMMON: Field = {
         "or a mapping with `script`, `args` or `command`.",
         ours=True,
     ),
-    "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
+    "dp_load_balancing": _field(
+        "string",
+        "`internal`: the deployment dialect; `external`: the routing dialect. It agrees with the "
+        "keys of the case.",
+    ),
     **checks("chat_prompts", nullable=False),
     "engine": _field("string", "Label of the engine, for reports.", ours=True),
     "rehearse": _field(
@@ -339,6 +343,31 @@ FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING, "singl
 FORMS: dict[str, Field] = {**FIELDS, "several": SEVERAL}
 
 
+#: Keys of cases that older releases, or branches of upstream, read.
+OLD = frozenset(
+    [
+        "_DEBUG_MARKER",
+        "generic_dp",
+        "layerwise",
+        "ranktable_gen_path",
+        "ranktable_path",
+        "runner_configs",
+        "variables",
+        "versions",
+    ]
+)
+#: Value of ``dp_load_balancing`` -> the dialect it means, and the keys of that.
+BALANCING = {
+    "internal": ("deployment", ("deployment",)),
+    "external": ("routing", ("routing", "config", "templates")),
+}
+
+
+def balanced(data: Mapping[Any, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """What ``dp_load_balancing`` means; None when it is not there, or means nothing."""
+    return BALANCING.get(str(data.get("dp_load_balancing")).lower())
+
+
 def is_several(data: Any) -> bool:
     """Whether a file holds several cases, or means to."""
     return isinstance(data, dict) and "test_cases" in data
@@ -351,6 +380,9 @@ def dialect_of(source: Source) -> str | None:
     data: Mapping[Any, Any] = source.data
     if source.only:
         return "single"
+    chosen = balanced(data)
+    if chosen and any(key in data for key in chosen[1]):
+        return chosen[0]
     if "deployment" in data and "routing" not in data:
         return "deployment"
     if any(key in data for key in ("routing", "config", "templates")):

@@ -46,10 +46,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Probe:
-    """How one sees that a process is ready: ``http`` wants 200, ``tcp`` a connection."""
+    """How one sees that a process is ready: ``http`` wants 200, ``tcp`` a connection, and one to
+    each of ``also`` too.
+    """
 
     kind: str
     url: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

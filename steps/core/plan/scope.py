@@ -21,7 +21,14 @@ from steps.core.case.source import MAX_PROBLEMS, cut
 from steps.core.errors import Place, Problem, Severity
 from steps.core.plan import faults
 from steps.core.plan.cluster import Cluster, Rehearsal
-from steps.core.plan.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
+from steps.core.plan.variables import (
+    MAX_FILLED,
+    PATH_LISTS,
+    TooLong,
+    bare_names_in,
+    fill,
+    fill_environment,
+)
 
 DEFAULT_ENV = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -93,6 +100,8 @@ class Scope:
             path = (*node.paths["envs"], name)
             self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
 
+        if braced is not None:
+            given |= self._left_empty(node, given)
         own, paths = fill_environment(node.envs, given, unknown, braced)
         self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
         env = self.around(node.index, master, process, own)
@@ -100,6 +109,18 @@ class Scope:
         for key, value in paths.items():
             merged[key] = (*merged.get(key, ()), *value)
         return env, merged
+
+    def _left_empty(self, node: CaseNode, given: Mapping[str, str]) -> dict[str, str]:
+        """``$NAME`` that nobody defines is empty in an environment of the routing dialect."""
+        known = {*given, *node.envs, *PATH_LISTS}
+        empty = {}
+        for name, text in node.envs.items():
+            for missing in bare_names_in(text):
+                if missing not in known:
+                    empty[missing] = ""
+                    path = (*node.paths["envs"], name)
+                    self._unresolved(missing, name, path, given, must=False)
+        return empty
 
     def around(
         self, index: int, master: str, process: str, own: Mapping[str, str] | None = None
@@ -131,7 +152,7 @@ class Scope:
         table = {
             **addresses,
             "LOCAL_IP": own,
-            "MASTER_IP": master,
+            "MASTER_IP": self.cluster.nodes[0].address,
             "MODEL": self.case.model,
             "HOST": ranks.host,
             "PORT_START": str(ranks.port_start),
