@@ -235,12 +235,14 @@ def disk(run: NodeRun) -> Iterator[str]:
 
 
 def versions(run: NodeRun) -> dict[str, str]:
-    """Versions of the packages that matter, from the servers' interpreter."""
+    """Versions that matter: of the servers' interpreter, the machine's driver and CANN."""
     if run.plan.rehearsed:
         return {"engine": "rehearsal stand-in"}
     servers = [process for process in run.me.processes if process.kind == "server"]
     env = run.supervisor.environment(servers[0]) if servers else None
-    return machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)
+    facts = machine.brief(())
+    known = {name: facts[name] for name in ("driver", "cann") if facts[name]}
+    return {**known, **machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)}
 
 
 main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)

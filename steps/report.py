@@ -17,7 +17,7 @@ from steps.core.case.numbers import dumps
 from steps.core.errors import InfraError, UsageError
 from steps.core.node.alone import holding
 from steps.core.plan.plan import Plan
-from steps.core.record import outcome, records, summary
+from steps.core.record import outcome, records, summary, upstream
 from steps.core.record.events import read_events
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
@@ -60,7 +60,7 @@ def write(over: Finished, remarks: Sequence[str] = ()) -> None:
     write_text(run_dir.summary, summary.markdown(over, remarks))
     with contextlib.suppress(OSError):  # a full disk; the events of each node are there
         merge_events(run_dir, over.plan)
-    for name, content in summary.upstream_results(over.plan, over.verdict, over.records).items():
+    for name, content in upstream.results(over.plan, over.verdict, over.records).items():
         write_json(run_dir.path / name, content)
 
 

@@ -36,9 +36,9 @@ from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan import clusters
-from steps.core.plan.plan import LEADER, Plan
+from steps.core.plan.plan import Plan
 from steps.core.record import outcome
-from steps.core.record.records import Record
+from steps.core.record.records import Record, fleet_versions
 from steps.core.record.rundir import RunDir, read_bounded
 from steps.core.record.verdict import Verdict
 
@@ -114,7 +114,6 @@ def result_of(
     commit: str = "",
 ) -> Result:
     """What history keeps of a run, a pure function."""
-    leader = records.get(LEADER)
     return Result(
         run=plan.run,
         case=case_key(plan.case_file, plan.only),
@@ -129,7 +128,7 @@ def result_of(
         rehearsed=plan.rehearsed,
         seconds=round(verdict.seconds, 1),
         npu_minutes=round(npu_minutes, 2),
-        versions=dict(leader.versions) if leader else {},
+        versions=fleet_versions(records),
         benchmarks={
             b.name: dict(b.metrics)
             for b in verdict.benchmarks

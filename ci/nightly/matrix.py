@@ -7,18 +7,21 @@ every problem of the matrix with its line. Touches: reads those files, runs git.
     nox -s matrix                               a table for people
     nox -s matrix -- --soc a3 --format json     {"include": [...]}
     nox -s matrix -- --changed-since origin/main --only deepseek-v3
+    nox -s matrix -- --write-jobs               after a SoC came or went
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ci.nightly import jobs, upstream
 from ci.tools.git import git
 from steps.core import door
 from steps.core.case import check
@@ -32,7 +35,9 @@ from steps.lint.matrix import locate
 MATRIX = Path("ci/nightly.yaml")
 PROFILES = Path("configs/clusters")
 CADENCES = ("nightly", "weekly", "manual")
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+#: A SoC is part of the names of workflow jobs and of a secret.
+SOC = r"[a-z0-9][a-z0-9-]{0,30}"
 _TEXT = {"type": "string", "empty": False}
 ENTRY: dict[str, Any] = {
     "name": {"type": "string", "regex": NAME, "required": True},
@@ -42,7 +47,10 @@ ENTRY: dict[str, Any] = {
     "runner": {"type": ["string", "list"], "schema": _TEXT, "empty": False, "required": True},
     "cadence": {"type": "string", "allowed": list(CADENCES), "required": True},
     "owner": {**_TEXT, "required": True},
+    "minutes": {"type": "integer", "min": 1, "max": 7200},
 }
+#: What a job may take unless its entry says more.
+MINUTES = 480
 #: Top-level keys that are no SoC.
 EXCLUDED, MAX_PARALLEL = "excluded", "max_parallel"
 
@@ -63,6 +71,7 @@ class Entry:
     runner: tuple[str, ...]
     cadence: str
     owner: str
+    minutes: int = MINUTES
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ def _entries(source: Source, path: Path) -> Iterator[Entry]:
             (runner,) if isinstance(runner, str) else tuple(runner),
             raw["cadence"],
             raw["owner"],
+            raw.get("minutes", MINUTES),
         )
 
 
@@ -132,6 +142,10 @@ def _form(source: Source) -> Iterator[Problem]:
         "keysrules": {"type": "string", "allowed": [str(soc) for soc in socs]},
         "valuesrules": {"type": "integer", "min": 1},
     }
+    for soc in socs:
+        if not re.fullmatch(SOC, str(soc)):
+            message = f"{soc}: no name of a SoC; expected one such as a3-560t"
+            yield Problem("matrix", message, source.place(soc))
     for path, text in check.told(schema, source.data):
         known = ", ".join(ENTRY)
         hint = f"An entry has: {known}." if "unknown" in text or "required" in text else ""
@@ -164,17 +178,20 @@ def select(
 ) -> tuple[Entry, ...]:
     """Entries of ``socs`` (all when empty); ``only`` names them whatever their cadence.
 
+    Big fleets come first: what waits longest for machines should not wait for small ones too.
+
     Raises:
         UsageError: a SoC or a name that is not in the matrix.
     """
     _known("--soc", socs, matrix.socs)
     _known("--only", only, [entry.name for entry in matrix.entries])
-    return tuple(
+    found = [
         entry
         for entry in matrix.entries
         if (not socs or entry.soc in socs)
         and (entry.name in only if only else not cadences or entry.cadence in cadences)
-    )
+    ]
+    return tuple(sorted(found, key=lambda entry: -entry.size))
 
 
 def _known(option: str, given: Sequence[str], known: Iterable[str]) -> None:
@@ -254,10 +271,11 @@ def as_github(matrix: Matrix, entries: Sequence[Entry]) -> str:
     """Lines for ``$GITHUB_OUTPUT``: for each SoC and for ``all`` its jobs, how many, at once."""
     lines = []
     for soc in (*matrix.socs, "all"):
+        name = soc if soc == "all" else jobs.name(soc)
         mine = [entry for entry in entries if soc in (entry.soc, "all")]
-        lines.append(f"{soc}={as_json(mine)}")
-        lines.append(f"{soc}-count={len(mine)}")
-        lines.append(f"{soc}-parallel={matrix.max_parallel.get(soc, 1)}")
+        lines.append(f"{name}={as_json(mine)}")
+        lines.append(f"{name}-count={len(mine)}")
+        lines.append(f"{name}-parallel={matrix.max_parallel.get(soc, 1)}")
     return "\n".join(lines)
 
 
@@ -286,12 +304,26 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=("table", "json", "github"), help="default: see below")
     parser.add_argument("--file", type=Path, default=MATRIX, help=f"default: {MATRIX}")
+    parser.add_argument(
+        "--from-upstream", nargs="+", type=Path, default=[], metavar="FILE",
+        help="print a matrix made of upstream's nightly_config.yaml, weekly_config.yaml",
+    )  # fmt: skip
+    parser.add_argument("--checkout", type=Path, help="upstream's checkout, where the cases are")
+    parser.add_argument(
+        "--write-jobs", action="store_true", help=f"write the jobs of each SoC into {jobs.WORKFLOW}"
+    )
     parser.epilog = "The default format is a table on a terminal, JSON elsewhere."
 
 
 def work(arguments: argparse.Namespace) -> int:
     """Print the chosen part of the matrix."""
+    if arguments.from_upstream:
+        print(upstream.ours(arguments.from_upstream, NAME, arguments.cadence, arguments.checkout))
+        return 0
     matrix = load(arguments.file)
+    if arguments.write_jobs:
+        jobs.write(matrix.socs)
+        return 0
     entries = select(matrix, socs=arguments.soc, only=arguments.only, cadences=arguments.cadence)
     if arguments.changed_since:
         changed = changed_since(arguments.changed_since)

@@ -33,8 +33,8 @@ from junit_xml import TestCase, TestSuite, to_xml_report_string
 from steps.core import door, foreign
 from steps.core.case.fields import PHASES
 from steps.core.errors import InfraError, UsageError
-from steps.core.plan.plan import LEADER, Plan
-from steps.core.record.records import BenchResult, Cause, Record
+from steps.core.plan.plan import Plan
+from steps.core.record.records import BenchResult, Cause, Record, fleet_versions
 from steps.core.record.rundir import read_bounded, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS, Verdict
 
@@ -76,8 +76,7 @@ def xml(
         properties |= {"case_file": plan.case_file, "nodes": str(len(plan.nodes))}
         properties |= {"npu_minutes": f"{npu_minutes:.2f}", "rehearsed": str(plan.rehearsed)}
         properties["soc"] = "" if plan.rehearsed else plan.cluster.name
-        first = (records or {}).get(LEADER)
-        for package, version in sorted((first.versions if first else {}).items()):
+        for package, version in sorted(fleet_versions(records or {}).items()):
             properties[f"version.{package}"] = version
     if known_issue:
         properties["known_issue"] = known_issue

@@ -129,6 +129,7 @@ def summarise(
     )
     metrics: dict[str, float] = {"success_ratio": len(whole) / len(samples)}
     if good and seconds > 0:
+        metrics["duration_ms"] = 1000 * seconds
         metrics["output_throughput"] = sum(s.output_tokens for s in good) / seconds
         metrics["input_throughput"] = sum(s.input_tokens for s in good) / seconds
         tokens = sum(s.output_tokens + s.input_tokens for s in good)

@@ -76,6 +76,8 @@ def test_entries_are_what_fromjson_takes(build: Callable[[str], Matrix]) -> None
         ("owner: us", "ownr: us", "8: a3.0.ownr: unknown field"),
         ("cadence: nightly", "cadence: hourly", "7: a3.0.cadence: unallowed value hourly"),
         ("size: 2", "size: two", "4: a3.0.size: must be of integer type"),
+        ("a3:", "a 3:", "1: a 3: no name of a SoC"),
+        ("owner: us", "owner: us\n    minutes: 0", "9: a3.0.minutes: min value is 1"),
         ("name: one", "name: One/../x", "2: a3.0.name: value does not match regex"),
     ],
 )
@@ -99,14 +101,25 @@ def test_all_problems_come_at_once(build: Callable[[str], Matrix]) -> None:
 def test_github_output_names_each_soc(build: Callable[[str], Matrix]) -> None:
     found = build("max_parallel: {a3: 4}\n" + ENTRY)
     lines = dict(line.split("=", 1) for line in as_github(found, found.entries).splitlines())
-    assert lines["a3-count"] == "1" and lines["a3-parallel"] == "4"
-    assert json.loads(lines["a3"]) == json.loads(lines["all"])
+    assert lines["soc-a3-count"] == "1" and lines["soc-a3-parallel"] == "4"
+    assert json.loads(lines["soc-a3"]) == json.loads(lines["all"])
 
 
 def test_only_names_an_entry_whatever_its_cadence() -> None:
     found = Matrix((entry("one"), entry("two", cadence="manual")), {})
     assert [e.name for e in select(found, cadences=["nightly"])] == ["one"]
     assert [e.name for e in select(found, only=["two"], cadences=["nightly"])] == ["two"]
+
+
+def test_big_fleets_come_first() -> None:
+    sizes = (2, 4, 1, 4)
+    found = Matrix(tuple(entry(f"e{at}", size=size) for at, size in enumerate(sizes)), {})
+    assert [e.name for e in select(found)] == ["e1", "e3", "e0", "e2"]
+
+
+def test_a_name_may_have_capitals_and_dots(build: Callable[[str], Matrix]) -> None:
+    found = build(ENTRY.replace("name: one", "name: Qwen3.5-27B_w8a8"))
+    assert (found.entries[0].name, found.entries[0].minutes) == ("Qwen3.5-27B_w8a8", 480)
 
 
 def test_an_unknown_name_is_refused_with_a_close_one() -> None:

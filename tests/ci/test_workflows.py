@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ci.nightly import matrix
+from ci.nightly import jobs, matrix
+from steps.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
@@ -58,8 +59,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
-@pytest.mark.parametrize("tool", ["check-jsonschema", "zizmor"])
-def test_workflows_pass_the_offline_checkers(tool: str) -> None:
+def check_offline(tool: str, files: list[Path]) -> None:
+    """Let a checker look at workflows, where it is installed."""
     program = shutil.which(tool, path=f"{BIN}:{os.environ['PATH']}")
     if program is None:
         pytest.skip(f"{tool} is not installed; nox -s workflows runs it")
@@ -67,8 +68,13 @@ def test_workflows_pass_the_offline_checkers(tool: str) -> None:
         "check-jsonschema": ["--builtin-schema", "vendor.github-workflows"],
         "zizmor": ["--persona", "auditor", "--offline", "--no-progress"],
     }[tool]
-    done = subprocess.run([program, *options, *FILES], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *options, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("tool", ["check-jsonschema", "zizmor"])
+def test_workflows_pass_the_offline_checkers(tool: str) -> None:
+    check_offline(tool, FILES)
 
 
 def test_what_a_pull_request_asks_for_is_never_kept_in_the_history() -> None:
@@ -185,10 +191,45 @@ def test_no_expression_stands_in_a_shell_block(path: Path) -> None:
             assert "${{" not in entry.get("run", ""), entry
 
 
-def test_each_soc_of_the_matrix_has_its_job(root: Path) -> None:
-    jobs = load("nightly.yaml")["jobs"]
-    for soc in matrix.load(root / matrix.MATRIX).socs:
-        assert soc in jobs and f"{soc}-count" in jobs["plan"]["outputs"]
+def test_the_jobs_are_those_of_the_matrix(root: Path) -> None:
+    text = (root / jobs.WORKFLOW).read_text(encoding="utf-8")
+    fresh = jobs.made(text, matrix.load(root / matrix.MATRIX).socs)
+    assert text == fresh, "run `nox -s matrix -- --write-jobs`"
+
+
+SOCS = ("a2", "a3-560t", "310p")
+
+
+def test_each_soc_has_a_job_with_its_secret_and_no_other(root: Path, tmp_path: Path) -> None:
+    text = jobs.made((root / jobs.WORKFLOW).read_text(encoding="utf-8"), SOCS)
+    assert jobs.made(text, SOCS) == text
+    made = yaml.safe_load(text)["jobs"]
+    assert list(made) == ["plan", "soc-a2", "soc-a3-560t", "soc-310p"]
+    assert made["soc-310p"]["secrets"] == {"kubeconfig-b64": "${{ secrets.KUBECONFIG_310P_B64 }}"}
+    secret = made["soc-a3-560t"]["secrets"]["kubeconfig-b64"]
+    assert secret == "${{ secrets.KUBECONFIG_A3_560T_B64 }}"
+    entries = tuple(
+        matrix.Entry(soc, soc, "c.yaml", 2, soc, ("npu",), "nightly", "us") for soc in SOCS
+    )
+    told = matrix.as_github(matrix.Matrix(entries, {}), entries)
+    assert {line.split("=")[0] for line in told.splitlines()} >= set(made["plan"]["outputs"])
+    for name in (*made, *made["plan"]["outputs"]):
+        assert re.fullmatch("[a-zA-Z_][a-zA-Z0-9_-]*", name)
+    check_offline("zizmor", [write(tmp_path, text)])
+    check_offline("check-jsonschema", [write(tmp_path, text)])
+
+
+def test_a_workflow_without_its_marks_is_refused() -> None:
+    with pytest.raises(UsageError, match="marked"):
+        jobs.made("jobs: {}\n", SOCS)
+
+
+def write(folder: Path, text: str) -> Path:
+    """The workflow where checkers take it for one."""
+    made = folder / ".github" / "workflows" / "nightly.yaml"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text(text, encoding="utf-8")
+    return made
 
 
 ARGS = 'printf "%s\\n" "$*"'
@@ -278,6 +319,7 @@ SHA = "a" * 40
     [
         ("/nightly one two\r\nplease", "write", "o/r", f"names=one two -f ref={SHA} -f pull=7"),
         (f"/nightly one {SHA}", "admin", "fork/r", f"names=one -f ref={SHA}"),
+        ("/nightly Qwen3.5-27B_w8a8", "write", "o/r", "names=Qwen3.5-27B_w8a8 -f ref"),
         ("/nightly one", "read", "o/r", "only people who may write"),
         ("/nightly one", "none", "o/r", "only people who may write"),
         ("/nightly one", "write", "fork/r", "needs the commit you read"),

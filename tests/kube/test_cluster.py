@@ -130,10 +130,9 @@ def test_by_hand_render_apply_fetch(place: fleet.Place) -> None:
         names = manifest.Names(name, place.namespace)
         from k8s import cleanup
 
-        assert (
-            cleanup.remove(api, names, documents[-1]["metadata"]["labels"]["multinode/run"], 1, 60)
-            == []
-        )
+        run = documents[-1]["metadata"]["labels"]["multinode/run"]
+        parts = sum("-bundle-" in document["metadata"]["name"] for document in documents)
+        assert cleanup.remove(api, names, run, parts, 60) == []
 
 
 def _ready(pod: dict[str, object]) -> bool:

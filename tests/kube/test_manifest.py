@@ -220,7 +220,7 @@ def test_more_devices_than_a_node_has_is_refused(tmp_path: Path) -> None:
     [
         (lambda d: d[-1]["metadata"].update(name="x" * 51), "no pod is ever made"),
         (lambda d: d[-1]["metadata"].update(name="3x"), "start with a letter"),
-        (lambda d: d[3]["metadata"].update(name=d[-1]["metadata"]["name"]), "DNS names"),
+        (lambda d: d[-2]["metadata"].update(name=d[-1]["metadata"]["name"]), "DNS names"),
         (lambda d: _template(d).update(restartPolicy="RecreateGroupOnPodRestart"), "in a loop"),
         (lambda d: _pod(d).update(restartPolicy="Never"), "no pod is ever made"),
         (lambda d: _pod(d)["volumes"].pop(0), "which is not there"),

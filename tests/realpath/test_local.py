@@ -61,6 +61,15 @@ def test_a_fleet_passes_and_its_gates_are_judged(shape, nodes, tmp_path):
         assert checks(found)["handoff"] == "pass"
 
 
+def test_a_miss_stands_in_upstreams_results_file(tmp_path):
+    found = local(tmp_path, case(2, benchmarks=bench(gates=["output_throughput > 9000000"])))
+    assert (found.code, found.verdict["verdict"]) == (1, "performance"), found.output
+    [results] = found.path.glob("results-*.json")
+    [task] = json.loads(results.read_text())["tasks"]
+    assert task["pass_fail"] == "fail"
+    assert 0 < task["metrics"]["Output_Token_Throughput(OTT)"] < 9000000
+
+
 def test_a_proxy_that_hands_nothing_over_is_found_out(tmp_path):
     found = local(tmp_path, split(2, {0: "forgets"}))
     assert found.code == 1, found.output
@@ -345,14 +354,19 @@ def test_versions_are_the_engines_and_differences_are_shown(tmp_path):
         info = tmp_path / f"site-{index}" / f"vllm-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        told = {"url": "https://git/vllm", "vcs_info": {"commit_id": f"{index}" * 40}}
+        (info / "direct_url.json").write_text(json.dumps(told))
         data["deployment"][index]["envs"] = {"PYTHONPATH": str(info.parent)}
     found = local(tmp_path, data)
     assert found.code == 0, found.output
     for index, version in enumerate(("0.32.0", "0.31.9")):
         record = json.loads((found.path / f"node-{index}" / "record.json").read_text())
         assert record["versions"]["vllm"] == version
+        assert record["versions"]["vllm-commit"] == f"{index}" * 40
     [row] = [line for line in found.output.splitlines() if line.startswith("| vllm ")]
     assert "0.32.0" in row and "0.31.9" in row
+    both = f"{'0' * 40} (node 0), {'1' * 40} (node 1)"
+    assert f'name="version.vllm-commit" value="{both}"' in (found.path / "junit.xml").read_text()
 
 
 # Nothing left

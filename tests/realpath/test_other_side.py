@@ -102,7 +102,7 @@ PLACES = {
     "summary.markdown": "test_what_a_run_says_of_itself",
     "summary._survived": "test_what_a_run_says_of_itself",
     "summary._phases": "test_what_a_run_says_of_itself",
-    "summary.upstream_results": "test_what_a_run_says_of_itself",
+    "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",

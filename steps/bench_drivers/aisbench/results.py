@@ -47,9 +47,11 @@ _TOTALS = {
     "Input Token Throughput": ("input_throughput", "token/s"),
     "Total Token Throughput": ("total_throughput", "token/s"),
     "Request Throughput": ("request_throughput", "req/s"),
+    "Prefill Token Throughput": ("prefill_throughput", "token/s"),
+    "Benchmark Duration": ("duration_ms", "ms"),
 }
 #: Totals that not every AISBench writes: what is gated by one must be there.
-_MAYBE = ("Input Token Throughput",)
+_MAYBE = ("Input Token Throughput", "Prefill Token Throughput", "Benchmark Duration")
 _T = TypeVar("_T")
 #: Gaps between chunks kept in ``requests.jsonl``; all of them stay in AISBench's own database.
 GAPS_KEPT = 200_000

@@ -24,12 +24,15 @@ from steps.core.case.numbers import LIMIT, is_finite
 
 #: Drafted positions of which the acceptance is known, and what their metrics begin with.
 POSITIONS, ACCEPTED = 16, "acceptance_rate_pos_"
+ACCEPTANCE = tuple(f"{ACCEPTED}{position}" for position in range(POSITIONS))
 #: Metric -> (unit, whether more is better). The names of the harness's own metrics.
 METRICS: dict[str, tuple[str, bool]] = {
     "output_throughput": ("token/s", True),
     "input_throughput": ("token/s", True),
     "total_throughput": ("token/s", True),
+    "prefill_throughput": ("token/s", True),
     "request_throughput": ("req/s", True),
+    "duration_ms": ("ms", False),
     "success_ratio": ("", True),
     "accuracy": ("%", True),
     "accuracy_low": ("%", True),
@@ -40,11 +43,11 @@ METRICS: dict[str, tuple[str, bool]] = {
         for stat in ("mean", "min", "max", "median", "p75", "p90", "p95", "p99")
     },
     "drafts": ("", True),
-    **{f"{ACCEPTED}{position}": ("", True) for position in range(POSITIONS)},
+    **dict.fromkeys(ACCEPTANCE, ("", True)),
 }
 #: Judged whatever the load was; and what stand-ins are told to keep, in a rehearsal.
 ALWAYS = ("success_ratio",)
-REHEARSED = (*ALWAYS, *(f"{ACCEPTED}{position}" for position in range(POSITIONS)))
+REHEARSED = (*ALWAYS, *ACCEPTANCE)
 _FORM = re.compile(
     r"^\s*(?P<metric>[a-z0-9_]+)\s*(?P<op><=|>=|==|<|>)\s*(?P<number>-?\d+(\.\d+)?)"
     r"\s*(?P<scaled>\*\s*baseline)?\s*$"

@@ -220,6 +220,7 @@ class Plan:
     content: Content = field(default_factory=Content)
     harness: str = ""
     only: str = ""
+    dialect: str = "deployment"
     schema: int = SCHEMA
 
     @property

@@ -170,6 +170,7 @@ class _Resolver:
             content=case.content,
             harness=VERSION,
             only=case.only,
+            dialect=case.dialect,
         )
         self._drafts(plan)
         return plan

@@ -25,7 +25,7 @@ CHUNK = 1 << 18
 SLACK = 64 << 20
 DEEPEST = 100
 #: What every node has of its own at the top of its run directory; the runner has it too.
-_OWN = ("case.yaml", "events.jsonl", "verdict.json", "summary.md", ".reserve", ".token")
+_OWN = ("case.yaml", "stage", "events.jsonl", "verdict.json", "summary.md", ".reserve", ".token")
 
 
 class Overrun(Exception):

@@ -177,6 +177,19 @@ class Record:
     schema: int = SCHEMA
 
 
+def fleet_versions(records: Mapping[int, Record | None]) -> dict[str, str]:
+    """The fleet's versions; where nodes differ, each of them with its nodes."""
+    told = {index: record.versions for index, record in sorted(records.items()) if record}
+    found = {}
+    for name in dict.fromkeys(name for versions in told.values() for name in versions):
+        nodes: dict[str, list[str]] = {}
+        for index, versions in told.items():
+            nodes.setdefault(versions.get(name, "none"), []).append(str(index))
+        each = [f"{value} (node {' '.join(who)})" for value, who in nodes.items()]
+        found[name] = ", ".join(each) if len(each) > 1 else next(iter(nodes))
+    return found
+
+
 _UNKNOWN = {"kind": "internal", "verdict": "no-verdict", "reason": "a cause without a reason"}
 
 

@@ -1,13 +1,11 @@
-"""The verdict as Markdown for people, and as the JSON that upstream's users know.
+"""The verdict as Markdown for people.
 
-Enters: a run that is over. Leaves: text and values. Touches: looks which logs are there.
+Enters: a run that is over. Leaves: text. Touches: looks which logs are there.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from steps.core import foreign
 from steps.core.case.gates import ACCEPTED, METRICS, GateResult
@@ -261,59 +259,3 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(foreign.markdown(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def upstream_results(
-    plan: Plan, verdict: Verdict, found: Mapping[int, Record | None]
-) -> dict[str, dict[str, Any]]:
-    """File name -> content of the results JSON that the upstream harness leaves."""
-    leader = found.get(0)
-    versions = dict(leader.versions) if leader else {}
-    tasks = [
-        {
-            "name": result.name,
-            "metrics": dict(result.metrics),
-            "test_input": {
-                key: value
-                for key, value in {
-                    "num_prompts": entry.benchmark.num_prompts,
-                    "max_out_len": entry.benchmark.max_out_len,
-                    "batch_size": entry.benchmark.batch_size,
-                    "request_rate": entry.benchmark.request_rate,
-                    "dataset": entry.benchmark.dataset_path or entry.benchmark.dataset_path_local,
-                }.items()
-                if value is not None
-            },
-            "target": {"baseline": result.baseline, "threshold": result.threshold},
-            "pass_fail": {"pass": "pass", "skipped": "skipped"}.get(result.status, "fail"),
-        }
-        for entry, result in zip(plan.benchmarks, verdict.benchmarks, strict=True)
-    ]
-    text = " ".join(word for _, process in plan.servers() for word in process.argv)
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plan.case_name).strip("-") or "case"
-    features = [
-        label
-        for label, flag in (
-            ("disaggregated_prefill", plan.proxy is not None),
-            ("expert_parallel", "--enable-expert-parallel" in text),
-            ("speculative", "--speculative-config" in text),
-        )
-        if flag
-    ]
-    content = {
-        "model_name": plan.model,
-        "hardware": "rehearsal" if plan.rehearsed else plan.cluster.name,
-        "dtype": "w8a8" if re.search(r"w8a8", plan.model + text, re.I) else "auto",
-        "feature": features,
-        "vllm_version": versions.get("vllm", ""),
-        "vllm_ascend_version": versions.get("vllm-ascend", ""),
-        "verdict": verdict.verdict,
-        "tasks": tasks,
-        "serve_cmd": {
-            f"{node.name}/{process.name}": list(process.argv) for node, process in plan.servers()
-        },
-        "environment": {
-            f"{node.name}/{process.name}": dict(process.env) for node, process in plan.servers()
-        },
-    }
-    return {f"results-{name[:80]}.json": content}

@@ -33,6 +33,42 @@ _DRIVER = Path("/usr/local/Ascend/driver/version.info")
 _CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 _DEVICE = re.compile(r"^\|\s*\d+\s+(\w+)\s*\|\s*(\w+)\s*\|")
 _SECONDS = 30
+#: Runs in another interpreter: versions, and the commit of what is installed from a checkout (in
+#: place, so that the checkout still runs), by pip from git, or built with it in its version.
+_LOOK = """
+import importlib.metadata, json, os, re, subprocess, sys, urllib.parse, urllib.request
+
+def dirty(git):
+    words = [*git, "diff", "--quiet", "--ignore-submodules", "HEAD"]
+    try:
+        return "-dirty" if subprocess.run(words, timeout=7).returncode == 1 else ""
+    except subprocess.TimeoutExpired:
+        return ""
+
+def commit(one):
+    told = json.loads(one.read_text("direct_url.json") or "{}")
+    place = str(one.locate_file(""))
+    if told.get("dir_info", {}).get("editable"):
+        place = urllib.request.url2pathname(urllib.parse.urlsplit(told["url"]).path)
+    if os.path.exists(os.path.join(place, ".git")):
+        git = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", place]
+        words = [*git, "rev-parse", "HEAD"]
+        head = subprocess.run(words, capture_output=True, text=True, timeout=5)
+        if head.returncode == 0:
+            return head.stdout.strip() + dirty(git)
+    built = re.search(r"[+.]g([0-9a-f]{7,40})(?![0-9a-z])", one.version)
+    return told.get("vcs_info", {}).get("commit_id") or (built and built[1])
+
+found = {}
+for name in sys.argv[1:]:
+    try:
+        one = importlib.metadata.distribution(name)
+        found[name] = one.version
+        found[name + "-commit"] = commit(one)
+    except Exception:
+        pass
+print(json.dumps({name: value for name, value in found.items() if value}))
+"""
 
 Facts = Mapping[str, Any]
 
@@ -108,15 +144,13 @@ def engine_packages(engine: str, names: Sequence[str]) -> dict[str, str]:
 def versions_of(
     python: list[str], names: Sequence[str], env: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Versions of the packages that matter, of another interpreter; empty when it has none."""
-    script = (
-        "import importlib.metadata as m, json\nfound = {}\n"
-        f"for name in {tuple(names)!r}:\n    try:\n        found[name] = m.version(name)\n"
-        "    except Exception:\n        pass\nprint(json.dumps(found))"
-    )
+    """Versions of the packages that matter, of another interpreter; empty when it has none.
+
+    A package's git commit stands beside it as ``NAME-commit`` where that is known.
+    """
     try:
         done = subprocess.run(
-            [*python, "-c", script],
+            [*python, "-c", _LOOK, *names],
             env=env,
             capture_output=True,
             text=True,
