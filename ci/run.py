@@ -103,7 +103,7 @@ def _one(asked: Wishes, path: Path) -> int:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
-    issues = known.of_case(known.load(), case.file, datetime.date.today())
+    issues = known.of_case(known.load(), case.file, datetime.date.today(), case.only)
     asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)

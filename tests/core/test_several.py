@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from steps.core.case.build import cases_in, load_case
 from steps.core.case.case import Case
@@ -13,7 +17,9 @@ from steps.core.case.source import load_yaml
 from steps.core.errors import CaseError, UsageError
 from steps.core.plan.plan import Plan
 from steps.core.plan.resolver import resolve
+from steps.fix import fixed
 from steps.validate import neutral_cluster, validate
+from tests.core.test_mutations import paths_of
 
 SEVERAL = textwrap.dedent(
     """\
@@ -184,6 +190,9 @@ WRONG = {
         SEVERAL.replace("server_cmd: *server_cmd", "server_cmd: a b", 1), "MN006", "a list"),
     "words among variables": (
         SEVERAL.replace("<<: *envs", "<<: *envs\n      extra: [a]", 1), "MN006", "envs.extra"),
+    "words of the case among variables": (
+        SEVERAL.replace("<<: *envs", "<<: *envs\n      server_cmd_extra: [a]", 1),
+        "MN006", "belongs to the case"),
     "no port": (SEVERAL.replace('"9000"', '"many"'), "MN007", "DEFAULT_PORT"),
     "mode": (SEVERAL.replace('"second"', '"second"\n    service_mode: pd'), "MN007", "epd"),
     "unknown key": (SEVERAL.replace("test_content", "test_contents"), "MN005", "test_content"),
@@ -219,6 +228,32 @@ def test_what_cases_share_is_told_once(tmp_path: Path) -> None:
     assert len(found) == 1
     with pytest.raises(CaseError):
         load_case(write(tmp_path, "test_cases: [{name: a}]\n"), only="a")
+
+
+ODD: tuple[Any, ...] = (
+    None, True, -1, 65536, 10**70, float("nan"), "", "$", "${", "\u00b2", [], {}, [[]], [None],
+    [{}], {"": None}, {1: 2}, ["--port", 1, True], ["--port"], ["--tensor-parallel-size", "\u00b2"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [SEVERAL, ENCODERS])
+def test_no_value_makes_anything_fall_over(text: str, tmp_path: Path) -> None:
+    rng, data = random.Random(18), yaml.safe_load(text)
+    for path in paths_of(data):
+        changed = copy.deepcopy(data)
+        inner = changed
+        for part in path[:-1]:
+            inner = inner[part]
+        inner[path[-1]] = rng.choice(ODD)
+        for problem in validate([write(tmp_path, yaml.safe_dump(changed, allow_unicode=True))]):
+            assert problem.message
+            assert problem.place.line
+
+
+def test_a_fix_mends_every_case() -> None:
+    text = SEVERAL.replace('"--tensor-parallel-size"', '"--tensor-parallel"')
+    new, done = fixed(text.replace('"--max-model-len"', '"--max-model"'))
+    assert (new, done) == (SEVERAL, ["MN102", "MN102"])
 
 
 def test_an_ignore_counts_where_one_of_the_cases_needs_it(tmp_path: Path) -> None:

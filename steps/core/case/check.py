@@ -320,7 +320,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
         kinds = error.constraint if rule == "type" else _kinds_at(dialect, path)
         expected = _expected(kinds)
         message = f"found {_show(error.value)}, expected {expected}"
-        return source.problem("MN006", message, path, doc)
+        return source.problem("MN006", message, path, doc or _misplaced(dialect, path))
     return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
 
 
@@ -480,6 +480,13 @@ def _meant(source: Source, dialect: str, path: DataPath) -> str:
     if not path[:-1] and key in FIELDS[other]:
         return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."
     return ""
+
+
+def _misplaced(dialect: str, path: DataPath) -> str:
+    """What to do about a key of the case among variables."""
+    key = str(path[-1])
+    among = len(path) > 1 and path[-2] == "envs" and key in known_keys(dialect, ())
+    return f"'{key}' belongs to the case; check its indentation." if among else ""
 
 
 def _looks_like_benchmark(source: Source, path: DataPath) -> bool:
