@@ -73,7 +73,8 @@ def request(
                 verify=False,
             )
             raw = bytearray()
-            while len(raw) < most and (piece := next(answer.iter_content(most), b"")):
+            pieces = answer.iter_content(most) if most else iter(())
+            while len(raw) < most and (piece := next(pieces, b"")):
                 raw += piece
             return Reply(answer.status_code, raw[:most].decode("utf-8", "replace"), "")
     except (requests.RequestException, OSError, ValueError) as error:
