@@ -82,6 +82,10 @@ def load(run_dir: RunDir) -> Plan:
     absent = [path.name for path in (run_dir.case, run_dir.plan) if not path.is_file()]
     if absent:
         hint = "A run whose case was refused has no plan; run the case itself."
+        told = read_json(run_dir.verdict)
+        if isinstance(told, dict) and isinstance(told.get("cases"), list):
+            inside = ", ".join(str(entry.get("directory")) for entry in told["cases"])
+            hint = f"It is a run of several cases: name the directory of one in it: {inside}."
         if run_dir.plan.is_file():
             hint = "Fetch the whole run directory; case.yaml and plan.json are in it."
         raise UsageError(f"{run_dir.path} has no {' and no '.join(absent)}", hint)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci import row
+from ci import replay, row
 from ci.run import main
 from steps.core.errors import InfraError
 from steps.core.node.wishes import Wishes
@@ -71,6 +71,18 @@ def test_each_case_has_a_fleet_a_directory_and_a_suite(
     told = read_json(base / "verdict.json")
     assert (told["verdict"], told["exit_code"]) == ("pass", 0)
     assert [entry["directory"] for entry in told["cases"]] == ["first-one", "second"]
+
+
+def test_one_of_them_is_replayed(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "run"
+    words = ["--rehearse", "--load-seconds", "0", "--bench", "none", "--run-dir", str(base)]
+    assert main([str(path), *words]) == 0
+    assert replay.main([str(base)]) == 2
+    assert "name the directory of one in it: first-one, second" in capsys.readouterr().err
+    assert replay.main([str(base / "second"), "--run-dir", str(tmp_path / "again")]) == 0
+    assert "The plan is the same" in capsys.readouterr().out
 
 
 def test_one_of_them_is_a_run_like_any_other(path: Path, tmp_path: Path) -> None:

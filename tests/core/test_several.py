@@ -250,6 +250,13 @@ def test_no_value_makes_anything_fall_over(text: str, tmp_path: Path) -> None:
             assert problem.place.line
 
 
+def test_a_matrix_knows_that_they_have_one_node(tmp_path: Path) -> None:
+    path, matrix = write(tmp_path), tmp_path / "nightly.yaml"
+    matrix.write_text(f"a3:\n  - {{name: several, case: {path}, size: 2}}\n", encoding="utf-8")
+    for cases in ([], [path]):
+        assert "MN802" in {problem.rule for problem in validate(cases, matrix)}
+
+
 def test_a_fix_mends_every_case() -> None:
     text = SEVERAL.replace('"--tensor-parallel-size"', '"--tensor-parallel"')
     new, done = fixed(text.replace('"--max-model-len"', '"--max-model"'))
