@@ -97,8 +97,8 @@ def _one(asked: Wishes, path: Path) -> int:
     run_dir = RunDir(asked.run_dir or Path("runs") / run_id)
     run_dir.check_unused()
     try:
+        warnings = check(path, asked.only)  # which says more than loading, of a refused case
         case = load_case(path, only=asked.only)
-        warnings = check(path, asked.only)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)

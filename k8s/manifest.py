@@ -95,6 +95,7 @@ class Order:
         arguments: for the node program, such as ``--bench smoke``.
         expires: seconds since the epoch, after which the janitor may remove everything.
         output: ``events`` when a runner listens, ``text`` for people.
+        devices: what each pod asks for, when the profile names a resource.
         port: where the leader's endpoint listens, for the Service.
         env: further environment of the pods, such as FAIL_TAG.
     """
@@ -110,6 +111,7 @@ class Order:
     arguments: tuple[str, ...] = ()
     rehearsal: Rehearsal | None = None
     port: int = 8080
+    devices: int = 0
     env: Mapping[str, str] | None = None
 
 
@@ -332,8 +334,8 @@ def _resources(order: Order) -> Json:
         both["memory"] = profile.memory
     if profile.ephemeral_storage:
         both["ephemeral-storage"] = profile.ephemeral_storage
-    if profile.device and order.case.npu_per_node and order.rehearsal is None:
-        both[profile.device] = str(order.case.npu_per_node)
+    if profile.device and order.devices and order.rehearsal is None:
+        both[profile.device] = str(order.devices)
     requests = {**({"cpu": profile.cpu} if profile.cpu else {}), **both}
     return {
         **({"requests": requests} if requests else {}),

@@ -32,9 +32,34 @@ from steps.core.node import wishes
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, loopback_nodes
+from steps.core.plan.plan import Plan
 from steps.core.plan.profile import Profile, find_profile, load_profile
 from steps.core.plan.resolver import resolve
 from steps.core.record.rundir import new_run_id, write_text
+from steps.core.vllm.commandline import read
+
+
+def _devices(case: Case, plan: Plan, profile: Profile) -> int:
+    """Devices a pod asks for: those its commands need, or more where the case writes so.
+
+    Upstream's pods get all devices of a node, whatever ``npu_per_node`` says.
+    """
+    nodes = [
+        [read(each.argv) for each in node.processes if each.kind == "server"] for node in plan.nodes
+    ]
+    spans = any(node.ranks is not None and node.ranks.node_group >= 0 for node in case.nodes)
+    unknown = spans or any(command.ray for commands in nodes for command in commands)
+    counted = max(sum(command.devices for command in commands) for commands in nodes)
+    needs = case.npu_per_node if unknown else counted
+    have = profile.devices_per_node
+    if have is not None and needs > have:
+        raise UsageError(
+            f"{case.file}: the commands of a node need {needs} devices, one of the profile "
+            f"{profile.name!r} has {have}",
+            f"Use another profile, or correct device.per_node in {profile.file}.",
+        )
+    asked = max(case.npu_per_node, needs)
+    return asked if have is None else min(asked, have)
 
 
 def order(
@@ -53,12 +78,6 @@ def order(
         InfraError: the manifests would never run; that is a defect of ours.
     """
     options = asked.options(run)
-    if profile.devices_per_node is not None and case.npu_per_node > profile.devices_per_node:
-        raise UsageError(
-            f"{case.file}: npu_per_node is {case.npu_per_node}, a node of the profile "
-            f"{profile.name!r} has {profile.devices_per_node}",
-            f"Use another profile, or correct device.per_node in {profile.file}.",
-        )
     known = dict.fromkeys(manifest.PASSED, "/")
     stand_in = Cluster("render", "k8s", loopback_nodes(case.num_nodes, "71.9"), known=known)
     plan = resolve(case, stand_in, options)
@@ -74,6 +93,7 @@ def order(
         arguments=_node_arguments(asked, case, profile),
         rehearsal=asked.rehearsal,
         port=urlsplit(plan.endpoint.url).port or 8080,
+        devices=_devices(case, plan, profile),
         env=_own_environment(),
     )
     wrong = manifest.problems(manifest.documents(made))

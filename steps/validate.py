@@ -35,7 +35,7 @@ from steps.core.plan import profile
 from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.resolver import examine
 from steps.core.redaction import here
-from steps.lint import formats, reference
+from steps.lint import formats, partial, reference
 from steps.lint.engine import USELESS_IGNORE, lint, lint_matrix
 
 CONFIGS = Path("configs")
@@ -124,12 +124,25 @@ def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
     try:
         case = build_case(source)
     except CaseError as error:
-        return None, list(error.problems)
+        return None, enough([*error.problems, *_in_spite_of(error.problems, source)])
+    return case, enough(_asked(case))
+
+
+def _asked(case: Case) -> list[Problem]:
+    """What resolution and the rules say of a case."""
     try:
         plan, problems = examine(case, neutral_cluster(case.num_nodes))
     except CaseError as error:
-        return case, enough(error.problems)
-    return case, enough([*problems, *lint(case, plan)])
+        return list(error.problems)
+    return [*problems, *lint(case, plan)]
+
+
+def _in_spite_of(problems: Sequence[Problem], source: Source) -> list[Problem]:
+    """What else can be said of a case that these problems of form refuse."""
+    rest = partial.of(source, problems)
+    if rest is None:
+        return []
+    return [*rest.problems, *filter(rest.asks, _asked(rest.case))]
 
 
 def default_paths(root: Path = CONFIGS) -> list[Path]:

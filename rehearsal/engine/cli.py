@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from rehearsal.base import console
 from rehearsal.engine import access
 from rehearsal.engine.access import Access
-from rehearsal.handoff.kvconfig import KvConfig, check_fields, read_config
+from rehearsal.handoff.kvconfig import KvConfig, check_fields, conflict, read_config
 
 TABLE = Path(__file__).resolve().parent / "flags.json"
 COMMANDS = "{chat,complete,serve,launch,bench,collect-env,run-batch}"
@@ -347,6 +347,9 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
             f"data_parallel_start_rank ({start}) + data_parallel_size_local ({local}) must be <= "
             f"data_parallel_size ({size})"
         )
+    why = conflict(get("kv_transfer_config", {}), get("tensor_parallel_size", 1), size)
+    if why:
+        _fail(why, "VllmConfig")
     length = get("max_model_len", DEFAULT_MODEL_LENGTH)
     return ServeArgs(
         model=model,

@@ -158,9 +158,7 @@ class Engine:
         if kv.unknown:
             raise ValueError(f"Unsupported connector type: {kv.unknown[0]}")
         engine_id = f"{kv.engine_id or uuid.uuid4()}_dp{self.spec.rank}"
-        self.me = Peer(
-            engine_id, self.args.model, self.args.dp_size, self.args.tp, self.args.pp, kv
-        )
+        self.me = Peer(engine_id, self.args.model, self.args.tp, kv)
 
     async def _join(self) -> Link:
         hello = {"t": "hello", "rank": self.spec.rank, **fingerprint(self.args)}

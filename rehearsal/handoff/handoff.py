@@ -2,10 +2,9 @@
 real connection.
 
 The prefiller listens where MooncakeConnectorV1 does (`kv_port` + rank x devices of a rank, one port
-a device; Nixl:
-its side channel port + rank). Both sides know sizes from their own command and from
-`kv_connector_extra_config`;
-what does not fit is refused with a reason.
+a device; Nixl: its side channel port + rank). What a prefiller was told of the decoders' width must
+fit; what a decoder was told of the prefillers' is overridden by what they announce, and nobody
+reads the other side's `dp_size`.
 """
 
 from __future__ import annotations
@@ -34,9 +33,7 @@ class Peer:
 
     engine_id: str
     model: str
-    dp: int
     tp: int
-    pp: int
     config: KvConfig
 
     def describe(self) -> Message:
@@ -44,20 +41,14 @@ class Peer:
         return {
             "engine_id": self.engine_id,
             "model": self.model,
-            "dp": self.dp,
             "tp": self.tp,
-            "pp": self.pp,
             "role": self.config.role,
             "connector": self.config.connector,
         }
 
 
-def misfit(
-    prefiller: Message, decoder: Message, expected: dict[str, int], which: str, who: str
-) -> str | None:
-    """Why two sides do not fit, seen from the side `who` that was told to expect `expected` of side
-    `which`; pure.
-    """
+def misfit(prefiller: Message, decoder: Message, decode_tp: int | None = None) -> str | None:
+    """Why two sides do not fit, where the prefiller was told to expect `decode_tp`; pure."""
     if prefiller["model"] != decoder["model"]:
         return f"the prefiller serves {prefiller['model']!r}, the decoder {decoder['model']!r}"
     if prefiller["connector"] != decoder["connector"]:
@@ -66,13 +57,11 @@ def misfit(
         return "the remote engine is a kv_consumer, it produces no KV"
     if decoder["role"] == "kv_producer":
         return "the fetching engine is a kv_producer, it consumes no KV"
-    side = prefiller if which == "prefill" else decoder
-    for size, value in expected.items():
-        if side[size] != value:
-            return (
-                f"{who}'s kv_connector_extra_config says {which} {size}_size {value}, but the "
-                f"{which} engine runs with {size}_size {side[size]}"
-            )
+    if decode_tp not in (None, decoder["tp"]):
+        return (
+            f"the prefiller's kv_connector_extra_config says decode tp_size {decode_tp}, but the "
+            f"decode engine runs with tp_size {decoder['tp']}"
+        )
     return None
 
 
@@ -146,7 +135,7 @@ class Prefiller:
             return (
                 f"blocks {_short(blocks)} are not the {self.held[first][0]} blocks of that prompt"
             )
-        return misfit(self.me.describe(), decoder, self.me.config.decode, "decode", "the prefiller")
+        return misfit(self.me.describe(), decoder, self.me.config.decode_tp)
 
 
 def _short(blocks: list[Any]) -> str:
@@ -207,6 +196,6 @@ async def fetch(me: Peer, params: Message, tokens: int, block_size: int) -> None
         raise HandoffError(
             f"{place} holds KV of {message.get('tokens')} tokens, the prompt has {tokens}"
         )
-    why = misfit(message["prefiller"], me.describe(), me.config.prefill, "prefill", "the decoder")
+    why = misfit(message["prefiller"], me.describe())
     if why:
         raise HandoffError(f"KV from {place} does not fit: {why}")

@@ -53,16 +53,13 @@ STORES = {
 
 @dataclass(frozen=True)
 class KvConfig:
-    """What a server was told about KV transfer. Sizes are `{"dp": n, "tp": n}`, empty when not
-    given.
-    """
+    """What a server was told about KV transfer, as far as its handoff depends on it."""
 
     connector: str
     role: str
     port: int | None
     engine_id: str | None
-    prefill: dict[str, int]
-    decode: dict[str, int]
+    decode_tp: int | None
     unknown: tuple[str, ...]
 
     @property
@@ -123,6 +120,21 @@ def check_fields(config: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def conflict(config: dict[str, Any], tp: int, dp: int) -> str:
+    """Why vllm-ascend refuses the sizes an engine was told of itself; empty: it does not."""
+    role, extra = config.get("kv_role"), config.get("kv_connector_extra_config") or {}
+    sizes = (("tensor", "tp_size", tp), ("data", "dp_size", dp))
+    for side, other in (("prefill", "kv_consumer"), ("decode", "kv_producer")):
+        told: Any = extra.get(side)
+        for kind, key, real in sizes if role != other and isinstance(told, dict) else ():
+            if told.get(key, real) != real:
+                return (
+                    f"KV transfer '{side}' config has a conflicting {kind} parallel size. "
+                    f"Expected {real}, but got {told[key]}."
+                )
+    return ""
+
+
 def read_config(config: dict[str, Any] | None) -> KvConfig | None:
     """What a handoff needs, found also inside a MultiConnector. Expects a config that passed
     `check_fields`.
@@ -149,13 +161,14 @@ def read_config(config: dict[str, Any] | None) -> KvConfig | None:
         **(chosen.get("kv_connector_extra_config") or {}),
     }
     port = first("kv_port")
+    told = extra.get("decode")
+    width = str(told.get("tp_size", "")) if isinstance(told, dict) else ""
     return KvConfig(
         connector=str(chosen.get("kv_connector")),
         role=str(first("kv_role") or "kv_both"),
         port=None if port is None else int(port),
         engine_id=first("engine_id"),
-        prefill=_sizes(extra.get("prefill")),
-        decode=_sizes(extra.get("decode")),
+        decode_tp=int(width) if width.isdecimal() else None,
         unknown=unknown,
     )
 
@@ -166,13 +179,3 @@ def _flatten(config: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(inner, dict):
             parts.extend(_flatten(inner))
     return parts
-
-
-def _sizes(block: Any) -> dict[str, int]:
-    if not isinstance(block, dict):
-        return {}
-    return {
-        short: int(block[f"{short}_size"])
-        for short in ("dp", "tp", "pp")
-        if str(block.get(f"{short}_size", "")).isdecimal()
-    }

@@ -66,14 +66,12 @@ class Server:
     @cached_property
     def devices(self) -> int:
         """Devices it takes on its node."""
-        width = self.tp * self.pp * self.pcp
-        return -(-width // self.nnodes) * max(self.local, 1)
+        return self.command.devices
 
     @cached_property
     def ray(self) -> bool:
         """Ray places its ranks, so nothing here says where they are."""
-        words = ("--data-parallel-backend", "--distributed-executor-backend")
-        return any(self.command.text(word) == "ray" for word in words)
+        return self.command.ray
 
     @property
     def headless(self) -> bool:

@@ -31,9 +31,13 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "no dialect": ("model: m\n", "MN003", "model: m", "neither"),
     "misspelt dialect": ("deploymnet: []\n", "MN003", "deploymnet", "Did you mean 'deployment'"),
     "missing": (changed("model: demo/tiny\n", ""), "MN004", "test_name", "'model' is missing"),
-    "unknown": (changed("npu_per_node:", "npus: 1\nnpu_per_node:"), "MN005", "npus", "unknown key"),
+    "unknown in ours": (
+        SPLIT + "lint: {ignored: {}}\n", "MN005", "lint", "unknown key"),
+    "gate of nobody": (
+        changed("baseline: 100", "baseline: 1\n    goodput_threshold: 3"), "MN005",
+        "goodput_threshold", "unknown key"),
     "unknown in a node": (
-        changed("- name: decoder", "- weight: 3"), "MN005", "weight", "unknown key"),
+        changed("- name: decoder", "- server_cmds: a"), "MN005", "server_cmds", "unknown key"),
     "misspelt at the top": (
         changed("npu_per_node:", "npu_pernode: 1\nnpu_per_node:"), "MN005", "npu_pernode",
         "unknown key"),
@@ -150,6 +154,22 @@ def test_what_upstreams_own_cases_have_and_nobody_reads_is_no_mistake() -> None:
     assert [".".join(map(str, path)) for path in unread(case_of(text).source)] == [
         "benchmarks.perf.do_sample"
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("test_name:", "_DEBUG_MARKER: 1\ntest_name:"),
+        ("test_name:", "runner_configs: {a: 1}\ntest_name:"),
+        ("test_name:", "versions: [1]\ntest_name:"),
+        ("- name: decoder", "- layerwise: true"),
+        ("enabled: true", "enabled: true\n  ranktable_gen_path: gen.sh\n  ranktable_path: x"),
+        ("    baseline: 100", "    baseline: 100\n    colour: red"),
+    ],
+)
+def test_a_key_that_upstream_ignores_refuses_no_case(old: str, new: str) -> None:
+    case = case_of(changed(old, new))
+    assert case.num_nodes == 2 and list(unread(case.source))
 
 
 def test_quoted_numbers_are_numbers_where_upstream_reads_them_so() -> None:

@@ -222,6 +222,13 @@ def test_a_wrong_case_hides_none_of_the_others(tmp_path: Path) -> None:
     assert rules.count("MN006") == rules.count("MN007") == 1
 
 
+def test_a_problem_of_form_hides_no_finding_of_its_case(tmp_path: Path) -> None:
+    text = SEVERAL.replace("model: demo/tiny", "model: 5").replace("--max-model-len", "--nonsense")
+    rules = [problem.rule for problem in validate([write(tmp_path, text)])]
+    assert {"MN006", "MN101"} <= {*rules}
+    assert "MN004" not in rules
+
+
 def test_what_cases_share_is_told_once(tmp_path: Path) -> None:
     text = SEVERAL.replace('"--tensor-parallel-size"', '"--tensor-paralel-size"')
     found = [problem for problem in validate([write(tmp_path, text)]) if problem.rule == "MN101"]

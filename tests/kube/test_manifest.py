@@ -211,8 +211,23 @@ def test_a_rehearsal_asks_for_no_devices(tmp_path: Path) -> None:
 
 def test_more_devices_than_a_node_has_is_refused(tmp_path: Path) -> None:
     profile = fleet.PROFILE + "device: {resource: huawei.com/ascend-1980, per_node: 1}\n"
-    with pytest.raises(UsageError, match="npu_per_node is 2, a node of the profile 'lab' has 1"):
+    with pytest.raises(UsageError, match="a node need 2 devices, one of the profile 'lab' has 1"):
         order(tmp_path, profile)
+
+
+@pytest.mark.parametrize(
+    ("written", "per_node", "asked"), [(16, 8, "8"), (16, None, "16"), (1, 8, "2"), (2, 8, "2")]
+)
+def test_devices_are_those_the_commands_need_whatever_the_number_written(
+    written: int, per_node: int | None, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = fleet.CASE.replace("npu_per_node: 2", f"npu_per_node: {written}")
+    monkeypatch.setattr(fleet, "CASE", text)
+    device = {"resource": "huawei.com/ascend-1980", **({"per_node": per_node} if per_node else {})}
+    made = order(tmp_path, f"{fleet.PROFILE}device: {json.dumps(device)}\n")
+    template = lws(made)["spec"]["leaderWorkerTemplate"]["workerTemplate"]
+    limits = template["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["huawei.com/ascend-1980"] == asked
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -11,21 +12,22 @@ from xml.etree import ElementTree
 import pytest
 from lxml import etree
 
-from steps.core.case.excerpt import render, summary
+from steps.core.case.excerpt import render, render_all, summary
 from steps.core.case.fields import FIELDS
-from steps.core.errors import Place, Problem, Severity
+from steps.core.errors import Place, Problem, Severity, sort_problems
 from steps.lint import formats, jsonschema
 from steps.lint.examples import BASES, PARALLEL, text_of
 from steps.validate import main, validate
 from tests.lint.edits import parallel
 
+RPC = ("--data-parallel-rpc-port 13389\n", "--data-parallel-rpc-port 13390\n")
 TWICE = ("--max-num-seqs 32\n", "--max-num-seqs 32\n      --max-num-seqs 64\n")
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     path = tmp_path / "odd, name: 100%.yaml"
-    path.write_text(text_of(parallel(TWICE)), encoding="utf-8")
+    path.write_text(text_of(parallel(RPC)), encoding="utf-8")
     return path
 
 
@@ -33,21 +35,22 @@ def test_text_shows_both_lines_and_carets(broken: Path, capsys: pytest.CaptureFi
     assert main([str(broken)]) == 2
     out = capsys.readouterr().out
     assert (
-        f"{broken}:21:7: error MN108: '--max-num-seqs' is given twice, as '32' and as '64'" in out
+        f"{broken}:30:7: error MN203: node 1 joins its group at rpc port 13389, node 0 at 13390"
+        in out
     )
-    assert "  21 |       --max-num-seqs 64\n     |       ^\n" in out
-    assert "  20 |       --max-num-seqs 32\n     |       ^\n" in out
-    assert "= Keep one; vLLM would take the last, '64'." in out
+    assert "  30 |       --data-parallel-rpc-port 13389\n     |       ^\n" in out
+    assert "  17 |       --data-parallel-rpc-port 13390\n     |       ^\n" in out
+    assert "= All members of a group use one rpc port." in out
     assert out.splitlines()[-1].startswith("1 file: 1 error")
 
 
 def test_json_has_every_field(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--format", "json", str(broken)]) == 2
     data = json.loads(capsys.readouterr().out)
-    first = next(p for p in data if p["rule"] == "MN108")
-    assert (first["file"], first["line"], first["column"]) == (str(broken), 21, 7)
+    first = next(p for p in data if p["rule"] == "MN203")
+    assert (first["file"], first["line"], first["column"]) == (str(broken), 30, 7)
     assert first["severity"] == "error"
-    assert [place["line"] for place in first["related"]] == [20]
+    assert [place["line"] for place in first["related"]] == [17]
 
 
 def test_github_escapes_what_would_end_a_command(
@@ -55,7 +58,7 @@ def test_github_escapes_what_would_end_a_command(
 ) -> None:
     assert main(["--format", "github", str(broken)]) == 2
     line = capsys.readouterr().out.splitlines()[0]
-    match = re.fullmatch(r"::error file=([^,]+),line=21,col=7,title=MN108::(.*)", line)
+    match = re.fullmatch(r"::error file=([^,]+),line=30,col=7,title=MN203::(.*)", line)
     assert match
     assert "%3A" in match[1] and "%25" in match[1] and "%2C" in match[1]
     assert "%0A" in match[2]
@@ -74,8 +77,8 @@ def test_sarif_names_rules_and_both_places(
         assert result["level"] in ("error", "warning", "note")
         region = result["locations"][0]["physicalLocation"]["region"]
         assert region["startLine"] >= 1 and region["startColumn"] >= 1
-    twice = next(result for result in run["results"] if result["ruleId"] == "MN108")
-    assert twice["relatedLocations"][0]["physicalLocation"]["region"]["startLine"] == 20
+    twice = next(result for result in run["results"] if result["ruleId"] == "MN203")
+    assert twice["relatedLocations"][0]["physicalLocation"]["region"]["startLine"] == 17
 
 
 def test_junit_fails_on_errors_and_shows_the_rest(
@@ -113,7 +116,7 @@ def test_warnings_alone_pass_unless_strict(tmp_path: Path) -> None:
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--explain", "mn108"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("MN108: Flag given twice (error)")
+    assert out.startswith("MN108: Flag given twice (warning)")
     assert "```diff" in out
     assert main(["--explain", "MN998"]) == 2
 
@@ -140,6 +143,28 @@ def test_excerpt_of_a_long_line_shows_the_place() -> None:
     assert shown[caret.index("^") :].startswith("HERE")
     assert len(shown) < 140
     assert summary([problem, problem]) == "2 warnings"
+
+
+def _many(count: int) -> list[Problem]:
+    return [
+        Problem("MN101", f"node {at} has no '--odd'", Place("f", at + 1), "Remove it.")
+        for at in range(count)
+    ]
+
+
+def test_findings_of_one_kind_are_folded_for_people() -> None:
+    other = Problem("MN101", "node 3 has no '--even'", Place("f", 4))
+    text = render_all(sort_problems([*_many(12), other]), lines=lambda file: ())
+    assert text.count("--odd") == 1 and text.count("--even") == 1
+    assert "f:1:1: error MN101: node 0 has no '--odd'\n  = Remove it.\n" in text
+    assert "  ... and 11 more: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and so on" in text
+    assert text.endswith("13 errors\n")
+
+
+def test_two_of_a_kind_and_those_of_two_files_are_shown_whole() -> None:
+    two = [*_many(2), *(dataclasses.replace(p, place=Place("g")) for p in _many(2))]
+    text = render_all(two, lines=lambda file: ())
+    assert text.count("--odd") == 4 and "more" not in text
 
 
 IGNORES = [

@@ -124,13 +124,8 @@ def test_what_does_not_fit_is_refused(yard: Yard, prefiller: Standin) -> None:
     ("arguments", "text"),
     [
         (
-            ["-tp", "2", *config("kv_consumer")],
+            ["-tp", "2", *config("kv_consumer", decode_tp=2)],
             "the prefiller's kv_connector_extra_config says decode tp_size 1, but the decode "
-            "engine runs with tp_size 2",
-        ),
-        (
-            config("kv_consumer", prefill_tp=4),
-            "the decoder's kv_connector_extra_config says prefill tp_size 4, but the prefill "
             "engine runs with tp_size 2",
         ),
         (
@@ -138,7 +133,7 @@ def test_what_does_not_fit_is_refused(yard: Yard, prefiller: Standin) -> None:
             "the prefiller uses MooncakeConnectorV1, the decoder MooncakeHybridConnector",
         ),
     ],
-    ids=["decode size", "prefill size", "connector"],
+    ids=["decode size", "connector"],
 )
 def test_sizes_that_disagree_are_refused(
     yard: Yard, prefiller: Standin, arguments: list[str], text: str
@@ -148,6 +143,22 @@ def test_sizes_that_disagree_are_refused(
     assert status == 500
     assert text in answer["error"]["message"]
     assert decoder.metric("vllm:prompt_tokens_by_source_total", source="external_kv_transfer") == 0
+
+
+def test_an_engine_is_held_to_its_own_sizes_and_to_no_others(yard: Yard) -> None:
+    refused = [
+        (["-tp", "2", *config("kv_producer", prefill_tp=1)], "prefill", "tensor", "2, but got 1"),
+        (["-tp", "2", *config("kv_both", decode_tp=1)], "decode", "tensor", "2, but got 1"),
+        (["-dp", "2", *config("kv_consumer")], "decode", "data", "2, but got 1"),
+    ]
+    started = [(yard.start(*arguments), said) for arguments, *said in refused]
+    odd = yard.start("-tp", "2", *config("kv_producer", decode_tp=1, prefill_tp=2))
+    told = yard.start(*config("kv_consumer", prefill_tp=9))
+    for server, (side, kind, sizes) in started:
+        assert server.exit_code() == 1
+        text = f"KV transfer '{side}' config has a conflicting {kind} parallel size. Expected "
+        assert f"{text}{sizes}." in server.log
+    assert decode(told.ready(), prefill(odd.ready()))[0] == 200  # what it announces counts
 
 
 def test_plain_requests_are_computed_locally(yard: Yard) -> None:
@@ -169,7 +180,7 @@ def test_example_connector_is_accepted_and_unknown_ones_are_not(yard: Yard) -> N
         "kv_connector_extra_config": {"shared_storage_path": "/tmp/x"},
     }
     good = yard.start("--kv-transfer-config", json.dumps(value))
-    bad = yard.start(*config("kv_both", "MoonConnector"))
+    bad = yard.start(*config("kv_both", "MoonConnector", prefill_tp=1))
     assert bad.exit_code() == 1
     assert "ValueError: Unsupported connector type: MoonConnector" in bad.log
     assert good.ready().complete(max_tokens=1)[0] == 200

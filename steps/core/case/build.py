@@ -97,11 +97,22 @@ def build_case(source: Source) -> Case:
     problems = check.check(source)
     if errors_of(problems):
         raise CaseError(enough(problems + _counts(source)))
-    builder = _Builder(source)
-    case = builder.build()
-    if builder.problems:
-        raise CaseError(enough(builder.problems))
+    case, problems = attempt(source)
+    if problems:
+        raise CaseError(enough(problems))
     return case
+
+
+def attempt(source: Source) -> tuple[Case, list[Problem]]:
+    """The case of a text whose form is right, and what only whole values show to be wrong.
+
+    Only the linter looks at a case that has problems.
+
+    Raises:
+        CaseError: it is too large to be made.
+    """
+    builder = _Builder(source)
+    return builder.build(), builder.problems
 
 
 def _counts(source: Source) -> list[Problem]:

@@ -25,16 +25,12 @@ from steps.core.errors import Problem
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
-#: Keys of benchmarks that upstream's own cases have and nobody reads, here or there (to 0.30).
-LATER = frozenset(
-    {"bos_token_id", "do_sample", "enable_thinking", "eos_token_id", "transformers_version"}
-)
 #: A line that goes on so far behind a key holds more than an anchor.
 _LONG = 300
 #: No key that a person misspelled is longer.
 _LONGEST_KEY = 60
-#: Ends of fields that later upstream harnesses have, near some field that is here.
-_LATER = ("_threshold", "_baseline", "_path", "_conf", "_args", "_kwargs")
+#: Ends of fields that ask for a gate, and of others that later upstream harnesses have near ours.
+_GATES, _LATER = ("_threshold", "_baseline"), ("_path", "_conf", "_args", "_kwargs")
 
 
 def plain_numbers(source: Source) -> Source:
@@ -207,7 +203,7 @@ def _check_known(source: Source, data: Mapping[Any, Any], dialect: str) -> Itera
             # Nobody is shown so many: what is left is only counted.
             yield source.problem("MN007", "is wrong", path)
             continue
-        if error.rule is None and not _is_mistake(dialect, path):
+        if error.rule is None and not _is_mistake(source, dialect, path):
             continue
         problem = _explain(source, path, error, dialect)
         if (path, problem.message) not in seen:
@@ -320,7 +316,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
         kinds = error.constraint if rule == "type" else _kinds_at(dialect, path)
         expected = _expected(kinds)
         message = f"found {_show(error.value)}, expected {expected}"
-        return source.problem("MN006", message, path, doc or _misplaced(dialect, path))
+        return source.problem("MN006", message, path, doc or fields.misplaced(dialect, path))
     return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
 
 
@@ -381,22 +377,37 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _is_mistake(dialect: str, path: DataPath) -> bool:
-    """Whether an unknown key is more than what a later upstream harness reads.
+#: Where upstream ignores keys that it does not know; numbers stand for every node.
+_IGNORED = (
+    (),
+    ("deployment", 0),
+    ("config", 0),
+    ("templates", 0),
+    ("routing",),
+    ("disaggregated_prefill",),
+)
 
-    A file that is no case has no keys but ours, and a role that nobody knows has no nodes.
+
+def _is_mistake(source: Source, dialect: str, path: DataPath) -> bool:
+    """Whether an unknown key is more than what another harness reads.
+
+    A file that is no case, and what only we know, has no keys but ours. A key that is near a
+    known one, or belongs elsewhere, was meant to do something; one that asks for a gate would
+    leave a run green that nobody judged.
     """
-    key = str(path[-1])
-    if dialect not in FIELDS or path[:2] == ("routing", "groups"):
+    key, where = str(path[-1]), tuple(0 if isinstance(part, int) else part for part in path[:-1])
+    in_benchmark = where[:1] == ("benchmarks",) and len(path) == 3
+    if dialect not in FIELDS or not (in_benchmark or where in _IGNORED) or key.endswith(_GATES):
         return True
-    in_benchmark = path[:1] == ("benchmarks",) and len(path) == 3
-    if in_benchmark and key.endswith(_LATER) and not _close(dialect, path, 0.9):
+    if key in fields.OLD:
         return False
-    return key not in LATER | fields.OLD
+    if key in fields.LATER or (in_benchmark and key.endswith(_LATER)):
+        return key not in fields.LATER and bool(_close(dialect, path, 0.9))
+    return bool(_meant(source, dialect, path))
 
 
 def unread(source: Source) -> Iterator[DataPath]:
-    """Keys of a case that later upstream harnesses read and nobody here.
+    """Keys of a case that other harnesses read, or nobody, and that nobody reads here.
 
     An error would refuse cases that run. The linter says that they are not read.
     """
@@ -480,13 +491,6 @@ def _meant(source: Source, dialect: str, path: DataPath) -> str:
     if not path[:-1] and key in FIELDS[other]:
         return f"'{key}' belongs to the {other} dialect; this case is written in the {dialect} one."
     return ""
-
-
-def _misplaced(dialect: str, path: DataPath) -> str:
-    """What to do about a key of the case among variables."""
-    key = str(path[-1])
-    among = len(path) > 1 and path[-2] == "envs" and key in known_keys(dialect, ())
-    return f"'{key}' belongs to the case; check its indentation." if among else ""
 
 
 def _looks_like_benchmark(source: Source, path: DataPath) -> bool:

@@ -5,6 +5,7 @@ Enters: problems. Leaves: text. Touches: reads the files the problems are in.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -16,6 +17,8 @@ from steps.core.errors import Place, Problem, Severity
 
 _COLOURS = {Severity.ERROR: "31", Severity.WARNING: "33", Severity.INFO: "36"}
 _WIDTH = 120
+#: So many problems of one kind are folded into one; so many of their lines are named.
+_FOLDED, _NAMED = 3, 10
 
 Lines = Callable[[str], Sequence[str]]
 
@@ -52,9 +55,24 @@ def render(problem: Problem, *, colour: bool = False, lines: Lines = lines_of) -
 def render_all(
     problems: Iterable[Problem], *, colour: bool = False, lines: Lines = lines_of
 ) -> str:
-    """All problems, an empty line between them, and how many of each severity there are."""
+    """All problems, an empty line between them, and how many of each severity there are.
+
+    Of more than two that only differ in numbers the first is shown, and the others' lines.
+    """
     every = list(problems)
-    parts = [render(problem, colour=colour, lines=lines) for problem in every]
+    kinds: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in every:
+        shape = re.sub(r"[0-9]+", "#", problem.message)
+        kind = (problem.place.file, problem.rule, problem.severity, shape)
+        kinds.setdefault(kind, []).append(problem)
+    parts = []
+    for same in kinds.values():
+        shown, folded = (same, []) if len(same) < _FOLDED else (same[:1], same[1:])
+        parts += [render(problem, colour=colour, lines=lines) for problem in shown]
+        if folded:
+            where = ", ".join(str(problem.place.line) for problem in folded[:_NAMED])
+            more = " and so on" if len(folded) > _NAMED else ""
+            parts[-1] += f"\n  ... and {len(folded)} more: lines {where}{more}"
     parts.append(summary(every))
     return "\n\n".join(parts) + "\n"
 

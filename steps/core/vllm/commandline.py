@@ -170,6 +170,20 @@ class Command:
         return max(self.number("--nnodes", 1), 1)
 
     @property
+    def ray(self) -> bool:
+        """Ray places its ranks, so nothing here says where they are."""
+        words = ("--data-parallel-backend", "--distributed-executor-backend")
+        return any(self.text(word) == "ray" for word in words)
+
+    @property
+    def devices(self) -> int:
+        """Devices it takes on its node; decode context parallelism takes none of its own."""
+        width = self.number("--tensor-parallel-size", 1)
+        width *= self.number("--pipeline-parallel-size", 1)
+        width *= self.number("--prefill-context-parallel-size", 1)
+        return -(-width // self.nnodes) * max(self.local_ranks, 1)
+
+    @property
     def block_size(self) -> int:
         """Tokens of a KV block; the largest default when the command does not say."""
         return self.number("--block-size", 0) or LARGEST_BLOCK

@@ -18,7 +18,7 @@ from steps.lint.fleet import Fleet
 from steps.lint.registry import Finding, rule
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-_WARMUP = re.compile(r"warm[-_ ]?up|smoke|prefill_?only|dry[-_ ]?run", re.IGNORECASE)
+_WARMUP = re.compile(r"w(?:ar|ra)m[-_ ]?up|smoke|prefill_?only|dry[-_ ]?run", re.IGNORECASE)
 _PROMISE = re.compile(r"(?<![A-Za-z])(TPOT|TTFT)[-_]?(\d+)?", re.IGNORECASE)
 _KINDS = ("gsm8k", "aime", "gpqa", "textvqa", "ceval", "cmmlu", "mmlu", "math500", "livecodebench")
 
@@ -103,7 +103,7 @@ def accuracy_can_fail(fleet: Fleet) -> Iterator[Finding]:
 @rule("MN704", WARNING, "A name that promises more than is gated")
 def promises(fleet: Fleet) -> Iterator[Finding]:
     """A benchmark (or a case) with TPOT or TTFT in its name is expected to hold that latency, but
-    nothing gates it: a throughput baseline does not."""
+    nothing gates it: a throughput baseline does not. Told once a file for each of the two."""
     measured = [
         entry
         for entry in fleet.case.benchmarks
@@ -111,13 +111,16 @@ def promises(fleet: Fleet) -> Iterator[Finding]:
     ]
     gated = {gate.metric.split("_")[0] for entry in measured for gate in entry.gates}
     told: set[str] = set()
+    broken: dict[str, list[tuple[re.Match[str], Place]]] = {}
     for entry in measured:
         own = {gate.metric.split("_")[0] for gate in entry.gates}
         for match in _PROMISE.finditer(entry.name):
             word = match[1].lower()
             told.add(word)
             if word not in own and not entry.no_gate_reason:
-                yield _promise(fleet, entry.name, match, _at(fleet, entry))
+                broken.setdefault(word, []).append((match, _at(fleet, entry)))
+    for found in broken.values():
+        yield _promise(*found[0], tuple(place for _, place in found[1:]))
     name = fleet.case.source.data.get("test_name") or ""
     text, place = (name, fleet.case.place("test_name"))
     if not _PROMISE.search(text):
@@ -125,17 +128,19 @@ def promises(fleet: Fleet) -> Iterator[Finding]:
     for match in _PROMISE.finditer(text):
         word = match[1].lower()
         if measured and word not in gated and word not in told:
-            yield _promise(fleet, text, match, place)
+            yield _promise(match, place)
             break
 
 
-def _promise(fleet: Fleet, name: str, match: re.Match[str], place: Place) -> Finding:
-    metric = f"{match[1].lower()}_mean_ms"
-    limit = match[2] or "LIMIT"
+def _promise(match: re.Match[str], place: Place, others: tuple[Place, ...] = ()) -> Finding:
+    word, limit = match[1].lower(), (match[2] or "").lstrip("0") or "LIMIT"
+    more = f"; nor do {len(others)} more hold theirs" if others else ""
+    upstream = f"'tpot_threshold: {limit}', or " if word == "tpot" else ""
     return Finding(
-        f"'{name}' promises {match[1].upper()}{match[2] or ''}, but nothing gates it",
+        f"'{match.string}' promises {word.upper()}{match[2] or ''}, but nothing gates it{more}",
         place,
-        f"Add 'gates: [{metric} <= {limit}]'.",
+        f"Add {upstream}'gates: [{word}_mean_ms <= {limit}]'.",
+        others,
     )
 
 
@@ -270,23 +275,19 @@ def _traps(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "ignore_eos", "upstream sends ignore_eos: true whatever stands here"
 
 
-@rule("MN709", WARNING, "Benchmark field that is not judged")
+@rule("MN709", WARNING, "Benchmark field that is not read")
 def judged(fleet: Fleet) -> Iterator[Finding]:
-    """A field of a later upstream harness that this one does not know, or does not judge; or a
-    benchmark without any field, which is left out."""
+    """A field that nobody here reads, such as one of another harness; or a benchmark without any
+    field, which is left out."""
     for name, entry in (fleet.case.source.data.get("benchmarks") or {}).items():
         place = fleet.case.place("benchmarks", name)
         if entry is None:
             yield Finding(f"benchmark {name} is empty and left out", place, "Fill or remove it.")
             continue
         for key in entry:
-            known = key in BENCHMARK
-            judging = str(key).endswith(("_threshold", "_baseline"))
-            if not known:
+            if key not in BENCHMARK:
                 yield Finding(
-                    f"benchmark {name}: '{key}' is not {'judged' if judging else 'read'} here",
+                    f"benchmark {name}: '{key}' is not read here",
                     fleet.case.place("benchmarks", name, key),
-                    "Write a gate, such as 'gates: [tpot_mean_ms <= 50]'."
-                    if judging
-                    else "Remove it, or keep it for a harness that reads it.",
+                    "Remove it, or keep it for a harness that reads it.",
                 )

@@ -42,7 +42,8 @@ def _needs(fleet: Fleet, servers: list[Server]) -> int:
 @rule("MN301", ERROR, "More devices than the node has")
 def too_many(fleet: Fleet) -> Iterator[Finding]:
     """Tensor x pipeline x prefill-context parallel size x local data-parallel ranks is at most
-    `npu_per_node` (decode context parallelism takes no devices of its own)."""
+    `npu_per_node` (decode context parallelism takes no devices of its own). In the deployment
+    dialect the number is only recorded: the commands say what is needed, and a pod gets it."""
     if not fleet.case.npu_per_node:
         return
     for index, servers in fleet.nodes.items():
@@ -61,6 +62,7 @@ def too_many(fleet: Fleet) -> Iterator[Finding]:
                 place,
                 "Make the sizes smaller, or correct npu_per_node.",
                 (fleet.case.place("npu_per_node"),),
+                severity=ERROR if fleet.routing else WARNING,
             )
 
 

@@ -266,10 +266,10 @@ def _negated(name: str) -> str:
     return opposite if opposite in options.options() else f"nothing instead of {name}"
 
 
-@rule("MN108", ERROR, "Flag given twice")
+@rule("MN108", WARNING, "Flag given twice")
 def given_twice(fleet: Fleet) -> Iterator[Finding]:
-    """The parser takes the last one and only prints a warning. With different values this is an
-    error: one of the two is not what runs. With the same value it is a warning."""
+    """The parser takes the last one and only prints a warning, so the case runs; with different
+    values one of the two is not what runs."""
     for server in fleet.commands:
         command = server.command
         seen: dict[tuple[str, str], Option] = {}
@@ -296,9 +296,8 @@ def given_twice(fleet: Fleet) -> Iterator[Finding]:
                 command.place(option.at),
                 "Keep one."
                 if same
-                else f"Keep one; vLLM would take the last, '{shortened(' '.join(second))}'.",
+                else f"Keep one; vLLM takes the last, '{shortened(' '.join(second))}'.",
                 (command.place(before.at),),
-                severity=WARNING if same else ERROR,
             )
 
 

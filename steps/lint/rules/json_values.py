@@ -10,9 +10,10 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from steps.core.errors import Severity
+from steps.core.errors import Place, Severity
 from steps.core.vllm import options
 from steps.core.vllm.commandline import integer, parse_json
 from steps.lint.fleet import Fleet, Server
@@ -238,7 +239,8 @@ def _misplaced_additional(path: str, key: str) -> str:
 def wrong_level(fleet: Fleet) -> Iterator[Finding]:
     """A known key stands one level too deep or too high, where nobody reads it: connectors and
     plugins ignore it silently. In `additional-config` it is a warning, since keys moved between
-    releases."""
+    releases; a default there changes nothing and is an info, once a file."""
+    defaults: dict[str, list[Finding]] = {}
     for server in fleet.commands:
         for option, path, mapping in _levels(server):
             keys, _ = _known_keys(option)
@@ -275,15 +277,52 @@ def wrong_level(fleet: Fleet) -> Iterator[Finding]:
         for path, mapping in levels:
             if path and path.rstrip(".") not in table:
                 continue
-            for key in mapping:
+            for key, value in mapping.items():
                 home = _misplaced_additional(path, str(key))
-                if home:
-                    yield Finding(
-                        f"additional-config: '{path}{key}' stands at the wrong level",
-                        server.key_place("--additional-config", str(key)),
-                        f"It belongs in {home}.",
-                        severity=WARNING,
-                    )
+                if not home:
+                    continue
+                finding = Finding(
+                    f"additional-config: '{path}{key}' stands at the wrong level",
+                    server.key_place("--additional-config", str(key)),
+                    f"It belongs in {home}.",
+                    severity=WARNING,
+                )
+                if _DEFAULTS.get(key) != value:
+                    yield finding
+                    continue
+                defaults.setdefault(key, []).append(finding)
+    for first, *rest in defaults.values():
+        places = tuple(each.place for each in rest)
+        hint = f"{first.hint} It is the default there, so nothing is lost."
+        yield replace(first, hint=hint, related=places, severity=INFO)
+
+
+#: Keys that stand at the top of additional-config in many cases, with the value they have anyway.
+_DEFAULTS = {"fuse_muls_add": True}
+
+
+@rule("MN115", WARNING, "Key that releases no longer read")
+def gone(fleet: Fleet) -> Iterator[Finding]:
+    """A key at the top of `additional-config` that vllm-ascend read once and reads no more: what
+    it asks for is not what runs (a case that believes EPLB is on has it off). From 0.30 on the
+    plugin refuses to start with a key it does not know. Once a file for each key."""
+    table = options.tables()["additional_config"]
+    places: dict[str, list[Place]] = {}
+    for server in fleet.commands:
+        for key in server.command.mapping("--additional-config"):
+            if key in table["gone"]:
+                place = server.key_place("--additional-config", key)
+                places.setdefault(key, []).append(place)
+    for key, (first, *rest) in places.items():
+        since, last, lost = table["gone"][key]
+        homes = [name for name, keys in table["keys"].items() if name and key in keys]
+        yield Finding(
+            f"additional-config: '{key}' was read by vllm-ascend {since} to {last}, and by no "
+            f"release from {lost} on",
+            first,
+            f"It belongs in {homes[0]} now." if homes else "Remove it.",
+            tuple(rest),
+        )
 
 
 #: Keys of additional-config with the only values the plugin takes (vllm-ascend, ascend_config).
@@ -439,7 +478,6 @@ def dynamic_eplb(fleet: Fleet) -> Iterator[Finding]:
         config = server.command.mapping("--additional-config")
         nested = config.get("eplb_config")
         value = nested.get("dynamic_eplb") if isinstance(nested, dict) else None
-        value = config.get("dynamic_eplb") if value is None else value
         if str(value).lower() != "true":
             continue
         env = server.process.env

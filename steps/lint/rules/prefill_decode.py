@@ -2,20 +2,22 @@
 
 Sources: the upstream harness (roles, proxy), vLLM's KVTransferConfig, and
 vllm-ascend's Mooncake connectors: a rank's handshake port is ``kv_port`` plus
-its data-parallel rank times its width plus its tensor rank; AscendDirect takes
-ports from 20000 on, 1000 for each device of the node.
+its data-parallel rank times its width plus its tensor rank. The sizes an engine
+checks: vllm-ascend's ``check_kv_extra_config``.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from steps.core.errors import Place, Severity
 from steps.core.plan.plan import KV_TRANSFER, LEADER
 from steps.core.vllm.commandline import integer
-from steps.lint.fleet import Fleet, Group, Server
+from steps.core.vllm.kvports import KvPorts
+from steps.lint.fleet import Fleet, Server
 from steps.lint.registry import Finding, rule
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -152,63 +154,71 @@ def one_family(fleet: Fleet) -> Iterator[Finding]:
             )
 
 
-def _sizes(groups: list[Group]) -> dict[str, set[int]]:
-    """Every reading of a side's sizes that can be right: of one instance, of a node, of all."""
-    dp: set[int] = set()
-    for group in groups:
-        dp |= {group.size, sum(max(member.local, 1) for member in group.members)}
-        nodes: Counter[int] = Counter()
-        for member in group.members:
-            nodes[member.index] += member.local
-        for member in group.members:
-            dp |= {member.dp_size, max(member.local, 1), nodes[member.index]}
-            ranks = member.node.ranks
-            if ranks is not None:
-                dp |= {ranks.dp_size, ranks.dp_size_local}
-        if group.first.ray:
-            dp.add(group.first.command.number("--data-parallel-size", 1))
-    if groups:
-        dp.add(sum(group.size for group in groups))
-        dp.add(sum(m.local for group in groups for m in group.members))
-    members = [member for group in groups for member in group.members]
-    return {
-        "dp_size": dp,
-        "tp_size": {m.tp for m in members} | {m.tp * m.pcp for m in members},
-        "pp_size": {m.pp for m in members},
-    }
-
-
 @rule("MN406", ERROR, "Sizes of the handoff are not the real ones")
 def real_sizes(fleet: Fleet) -> Iterator[Finding]:
-    """`kv_connector_extra_config` tells the connector the sizes of both sides: they are those of
-    the commands. For several instances of one side, the size of one, of a node, and of all
-    together are accepted."""
-    if fleet.case.split is None:
-        return
-    real = {
-        short: _sizes([group for group in fleet.groups if group.side == side])
-        for side, short in SIDES.items()
-    }
-    leaders = {side: next(iter(fleet.side(side)), None) for side in SIDES}
+    """`kv_connector_extra_config` tells the connector the sizes of both sides. Each engine refuses
+    to start when those of its own side (a producer's `prefill`, a consumer's `decode`) are not its
+    `--tensor-parallel-size` and its whole `--data-parallel-size`. Of the other side,
+    `decode.tp_size` at a prefiller is an error. What a decoder is told of `prefill.tp_size` has
+    been overridden since January 2026 by what the prefiller announces: a warning. Nobody reads the
+    other side's `dp_size`: an info."""
+    found: dict[tuple[str, str, Severity], Finding] = {}
     for server in fleet.commands:
         for entry in server.transfers:
-            extra = entry.get("kv_connector_extra_config")
-            if not isinstance(extra, dict):
-                continue
-            for side, short in SIDES.items():
-                said = extra.get(short)
-                for key, accepted in real[short].items():
-                    value = integer(said.get(key)) if isinstance(said, dict) else None
-                    leader = leaders[side]
-                    if value is None or value in accepted or leader is None:
+            extra: Any = entry.get("kv_connector_extra_config")
+            for side, short in SIDES.items() if isinstance(extra, dict) else ():
+                said: Any = extra.get(short)
+                for key in _SIZES if isinstance(said, dict) else ():
+                    finding = _wrong_size(fleet, server, entry, side, key)
+                    if finding is None:
                         continue
-                    yield Finding(
-                        f"node {server.index} tells the connector that {short} has {key} {value}, "
-                        f"but {_list(accepted)} is real",
-                        _in_side(server, short, key),
-                        f"Write {_list(accepted)} on every node.",
-                        (_size_place(fleet, leader, key),),
-                    )
+                    told = (short + key, repr(said.get(key)), finding.severity or ERROR)
+                    first = found.setdefault(told, finding)
+                    if first is not finding:
+                        related = (*first.related, finding.place)
+                        found[told] = replace(first, related=related)
+    yield from found.values()
+
+
+#: Each size in JSON and its flag.
+_SIZES = {
+    "dp_size": "--data-parallel-size",
+    "tp_size": "--tensor-parallel-size",
+    "pp_size": "--pipeline-parallel-size",
+}
+
+
+def _wrong_size(
+    fleet: Fleet, server: Server, entry: Mapping[str, Any], side: str, key: str
+) -> Finding | None:
+    """What one server is told of one size of a side, if that is not so."""
+    short = SIDES[side]
+    told = entry["kv_connector_extra_config"][short].get(key)
+    role = entry.get("kv_role")
+    other = {"prefill": "kv_consumer", "decode": "kv_producer"}[short]
+    own = role != other and key != "pp_size"
+    peers = [server] if own else fleet.side(side)
+    real = {peer.command.number(_SIZES[key], 1) for peer in peers}
+    if told is None or not real or told in tuple(real) or (not own and integer(told) in real):
+        return None
+    severity = ERROR
+    if own and entry is not server.kv:
+        severity = WARNING  # only the configuration's top is checked, no nested connector
+    elif not own and (key == "dp_size" or server.side == "plain"):
+        severity = INFO
+    elif not own and key == "tp_size" and short == "prefill":
+        severity = WARNING
+    hint = f"Write {_list(real)} on every node."
+    if isinstance(told, str) and integer(told) in real:
+        hint = f"Write {_list(real)} without quotes: the engine compares it with a number."
+    return Finding(
+        f"node {server.index} tells the connector that {short} has {key} {told!r}, "
+        f"but {_list(real)} is real",
+        _in_side(server, short, key),
+        hint,
+        (_size_place(fleet, peers[0], key),),
+        severity=severity,
+    )
 
 
 def _list(values: set[int]) -> str:
@@ -231,12 +241,7 @@ def _in_side(server: Server, side: str, key: str) -> Place:
 def _size_place(fleet: Fleet, server: Server, key: str) -> Place:
     if fleet.routing:
         return fleet.config_place(server, key)
-    names = {
-        "dp_size": "--data-parallel-size",
-        "tp_size": "--tensor-parallel-size",
-        "pp_size": "--pipeline-parallel-size",
-    }
-    return server.command.place_of(names[key])
+    return server.command.place_of(_SIZES[key])
 
 
 @rule("MN407", ERROR, "Engine id not unique")
@@ -339,32 +344,40 @@ def _port_place(fleet: Fleet, server: Server, purpose: str) -> Place:
 
 @rule("MN409", WARNING, "KV ports in a range that others use")
 def kv_ranges(fleet: Fleet) -> Iterator[Finding]:
-    """The kernel gives outgoing connections ports from 32768 to 60999
-    (`net.ipv4.ip_local_port_range`), and Mooncake's AscendDirect transport takes ports from 20000
-    on, 1000 for each device of the node: a `kv_port` there works until the day it does not."""
-    direct = range(20000, 20000 + 1000 * max(fleet.case.npu_per_node, 1))
-    for servers in fleet.nodes.values():
-        server = servers[0]
-        for entry in server.transfers:
-            port = integer(entry.get("kv_port"))
-            if not port:
-                continue
-            end = max((each.last for s in servers for each in s.kv_ports), default=port)
-            mooncake = "Mooncake" in str(entry.get("kv_connector"))
-            if mooncake and (port in direct or end in direct):
-                yield Finding(
-                    f"kv_port {port} lies in {direct.start}-{direct.stop - 1}, where AscendDirect "
-                    "takes ports of its own",
-                    server.key_place(KV, "kv_port"),
-                    "Choose one below 20000.",
-                )
-            elif port in EPHEMERAL or end in EPHEMERAL:
-                yield Finding(
-                    f"kv_port {port} lies in the kernel's range for outgoing connections "
-                    f"({EPHEMERAL.start}-{EPHEMERAL.stop - 1})",
-                    server.key_place(KV, "kv_port"),
-                    "Choose one below 20000.",
-                )
+    """Mooncake's AscendDirect transport takes 100 ports for each device of the node from 20000 (or
+    `ASCEND_BASE_PORT`) on (1000 up to Mooncake 0.3.7), Mooncake's own RPC takes some in 15000 to
+    17000: a `kv_port` there works until the day it does not. The kernel gives outgoing connections
+    ports from 32768 to 60999 (`net.ipv4.ip_local_port_range`), where vllm-ascend's own documents
+    choose ports: an info. One finding a file."""
+    inside: list[tuple[Place, str]] = []
+    ephemeral: list[tuple[Place, str]] = []
+    for server in fleet.servers:
+        names = {str(entry.get("kv_connector")) for entry in server.transfers}
+        mooncake = any("Mooncake" in name for name in names)
+        for found in server.kv_ports:
+            place = server.key_place(KV, "kv_port")
+            window = _taken(fleet, server, found) if mooncake else None
+            if window is not None:
+                inside.append((place, f"{found.base} lies in {window}"))
+            elif found.first < EPHEMERAL.stop and found.last >= EPHEMERAL.start:
+                kernel = f"{EPHEMERAL.start}-{EPHEMERAL.stop - 1}, the kernel's range for outgoing"
+                ephemeral.append((place, f"{found.base} lies in {kernel} connections"))
+    for places, severity in ((inside, WARNING), (ephemeral, INFO)):
+        if places:
+            (place, text), *rest = dict(places).items()
+            hint = "Choose one outside of it, and below 32768." if severity is WARNING else ""
+            yield Finding(f"kv_port {text}", place, hint, tuple(p for p, _ in rest), severity)
+            return
+
+
+def _taken(fleet: Fleet, server: Server, found: KvPorts) -> str | None:
+    """The range of Mooncake's own that these ports meet, and whose it is."""
+    base = integer(server.process.env.get("ASCEND_BASE_PORT")) or 20000
+    direct = range(base, base + 100 * (fleet.case.npu_per_node or 16))
+    for taken, whose in ((direct, "AscendDirect"), (range(15000, 17001), "Mooncake's RPC")):
+        if found.first < taken.stop and found.last >= taken.start:
+            return f"{taken.start}-{taken.stop - 1}, where {whose} takes ports of its own"
+    return None
 
 
 @rule("MN411", ERROR, "Two things listen on one port")

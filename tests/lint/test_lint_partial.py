@@ -1,0 +1,93 @@
+"""All problems at once: one of form stops only the rules that cannot be asked without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ci import run
+from steps.core.case.build import load_case
+from steps.core.errors import CaseError
+from steps.lint.examples import BASES, Example, text_of
+from steps.validate import validate
+from tests.core.test_schema import ROUTING, SPLIT, WRONG
+
+#: Six errors of the fleet and its benchmarks, of several themes.
+FLEET = (
+    ("--data-parallel-rpc-port 13389\n", "--data-parallel-rpc-port 13390\n"),
+    ("--data-parallel-start-rank 2", "--data-parallel-start-rank 1"),
+    ("--max-num-seqs 32\n", "--max-num-sequences 32\n"),
+    ("  perf:\n", "  perf_TPOT50:\n"),
+    ("threshold: 5", "threshold: 96"),
+)
+FORM = {
+    "unknown key": ("model:", "modelle: x\nmodel:"),
+    "unknown key of a node": ("  - server_cmd", "  - colour: red\n    server_cmd"),
+    "one node too few": ("num_nodes: 2", "num_nodes: 3"),
+    "one node too many": ("num_nodes: 2", "num_nodes: 1"),
+    "no number": ("num_nodes: 2", "num_nodes: two"),
+    "no number of nodes": ("num_nodes: 2\n", ""),
+    "no devices": ("npu_per_node: 16", "npu_per_node: four"),
+    "devices misspelled": ("npu_per_node: 16", "npu_per_nod: 16"),
+    "timeouts": ("model:", "timeouts: {lode: 5}\nmodel:"),
+    "proxy": ("model:", "proxy: nginx\nmodel:"),
+    "hosts": ("model:", "cluster_hosts: [a]\nmodel:"),
+    "a list as variable": ("OMP_NUM_THREADS: 10", "OMP_NUM_THREADS: [10]"),
+    "content": ("model:", "test_content: [poem]\nmodel:"),
+}
+
+
+def rules(text: str, folder: Path) -> set[tuple[str, str]]:
+    path = folder / "case.yaml"
+    path.write_text(text, encoding="utf-8")
+    return {(problem.rule, problem.message) for problem in validate([path])}
+
+
+@pytest.mark.parametrize("name", FORM)
+def test_a_problem_of_form_hides_nothing_of_the_fleet(name: str, tmp_path: Path) -> None:
+    fleet = rules(text_of(Example("parallel", FLEET)), tmp_path)
+    assert len(fleet) >= 5
+    both = rules(text_of(Example("parallel", (*FLEET, FORM[name]))), tmp_path)
+    assert fleet <= both
+    assert {rule for rule, _ in both - fleet} <= {f"MN0{n:02}" for n in range(20)}
+    assert both - fleet
+
+
+def test_an_unknown_key_in_a_benchmark_stops_the_rules_for_that_one_only(tmp_path: Path) -> None:
+    wrong = ("baseline: 1800", "basline: 1800")
+    both = rules(text_of(Example("parallel", (*FLEET, wrong))), tmp_path)
+    fleet = rules(text_of(Example("parallel", FLEET)), tmp_path)
+    assert {rule for rule, _ in fleet} - {rule for rule, _ in both} == {"MN704"}
+    assert {rule for rule, _ in both} - {rule for rule, _ in fleet} == {"MN005"}
+
+
+def test_a_run_is_refused_with_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "case.yaml"
+    path.write_text(text_of(Example("parallel", (*FLEET, FORM["unknown key"]))), encoding="utf-8")
+    assert run.main([str(path), "--rehearse", "--run-dir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert [code for code in ("MN005", "MN101", "MN201", "MN203") if code not in told] == []
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_no_rule_tells_what_only_follows_from_a_problem_of_form(name: str, tmp_path: Path) -> None:
+    text = WRONG[name][0]
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CaseError) as caught:
+        load_case(path)
+    form = {(problem.rule, problem.message) for problem in caught.value.problems}
+    clean = rules(SPLIT, tmp_path) | rules(ROUTING, tmp_path)
+    told = {(problem.rule, problem.message) for problem in validate([path])}
+    assert form <= told
+    assert told - form <= clean
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("line", range(60))
+def test_a_line_lost_makes_no_rule_fall_over(base: str, line: int, tmp_path: Path) -> None:
+    lines = BASES[base].splitlines()
+    rules("\n".join(lines[:line] + lines[line + 1 :]), tmp_path)
