@@ -82,6 +82,10 @@ def load(run_dir: RunDir) -> Plan:
     absent = [path.name for path in (run_dir.case, run_dir.plan) if not path.is_file()]
     if absent:
         hint = "A run whose case was refused has no plan; run the case itself."
+        told = read_json(run_dir.verdict)
+        if isinstance(told, dict) and isinstance(told.get("cases"), list):
+            inside = ", ".join(str(entry.get("directory")) for entry in told["cases"])
+            hint = f"It is a run of several cases: name the directory of one in it: {inside}."
         if run_dir.plan.is_file():
             hint = "Fetch the whole run directory; case.yaml and plan.json are in it."
         raise UsageError(f"{run_dir.path} has no {' and no '.join(absent)}", hint)
@@ -97,9 +101,9 @@ def case_of(run_dir: RunDir, plan: Plan) -> Path:
     """The case's own file while it is what it was, since paths may count from it."""
     own = Path(plan.case_file)
     try:
-        if own.is_file() and load_case(own).sha256 == plan.case_sha256:
+        if own.is_file() and load_case(own, only=plan.only).sha256 == plan.case_sha256:
             return own
-    except (CaseError, OSError):
+    except (CaseError, UsageError, OSError):
         pass
     return run_dir.case
 
@@ -119,7 +123,9 @@ def profile_of(run_dir: RunDir, plan: Plan) -> str:
 
 def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:
     """The command line that makes ``plan`` of the case at ``path``."""
-    case = load_case(path)
+    case = load_case(path, only=plan.only)
+    if plan.only:
+        yield from ("--only", plan.only)
     cluster = plan.cluster
     rehearsal = cluster.rehearsal
     if cluster.backend != "local" or rehearsal is None:

@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ci import row
 from ci.backends import BACKENDS, Request, backend
 from ci.nightly import known
 from ci.nightly.known import Known
@@ -45,10 +46,10 @@ from steps.core.node.wishes import Wishes
 from steps.core.record import cleaning, portable
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, new_run_id, point_latest, write_text
+from steps.core.record.rundir import RunDir, new_run_id, write_text
 from steps.core.record.verdict import Verdict
 from steps.core.redaction import here
-from steps.validate import validate
+from steps.validate import validate_one
 
 WAYS = (
     "Say where to run it:\n"
@@ -71,28 +72,44 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out one command line; the exit code is the verdict's."""
+    """Carry out one command line; the exit code is the verdict's, or the worst of several."""
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     path = wishes.find_case(asked.case)
     if asked.junit:
         junit.check(asked.junit)
+    cases = () if asked.only else row.names(path)
+    if len(cases) < 2:
+        return _one(asked, path)
+    try:
+        check(path)
+    except CaseError as error:
+        run_id = new_run_id()
+        run_dir = RunDir(asked.run_dir or Path("runs") / run_id).make()
+        refusal = partial(_refuse, asked, run_dir, run_id, path, error)
+        closing.attempt("the report", refusal, door.warn)
+        raise
+    return row.run(asked, path, cases, _one)
+
+
+def _one(asked: Wishes, path: Path) -> int:
+    """Carry out one case; the exit code is the verdict's."""
     run_id = new_run_id()
     run_dir = RunDir(asked.run_dir or Path("runs") / run_id)
     run_dir.check_unused()
     try:
-        warnings = check(path)  # which says more than loading, of a case that is refused
-        case = load_case(path)
+        warnings = check(path, asked.only)  # which says more than loading, of a refused case
+        case = load_case(path, only=asked.only)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
-    issues = known.of_case(known.load(), case.file, datetime.date.today())
+    issues = known.of_case(known.load(), case.file, datetime.date.today(), case.only)
     asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
     write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
-    _latest(run_dir)
+    closing.latest(run_dir)
     live = Live(asked.verbose)
     warmer = closing.Warmer()
     events = EventLog(run_dir.events, run_id, RUNNER, listeners=[live, warmer])
@@ -143,13 +160,17 @@ def clean(run_dir: RunDir) -> None:
                 cleaning.clean(path, here())
 
 
-def check(path: Path) -> list[Problem]:
+def check(path: Path, only: str = "") -> list[Problem]:
     """The linter's warnings. What only the cluster can tell (MN02x) is left to the backend.
+
+    Args:
+        only: the case that is meant, where the file holds several.
 
     Raises:
         CaseError: with the linter's errors.
     """
-    problems = [problem for problem in validate([path]) if not problem.rule.startswith("MN02")]
+    _, found = validate_one(path, only)
+    problems = [problem for problem in found if not problem.rule.startswith("MN02")]
     if errors_of(problems):
         raise CaseError(errors_of(problems))
     return [problem for problem in problems if problem.severity is Severity.WARNING]
@@ -273,16 +294,9 @@ def _refuse(asked: Wishes, run_dir: RunDir, run_id: str, path: Path, error: Case
     closing.planless(run_dir, verdict)
     clean(run_dir)
     closing.publish(run_dir)
-    _latest(run_dir)
+    closing.latest(run_dir)
     _collect(asked, run_dir)
     annotate.show(error.problems)
-
-
-def _latest(run_dir: RunDir) -> None:
-    """Let ``runs/latest`` point at the run; no link beside a run directory elsewhere."""
-    path = run_dir.path.resolve()
-    if path.parent.name == "runs":
-        point_latest(path)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> int:
     """Print the manifests, or write them to a file."""
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
-    case = load_case(wishes.find_case(asked.case))
+    case = load_case(wishes.find_case(asked.case), only=asked.only)
     asked = asked.of_case(case)
     profile = load_profile(find_profile(asked.profile))
     namespace = arguments.namespace or profile.namespace or access.namespace()

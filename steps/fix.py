@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core import door, foreign
-from steps.core.case.build import build_case
+from steps.core.case.build import build_case, cases_in
+from steps.core.case.case import Case
 from steps.core.case.source import parse_yaml, read_text
 from steps.core.errors import CaseError, Exit, Place
 from steps.core.plan.resolver import examine
@@ -204,15 +205,23 @@ def fixed(text: str, name: str = "case.yaml") -> tuple[str, list[str]]:
     """
     done: list[str] = []
     for _ in range(_ROUNDS):
-        case = build_case(parse_yaml(text, name))
-        plan, _problems = examine(case, neutral_cluster(case.num_nodes))
-        fleet = build(case, plan)
-        edits = [edit for fixer in FIXERS.values() for edit in fixer(fleet)]
+        edits = [
+            edit
+            for source in cases_in(parse_yaml(text, name)).values()
+            for edit in _edits(build_case(source))
+        ]
         text, applied = _apply(text, edits)
         if not applied:
             break
         done += applied
     return text, done
+
+
+def _edits(case: Case) -> Iterator[Edit]:
+    plan, _problems = examine(case, neutral_cluster(case.num_nodes))
+    fleet = build(case, plan)
+    for fixer in FIXERS.values():
+        yield from fixer(fleet)
 
 
 def _apply(text: str, edits: Iterable[Edit]) -> tuple[str, list[str]]:

@@ -104,7 +104,7 @@ def judge(plan: Plan, served: list[Served]) -> Iterator[Check]:
             yield Check(f"traffic {entry.name}", "skipped", f"it does not tell {metrics.REQUESTS}")
     told = [entry for entry in served if entry.known]
     yield from _engines(told)
-    if plan.proxy is None:
+    if plan.proxy is None or all(node.side == "plain" for node in plan.nodes):
         return
     if plan.rehearsed and _by_files(plan):
         yield Check("handoff", "skipped", f"rehearsed: stand-ins do not play {kvports.BY_FILES}")
@@ -130,7 +130,9 @@ def _engines(told: list[Served]) -> Iterator[Check]:
         total = sum(counts.values())
         idle = [name for name, count in counts.items() if not count]
         detail = ", ".join(f"{name}: {count:g} requests" for name, count in counts.items())
-        if total == 0:
+        if total == 0 and all(entry.process.encodes for entry in entries):
+            yield Check(f"traffic {group}", "skipped", "an encoder, and nobody sent a picture")
+        elif total == 0:
             yield Check(f"traffic {group}", "fail", f"served nothing ({detail})")
         elif idle and total < ENOUGH * len(counts):
             reason = f"only {total:g} requests for {len(counts)} engines ({detail})"

@@ -91,7 +91,7 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
     """
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     path = wishes.find_case(asked.case)
-    case = load_case(path)
+    case = load_case(path, only=asked.only)
     asked = asked.of_case(case)
     asked = replace(asked, run=asked.run or new_run_id())
     run_dir = RunDir(asked.run_dir or Path("runs") / asked.run)

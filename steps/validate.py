@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.build import build_case
+from steps.core.case.build import build_case, cases_in, choose
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
 from steps.core.case.source import Source, enough, load_yaml
@@ -35,7 +36,7 @@ from steps.core.plan.cluster import Cluster, loopback_nodes
 from steps.core.plan.resolver import examine
 from steps.core.redaction import here
 from steps.lint import formats, partial, reference
-from steps.lint.engine import lint, lint_matrix
+from steps.lint.engine import USELESS_IGNORE, lint, lint_matrix
 
 CONFIGS = Path("configs")
 MATRIX = Path("ci/nightly.yaml")
@@ -88,31 +89,43 @@ def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> l
     problems: list[Problem] = []
     cases: dict[Path, Case] = {}
     for path in paths:
-        case, found = validate_one(Path(path))
-        problems += found
-        if case is not None:
-            cases[Path(path)] = case
+        found, told = validate_one(Path(path))
+        problems += told
+        if found:
+            cases[Path(path)] = found[0]
     if matrix is not None:
         problems += enough(lint_matrix(Path(matrix), cases))
     return sort_problems(problems)
 
 
-def validate_one(path: Path) -> tuple[Case | None, list[Problem]]:
-    """One case, if it can be read at all, and its problems; or a cluster's profile."""
+def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]:
+    """The cases of a file that can be read at all, and all problems; or of a cluster's profile.
+
+    Args:
+        only: the case that is asked for, where there are several.
+    """
     try:
         source = load_yaml(path)
         if path.parent.name == PROFILES or profile.is_one(source):
-            return None, enough(profile.check(source))
+            return [], enough(profile.check(source))
+        sources = cases_in(source)
     except CaseError as error:
-        return None, list(error.problems)
-    return _validate_one(source)
+        return [], list(error.problems)
+    chosen = [choose(source.file, sources, only)] if only else sources.values()
+    each = [_validate_one(source) for source in chosen]
+    told = Counter(problem for _, problems in each for problem in problems)
+    # What cases share is told once; an ignore in it may be there for one of them alone.
+    kept = [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
+    cases = [case for case, _ in each if case is not None]
+    return cases, enough(kept) if len(each) > 1 else kept
 
 
 def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
     try:
         case = build_case(source)
     except CaseError as error:
-        return None, enough([*error.problems, *_in_spite_of(error.problems, source)])
+        more = _in_spite_of(error.problems, source)
+        return None, enough([*error.problems, *more]) if more else list(error.problems)
     return case, enough(_asked(case))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from ci.nightly.history import Result
 from ci.nightly.trend import ENOUGH, Point, add_arguments, level, results_of, series, span, store_of
 from steps.core import door, foreign
-from steps.core.case.build import load_case
+from steps.core.case.build import cases_in, choose, load_case
 from steps.core.case.case import Benchmark, Case
 from steps.core.case.source import Source, parse_yaml
 from steps.core.errors import CaseError, UsageError
@@ -112,9 +112,9 @@ def edited(source: Source, text: str, benchmark: str, value: float) -> str:
             lines[mark[0] - 1] = before + "\n"
         lines.insert(mark[0], f"{before[: mark[1] - 1]}baseline: {shown}{ending}")
     new = "".join(lines)
-    wanted = _with(source.data, benchmark, value)
+    wanted = {**_data(text, source.file), source.only: _with(source.data, benchmark, value)}
     try:
-        if parse_yaml(new, source.file).data == wanted:
+        if _data(new, source.file) == wanted:
             return new
     except CaseError:
         pass
@@ -122,6 +122,11 @@ def edited(source: Source, text: str, benchmark: str, value: float) -> str:
         f"{source.file}: the baseline of '{benchmark}' cannot be changed alone",
         f"Is it shared by an anchor? Set 'baseline: {shown}' by hand.",
     )
+
+
+def _data(text: str, file: str) -> dict[str, Any]:
+    """Every case of a file, by its name there."""
+    return {only: source.data for only, source in cases_in(parse_yaml(text, file)).items()}
 
 
 def _with(data: Any, benchmark: str, value: float) -> Any:
@@ -134,7 +139,7 @@ def diff(case: Case, text: str, proposals: Sequence[Proposal]) -> tuple[str, str
     new = text
     for proposal in proposals:
         if proposal.value is not None:
-            source = parse_yaml(new, case.file)
+            source = choose(case.file, cases_in(parse_yaml(new, case.file)), case.only)
             new = edited(source, new, proposal.benchmark, proposal.value)
     name = Path(case.file).as_posix()
     change = difflib.unified_diff(
@@ -153,8 +158,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> int:
     """Print the proposal."""
     path = wishes.find_case(arguments.case)
-    case = load_case(path)
-    results = results_of(store_of(arguments), str(path), arguments.last)
+    case = load_case(path, only=arguments.only)
+    results = results_of(store_of(arguments), str(path), arguments.last, case.only)
     proposals = [propose(entry, results, arguments.lower) for entry in case.benchmarks]
     for entry in proposals:
         head = "no change" if entry.value is None else f"baseline: {entry.value:g}"

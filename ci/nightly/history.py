@@ -88,8 +88,12 @@ class Result:
     schema: int = SCHEMA
 
 
-def case_key(case_file: str) -> str:
-    """Name of a case in the store: its path under ``configs``, without what paths may not have."""
+def case_key(case_file: str, only: str = "") -> str:
+    """Name of a case in the store: its path under ``configs``, without what paths may not have.
+
+    Args:
+        only: its name among several of the file.
+    """
     path = Path(case_file)
     configs = clusters.ROOT / "configs"
     for base in (configs, Path("configs")):
@@ -98,7 +102,7 @@ def case_key(case_file: str) -> str:
             break
     else:
         path = Path(path.name)
-    text = path.with_suffix("").as_posix().replace("/", "--")
+    text = path.with_suffix("").as_posix().replace("/", "--") + (f"--{only}" if only else "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "case"
 
 
@@ -112,7 +116,7 @@ def result_of(
     """What history keeps of a run, a pure function."""
     return Result(
         run=plan.run,
-        case=case_key(plan.case_file),
+        case=case_key(plan.case_file, plan.only),
         time=verdict.started,
         verdict=verdict.verdict,
         cause=str(verdict.cause)[:500] if verdict.cause else "",

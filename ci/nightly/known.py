@@ -59,10 +59,10 @@ class Known:
     green: bool
     place: Place
 
-    def is_for(self, case_file: str) -> bool:
-        """Whether it speaks of this case."""
+    def is_for(self, case_file: str, only: str = "") -> bool:
+        """Whether it speaks of this case; ``only`` is its name among several of its file."""
         path = Path(case_file)
-        names = {case_file, path.name, path.stem}
+        names = {case_file, path.name, path.stem, *filter(None, (only,))}
         if path.is_absolute() and path.is_relative_to(clusters.ROOT):
             names.add(path.relative_to(clusters.ROOT).as_posix())
         return any(fnmatch.fnmatch(name, self.case) for name in names)
@@ -122,13 +122,15 @@ def expired(known: Iterable[Known], today: datetime.date) -> list[Problem]:
     ]
 
 
-def of_case(known: Iterable[Known], case_file: str, today: datetime.date) -> tuple[Known, ...]:
-    """The entries for a case.
+def of_case(
+    known: Iterable[Known], case_file: str, today: datetime.date, only: str = ""
+) -> tuple[Known, ...]:
+    """The entries for a case; ``only`` is its name among several of its file.
 
     Raises:
         CaseError: one of them has expired.
     """
-    mine = tuple(entry for entry in known if entry.is_for(case_file))
+    mine = tuple(entry for entry in known if entry.is_for(case_file, only))
     problems = expired(mine, today)
     if problems:
         raise CaseError(problems)

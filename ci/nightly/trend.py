@@ -200,21 +200,23 @@ def store_of(arguments: argparse.Namespace) -> Store:
     return open_store(where)
 
 
-def results_of(store: Store, case: str, last: int) -> list[Result]:
-    """The newest results of a case.
+def results_of(store: Store, case: str, last: int, only: str = "") -> list[Result]:
+    """The newest results of a case; ``only`` is its name among several of its file.
 
     Raises:
         UsageError: there are none; lists the cases that have some.
     """
-    found = store.results(case_key(case), last)
+    key = case_key(case, only)
+    found = store.results(key, last)
     if not found:
         known = ", ".join(store.cases()) or "no case at all"
-        raise UsageError(f"no history of '{case_key(case)}'", f"The store has: {known}.")
+        raise UsageError(f"no history of '{key}'", f"The store has: {known}.")
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What trend and baseline share."""
+    parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
     parser.add_argument("--last", type=int, default=60, help="runs to look at; default 60")
 
@@ -231,8 +233,8 @@ def work(arguments: argparse.Namespace) -> int:
     if not arguments.case:
         print("\n".join(map(foreign.line, store.cases())) or "no results yet")
         return 0
-    results = results_of(store, arguments.case, arguments.last)
-    print(text(case_key(arguments.case), results))
+    results = results_of(store, arguments.case, arguments.last, arguments.only)
+    print(text(case_key(arguments.case, arguments.only), results))
     if arguments.plot:
         from ci.tools import plots
 

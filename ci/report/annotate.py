@@ -31,9 +31,8 @@ def of_verdict(case: Case, verdict: Verdict) -> list[Problem]:
     cause = verdict.cause
     if found or cause is None:
         return found
-    where: tuple[object, ...] = ()
-    if cause.node is not None:
-        where = ("deployment" if case.dialect == "deployment" else "config", cause.node)
+    own = next((node.paths for node in case.nodes if node.index == cause.node), {})
+    where = own.get("config") or own.get("node") or ()
     return [Problem(verdict.verdict, str(cause), case.place(*where), cause.hint)]
 
 

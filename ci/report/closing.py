@@ -30,7 +30,7 @@ from steps.core.record import devicetime
 from steps.core.record.events import Event
 from steps.core.record.outcome import Finished
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, read_json, write_json, write_text
+from steps.core.record.rundir import RunDir, point_latest, read_json, write_json, write_text
 from steps.core.record.verdict import Verdict
 from steps.core.redaction import here
 
@@ -122,6 +122,13 @@ def _refused_html(run_dir: RunDir, verdict: Verdict) -> None:
     html.refuse(run_dir, verdict, text)
 
 
+def latest(run_dir: RunDir) -> None:
+    """Let ``runs/latest`` point at the run; no link beside a run directory elsewhere."""
+    path = run_dir.path.resolve()
+    if path.parent.name == "runs":
+        point_latest(path)
+
+
 def publish(run_dir: RunDir) -> None:
     """The summary, where GitHub wants it."""
     target = settings.read().github_step_summary
@@ -162,7 +169,7 @@ def _history(case: Case, say: Say) -> tuple[history.Store | None, list[history.R
 
     def look() -> None:
         stores.append(history.open_store(found.history))
-        past.extend(stores[0].results(history.case_key(case.file), LOOK_BACK, say))
+        past.extend(stores[0].results(history.case_key(case.file, case.only), LOOK_BACK, say))
 
     if found.history:
         attempt("the history", look, say)

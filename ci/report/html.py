@@ -404,7 +404,11 @@ def work(arguments: argparse.Namespace) -> int:
     door.keep_in(run_dir.path)
     over = outcome.read(run_dir)
     where = arguments.store or settings.read().history
-    history = open_store(where).results(case_key(over.plan.case_file), 60) if where else []
+    history = (
+        open_store(where).results(case_key(over.plan.case_file, over.plan.only), 60)
+        if where
+        else []
+    )
     print(write(over, history, known_of(run_dir)))
     return 0
 

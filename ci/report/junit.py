@@ -92,6 +92,17 @@ def xml(
     return text
 
 
+def not_run(names: Sequence[str], run: str, reason: str) -> str:
+    """A suite for each case of a run that was never begun; its one case is skipped."""
+    suites = []
+    for name in map(foreign.xml, names):
+        case = TestCase("run", name)
+        case.add_skipped_info(foreign.xml(reason))
+        suites.append(TestSuite(name, [case], id=run))
+    text: str = to_xml_report_string(suites)
+    return text
+
+
 def _run(name: str, verdict: Verdict) -> TestCase:
     """The run as a whole: the one case that always says what the verdict says."""
     case = TestCase("run", name, verdict.seconds)

@@ -64,7 +64,7 @@ def fields(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str
         inner = rules.get("schema")
         if isinstance(inner, dict):
             if "type" in inner:
-                if isinstance(inner.get("schema"), dict):
+                if isinstance(inner.get("schema"), dict) and "type" not in inner["schema"]:
                     yield from fields(inner["schema"], f"{here}[].")
             else:
                 yield from fields(inner, f"{here}.")

@@ -129,6 +129,8 @@ def _json_or_text(text: str) -> Any:
         ) from None
 
 
+#: Choices that vllm-ascend adds to vLLM's.
+PLUGIN = {"--kv-cache-dtype": ("int8",)}
 TYPES: dict[str | None, Any] = {
     None: None,
     "str": str,
@@ -180,7 +182,9 @@ def build_parser(table: dict[str, Any]) -> argparse.ArgumentParser:
                 action="append" if option["kind"] == "append" else "store",
                 nargs=option["nargs"],
                 type=convert,
-                choices=option["choices"],
+                choices=[*option["choices"], *PLUGIN.get(names[0], ())]
+                if option["choices"]
+                else None,
                 metavar=names[0].lstrip("-").upper().replace("-", "_"),
                 default=argparse.SUPPRESS,
             )

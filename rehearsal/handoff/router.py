@@ -231,14 +231,14 @@ class Router:
         """Answer one request."""
         try:
             if request.method == "GET" and request.path == "/health":
-                _text(connection, 200, "All servers healthy")
+                text_reply(connection, 200, "All servers healthy")
                 return
             if request.method == "GET" and request.path == "/v1/models":
                 self._work(self._models(connection), connection)
                 return
-            self._work(self._serve(request, _body(request), connection), connection)
+            self._work(self._serve(request, body_of(request), connection), connection)
         except Refusal as refusal:
-            _text(connection, refusal.code, str(refusal))
+            text_reply(connection, refusal.code, str(refusal))
 
     def _work(self, work: Any, connection: Connection) -> None:
         task = asyncio.ensure_future(self._guard(work, connection))
@@ -255,7 +255,7 @@ class Router:
         try:
             await work
         except Refusal as refusal:
-            _text(connection, refusal.code, str(refusal))
+            text_reply(connection, refusal.code, str(refusal))
         except Exception as error:
             console.plain(console.trace(error))
             connection.cut()
@@ -291,7 +291,7 @@ class Router:
             params = _params(data)
             second = {**body, "kv_transfer_params": params} if params else body
             async with self._call(decoder, request.path, second, name, "Decode") as answer:
-                await _pass_on(answer, connection)
+                await pass_on(answer, connection)
         except Unanswered as error:
             text = f"Network error: {error}"
             console.error(
@@ -330,7 +330,7 @@ class Router:
         """The real one logs none."""
 
 
-async def _pass_on(answer: Call, connection: Connection) -> None:
+async def pass_on(answer: Call, connection: Connection) -> None:
     """A decoder's answer; once a stream has begun, its break can only break ours."""
     if not answer.kind.startswith("text/event-stream"):
         connection.reply(answer.status, await answer.body(), answer.kind)
@@ -345,7 +345,7 @@ async def _pass_on(answer: Call, connection: Connection) -> None:
     connection.end()
 
 
-def _body(request: Request) -> Message:
+def body_of(request: Request) -> Message:
     """The JSON of a POST. Raises Refusal."""
     needed = NEEDED.get(request.path)
     if request.method != "POST":
@@ -375,7 +375,7 @@ def _params(data: bytes) -> Any:
     return answer.get("kv_transfer_params") if isinstance(answer, dict) else None
 
 
-def _text(connection: Connection, code: int, text: str) -> None:
+def text_reply(connection: Connection, code: int, text: str) -> None:
     connection.reply(code, text.encode(), "text/plain; charset=utf-8")
 
 

@@ -210,8 +210,12 @@ class Fleet:
 
     @cached_property
     def commands(self) -> tuple[Server, ...]:
-        """One server a node: the ranks of a node share their words."""
-        return tuple(servers[0] for servers in self.nodes.values())
+        """One server a command: the ranks of a node share their words."""
+        return tuple(
+            server
+            for servers in self.nodes.values()
+            for server in servers[: len(servers[0].node.commands)]
+        )
 
     def options(self) -> Iterator[tuple[Server, Option]]:
         """Every option of every command."""
@@ -255,9 +259,11 @@ def build(case: Case, plan: Plan) -> Fleet:
     nodes = {node.index: node for node in case.nodes}
     for planned in plan.nodes:
         node = nodes[planned.index]
-        places = tuple(word.place for word in node.command)
-        for process in planned.processes:
-            if process.kind == "server" and places:
+        last = len(node.commands) - 1
+        started = [process for process in planned.processes if process.kind == "server"]
+        for at, process in enumerate(started):
+            places = tuple(word.place for word in node.commands[min(at, last)])
+            if places:
                 command = parse(process.argv, places)
                 servers.append(Server(node, planned, process, command, case.source.lines))
     return Fleet(case, plan, tuple(servers), tuple(_groups(servers)))

@@ -34,10 +34,10 @@ _TYPES: dict[str, dict[str, Any]] = {
 
 
 def schema() -> dict[str, Any]:
-    """The schema of both dialects: which keys are at the top says which one holds."""
+    """The schema of all dialects: which keys are at the top says which one holds."""
     dialects = {name: _mapping(fields) for name, fields in FIELDS.items()}
     for entry in dialects.values():
-        entry["patternProperties"] = {r"^(x-|\.|env_|config_)": {}}
+        entry["patternProperties"] = {r"^(x-|\.|_|env_|config_)": {}}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "multinode case",
@@ -45,7 +45,19 @@ def schema() -> dict[str, Any]:
         "type": "object",
         "if": {"required": ["deployment"], "not": {"required": ["routing"]}},
         "then": {"$ref": "#/definitions/deployment"},
-        "else": {"$ref": "#/definitions/routing"},
+        "else": {
+            "if": {"required": ["test_cases"]},
+            "then": {
+                "properties": {
+                    "test_cases": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"$ref": "#/definitions/single"},
+                    }
+                }
+            },
+            "else": {"$ref": "#/definitions/routing"},
+        },
         "definitions": dialects,
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.case.case import Case
+from steps.core.case.fields import is_several
 from steps.core.case.source import Source, load_yaml
 from steps.core.errors import CaseError, Place, Problem
 
@@ -102,6 +103,8 @@ def _num_nodes(path: Path) -> int | None:
         data = load_yaml(path).data
     except CaseError:
         return None
+    if is_several(data):
+        return 1
     nodes = data.get("num_nodes") if isinstance(data, dict) else None
     return nodes if isinstance(nodes, int) else None
 

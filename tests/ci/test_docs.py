@@ -18,7 +18,7 @@ import tasks
 from ci.backends.hosts import inventory
 from ci.nightly import matrix
 from ci.tools import reference
-from steps.core.case.build import build_case
+from steps.core.case.build import build_case, cases_in
 from steps.core.case.source import parse_yaml
 from tests.core.test_house import FLOORS
 
@@ -67,7 +67,8 @@ def test_yaml_in_a_page_is_a_valid_case_or_matrix(
             (tmp_path / "m.yaml").write_text(text, encoding="utf-8")
             assert matrix.load(tmp_path / "m.yaml").entries
         else:
-            assert build_case(parse_yaml(text, page.name)).benchmarks
+            for case in map(build_case, cases_in(parse_yaml(text, page.name)).values()):
+                assert case.benchmarks or case.only
 
 
 def commands(page: Path) -> list[str]:

@@ -22,7 +22,6 @@ REACHED = {
     "document_error_tree": "cerberus",
     "schema_error_tree": "cerberus",
     "frame": "signal",
-    "SINGLE": "the dialect of one node",
     "statuses": "people who read a history",
     "text_of": "the tests of the rules, which share their examples",
     "readable": "io",

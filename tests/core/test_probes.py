@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,3 +156,24 @@ def test_the_end_of_the_run_cuts_it_short(serve: Serve) -> None:
 def test_a_model_without_a_chat_template_is_asked_plainly(serve: Serve) -> None:
     url = serve(http(400, {"message": "no chat template is there"}))
     assert "HTTP 400" in ask(url).error
+
+
+def test_an_answer_in_chunks_is_read_whole() -> None:
+    pieces = [f"event: {number}\n" for number in range(5)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def work() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                for piece in pieces:
+                    connection.sendall(f"{len(piece):x}\r\n{piece}\r\n".encode())
+                    time.sleep(0.02)
+                connection.sendall(b"0\r\n\r\n")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        assert node_http.request("GET", Access(url), 5).text == "".join(pieces)
+        thread.join()

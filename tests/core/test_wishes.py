@@ -42,6 +42,8 @@ def test_every_option_reaches_its_field():
 
 def test_budgets_of_any_size_travel_to_the_nodes_as_they_are():
     asked = wishes_of(parsed("--timeout", "load=1234567.25"))
+    one = wishes_of(parsed("--only", "one of them"))
+    assert wishes_of(parsed(*one.node_words())).only == one.only == "one of them"
     assert wishes_of(parsed(*asked.node_words())).timeouts == asked.timeouts == {"load": 1234567.25}
 
 

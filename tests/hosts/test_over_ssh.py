@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ci.test_row import FILE
 from tests.hosts.rig import PORT, PYTHON, Rig
 
 TOKEN = "0123456789abcdefSECRETfedcba987654"
@@ -25,6 +26,18 @@ def test_a_run_passes_and_leaves_nothing(rig: Rig, case: Path) -> None:
         assert "vLLM" in (node / "server.log").read_text()
     assert (run.dir / "node-0" / "bench").is_dir()
     assert rig.left() == []
+
+
+def test_cases_of_one_file_run_one_after_another(rig: Rig, tmp_path: Path) -> None:
+    case = tmp_path / "two.yaml"
+    case.write_text(FILE, encoding="utf-8")
+    everything = json.loads(rig.hosts_file().read_text())
+    one = tmp_path / "one.yaml"
+    one.write_text(json.dumps({**everything, "hosts": everything["hosts"][:1]}), encoding="utf-8")
+    run = rig.run(case, hosts=one)
+    assert run.end() == 0, run.text
+    assert [entry["verdict"] for entry in run.verdict["cases"]] == ["pass", "pass"]
+    assert (run.dir / "first-one" / "node-0" / "record.json").is_file()
 
 
 def test_events_are_those_of_the_nodes_each_once(rig: Rig, case: Path) -> None:

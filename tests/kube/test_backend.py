@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ci.test_row import FILE
+
 from . import fleet
 from .double import Image, KubeDouble
 
@@ -41,6 +43,16 @@ def test_pass_with_every_record_verified(kube: KubeDouble, tmp_path: Path) -> No
     assert plan["cluster"]["backend"] == "k8s"
     assert {node["address"].split(".")[0] for node in plan["nodes"]} == {"127"}
     assert not list(done.run_dir.rglob("*.part*"))
+
+
+def test_cases_of_one_file_run_one_after_another(kube: KubeDouble, tmp_path: Path) -> None:
+    done = finished(kube, tmp_path, case=FILE)
+    assert done.code == 0, done.text
+    assert [entry["verdict"] for entry in done.verdict["cases"]] == ["pass", "pass"]
+    for folder, name in (("first-one", "first one"), ("second", "second")):
+        plan = json.loads((done.run_dir / folder / "plan.json").read_text())
+        assert (plan["only"], plan["cluster"]["backend"]) == (name, "k8s")
+        assert (done.run_dir / folder / "node-0" / "record.json").is_file()
 
 
 def test_a_split_fleet_rehearses_in_an_image_without_a_router(

@@ -79,6 +79,8 @@ PLACES = {
     "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
     "prove.judge": "test_a_handoff_over_files_is_judged",
     "proxies.choose": "test_nothing_stands_in_for_a_script",
+    "proxies.encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
+    "resolver._Resolver._encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",

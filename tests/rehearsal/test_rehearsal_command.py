@@ -200,3 +200,7 @@ def test_version_and_help() -> None:
         [sys.executable, launcher, "serve", "--help"], capture_output=True, text=True, check=True
     )
     assert "--data-parallel-size, -dp" in usage.stdout
+
+
+def test_choices_of_the_plugin_are_taken() -> None:
+    assert cli.parse(["serve", "M", "--kv-cache-dtype", "int8"])

@@ -6,36 +6,85 @@ its problems. Touches: reads that one file.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steps.core.case import benchmark, check, content, fields, shellwords
-from steps.core.case.case import Case, CaseNode, KvPool, ProxySpec, Ranks, Split, seconds
+from steps.core.case.case import Case, CaseNode, Ranks, Split, seconds
+from steps.core.case.parts import pool, proxy, single
 from steps.core.case.shellwords import Word
 from steps.core.case.source import Source, enough, load_yaml
-from steps.core.errors import CaseError, Place, Problem, errors_of
+from steps.core.errors import CaseError, Place, Problem, UsageError, errors_of
 
 #: Servers of a fleet; words and variables that a command, and all servers together, have.
 MAX_SERVERS = 4096
 MAX_WORDS = 4096
 MAX_WORK = 200_000
 MAX_RANK_DEVICES = 1024
-#: Characters of a pool's configuration on all nodes together.
-MAX_POOL = 8 << 20
 #: The longest word or variable that Linux passes to a program (MAX_ARG_STRLEN).
 MAX_WORD = 131_071
 
 
-def load_case(path: Path, name: str = "") -> Case:
+def load_case(path: Path, name: str = "", *, only: str = "") -> Case:
     """Read, check and normalise a case.
 
     Args:
-        name: what messages call it; default: its path.
+        name: what messages call the file; default: its path.
+        only: which case, where the file holds several.
 
     Raises:
         CaseError: with every problem found.
+        UsageError: the file holds several, and nobody says which, or names none of them.
     """
-    return build_case(load_yaml(path, name))
+    source = load_yaml(path, name)
+    return build_case(choose(source.file, cases_in(source), only))
+
+
+def cases_in(source: Source) -> dict[str, Source]:
+    """What a file holds: a case without a name, or each of its ``test_cases`` by its own.
+
+    Of cases with the same name, the second is ``NAME-2``.
+
+    Raises:
+        CaseError: the file is no list of cases.
+    """
+    if not fields.is_several(source.data):
+        return {"": source}
+    problems = check.check_form(source, "several")
+    if errors_of(problems):
+        raise CaseError(enough(problems))
+    found: dict[str, Source] = {}
+    for at, entry in enumerate(source.entries("test_cases")):
+        own = entry.data.get("name")
+        base = own.strip() if isinstance(own, str) and own.strip() else f"case-{at}"
+        names = (base, *(f"{base}-{number}" for number in range(2, at + 3)))
+        only = next(text for text in names if text not in found)
+        found[only] = replace(entry, only=only)
+    return found
+
+
+def choose(file: str, sources: Mapping[str, Source], only: str) -> Source:
+    """The case of a file that ``only`` names, or the one that there is.
+
+    Raises:
+        UsageError: there are several, and nobody says which, or it is none of them.
+    """
+    if only in sources:
+        return sources[only]
+    if not only and len(sources) == 1:
+        return next(iter(sources.values()))
+    if "" in sources:
+        raise UsageError(f"{file} holds one case", "Leave out --only.")
+    close = difflib.get_close_matches(only, sources, 1)
+    listed = ", ".join(sources)
+    raise UsageError(
+        f"{file} has no case {only!r}" if only else f"{file} holds {len(sources)} cases: {listed}",
+        (f"Did you mean --only '{close[0]}'? " if close else "")
+        + (f"It has: {listed}." if only else "Choose one: --only NAME."),
+    )
 
 
 def build_case(source: Source) -> Case:
@@ -112,12 +161,13 @@ class _Builder:
 
     def build(self) -> Case:
         data = self.data
-        dialect = fields.dialect_of(data) or "deployment"
-        size = data["num_nodes"]
+        dialect = fields.dialect_of(self.source) or "deployment"
+        size = data.get("num_nodes", 1)
         if size * len(data.get("env_common") or ()) > MAX_WORK:
             self._too_large("env_common", f"{len(data['env_common']):,} variables on {size} nodes")
             raise CaseError(enough(self.problems))
-        nodes = self._deployment() if dialect == "deployment" else self._routing()
+        make = {"deployment": self._deployment, "routing": self._routing, "single": self._single}
+        nodes = make[dialect]()
         self._bound(nodes)
         benchmarks = tuple(
             benchmark.build(name, entry, self._problem)
@@ -129,16 +179,23 @@ class _Builder:
             file=self.source.file,
             sha256=self.source.sha256,
             dialect=dialect,
-            name=data.get("test_name") or Path(self.source.file).stem,
+            name=self._name(),
             model=data["model"],
             num_nodes=size,
-            npu_per_node=data["npu_per_node"],
+            npu_per_node=data["npu_per_node"] if "npu_per_node" in data else single.devices(nodes),
             nodes=nodes,
             split=self._split(dialect),
-            kv_pool=self._kv_pool(),
-            proxy=self._proxy(),
+            kv_pool=pool.build(data.get("kv_pool"), size, self._problem),
+            proxy=single.proxy(data)
+            if dialect == "single"
+            else proxy.build(data.get("proxy"), self._problem),
             benchmarks=benchmarks,
-            content=content.build(data, content.SEVERAL, kinds, self._problem),
+            content=content.build(
+                data,
+                content.SINGLE if dialect == "single" else content.SEVERAL,
+                kinds,
+                self._problem,
+            ),
             cluster_hosts=self._hosts(),
             special_dependencies={
                 name: str(version)
@@ -151,7 +208,11 @@ class _Builder:
             lint_ignore=dict((data.get("lint") or {}).get("ignore") or {}),
             inherit=tuple(data.get("inherit") or ()),
             source=self.source,
+            only=self.source.only,
         )
+
+    def _name(self) -> str:
+        return self.source.only or self.data.get("test_name") or Path(self.source.file).stem
 
     def _problem(
         self, rule: str, message: str, hint: str, *path: Any, place: Place | None = None
@@ -210,6 +271,9 @@ class _Builder:
         for layer in layers:
             merged.update({key: str(value) for key, value in (layer or {}).items()})
         return merged
+
+    def _single(self) -> tuple[CaseNode, ...]:
+        return single.nodes(self.source, self._problem)
 
     def _deployment(self) -> tuple[CaseNode, ...]:
         nodes = []
@@ -395,82 +459,6 @@ class _Builder:
                     self._problem("MN017", message, "A node has one role.", *role, at)
                 taken.setdefault(index, role[-1])
         return Split(tuple(lists[0]), tuple(lists[1]))
-
-    def _kv_pool(self) -> KvPool | None:
-        entry = self.data.get("kv_pool")
-        if not entry:
-            return None
-        kind = entry["type"]
-        mine = {
-            "mooncake": ("master_port", "metrics_port"),
-            "memcache": ("meta_service_port", "config_store_port"),
-        }
-        for owner, keys in mine.items():
-            for key in keys:
-                if owner != kind and key in entry:
-                    self._problem(
-                        "MN018", f"belongs to {owner}, found type {kind}", "", "kv_pool", key
-                    )
-        defaults = {
-            "master_port": 50051,
-            "metrics_port": 9003,
-            "meta_service_port": 5000,
-            "config_store_port": 6000,
-        }
-        ports = {key: entry.get(key, defaults[key]) for key in mine[kind]}
-        config = entry.get("config") or {}
-        if self.data["num_nodes"] * len(str(config)) > MAX_POOL:
-            self._too_large("kv_pool", f"{len(str(config)):,} characters of config on each node")
-        content.plain(config, self._problem, "kv_pool", "config")
-        return KvPool(kind, ports, config)
-
-    def _proxy(self) -> ProxySpec:
-        entry = self.data.get("proxy")
-        if entry is None:
-            return ProxySpec()
-        if isinstance(entry, str):
-            if entry in fields.PROXIES:
-                return ProxySpec(entry)
-            return ProxySpec("script", script=entry) if entry.endswith(".py") else self._no_proxy()
-        known = {"kind", "script", "args", "command"}
-        for key in entry:
-            if key not in known:
-                self._problem(
-                    "MN005", "unknown key", f"Known here: {', '.join(sorted(known))}.", "proxy", key
-                )
-        args = entry.get("args", [])
-        if not isinstance(args, list):
-            self._problem("MN006", "expected a list", "", "proxy", "args")
-            args = []
-        for key in ("kind", "script", "command"):
-            if key in entry and not (isinstance(entry[key], str) and entry[key]):
-                self._problem("MN006", f"found {entry[key]!r}, expected text", "", "proxy", key)
-                return ProxySpec()
-        if "command" in entry:
-            self._is_command(entry["command"])
-            return ProxySpec("command", command=entry["command"])
-        kind = entry.get("kind", "script" if entry.get("script") else "auto")
-        if kind not in ("auto", *fields.PROXIES):
-            return self._no_proxy()
-        return ProxySpec(kind, entry.get("script", ""), tuple(str(arg) for arg in args))
-
-    def _is_command(self, text: str) -> None:
-        try:
-            if shellwords.split(text):
-                return
-            self._problem("MN014", "is empty, expected a command", "", "proxy", "command")
-        except shellwords.UnbalancedQuote as error:
-            self._problem("MN013", str(error), "Close the quote.", "proxy", "command")
-
-    def _no_proxy(self) -> ProxySpec:
-        self._problem(
-            "MN007",
-            f"found {self.data['proxy']!r}, expected {', '.join(fields.PROXIES)}, a path that ends "
-            "in .py, or a mapping with kind, script, args or command",
-            "",
-            "proxy",
-        )
-        return ProxySpec()
 
     def _timeouts(self) -> dict[str, float]:
         found = {}

@@ -1,10 +1,11 @@
-"""A case: what the author wrote, in either dialect, as one value.
+"""A case: what the author wrote, in any dialect, as one value.
 
 Enters: nothing. Leaves: :class:`Case` and what it is made of; ``build`` makes one of a file.
 Touches nothing.
 
-Both dialects become the same nouns: nodes with an environment and words of a
-command. A deployment node has one server; a routing node has one server a rank.
+All dialects become the same nouns: nodes with an environment and words of a
+command. A deployment node has one server; a routing node has one server a rank; a single node
+has one, or several commands.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class CaseNode:
             ``vllm serve <model>`` and the template.
         paths: YAML path of the node's entry, environment and command.
         master_index: the old form's explicit master, else None.
+        more: words of further servers, each with devices of its own (``service_mode: epd``).
     """
 
     index: int
@@ -66,6 +68,12 @@ class CaseNode:
     ranks: Ranks | None = None
     headless: bool = False
     master_index: int | None = None
+    more: tuple[tuple[Word, ...], ...] = ()
+
+    @property
+    def commands(self) -> tuple[tuple[Word, ...], ...]:
+        """The words of each of its servers; the ranks of a routing node share one."""
+        return (self.command, *self.more)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Case:
-    """A whole case. Given the same file it is the same value."""
+    """A whole case. Given the same file it is the same value.
+
+    Attributes:
+        only: its name among the cases of its file; empty: it is alone there.
+    """
 
     file: str
     sha256: str
@@ -156,6 +168,7 @@ class Case:
     lint_ignore: Mapping[str, str]
     inherit: tuple[str, ...]
     source: Source = field(repr=False, compare=False)
+    only: str = ""
 
     def place(self, *path: Any) -> Place:
         """Where the value at a YAML path stands in the file."""

@@ -18,16 +18,13 @@ from cerberus.errors import UNKNOWN_FIELD, ErrorTree, ValidationError
 
 from steps.core.case import fields
 from steps.core.case.asked import BENCHMARK, Field
-from steps.core.case.fields import FIELDS, dialect_of, known_keys
+from steps.core.case.fields import FIELDS, dialect_of, is_several, known_keys
+from steps.core.case.parts import balancing
 from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
 from steps.core.errors import Problem
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")
-#: Keys of benchmarks that upstream's own cases have and nobody reads, here or there (to 0.30).
-LATER = frozenset(
-    {"bos_token_id", "do_sample", "enable_thinking", "eos_token_id", "transformers_version"}
-)
 #: A line that goes on so far behind a key holds more than an anchor.
 _LONG = 300
 #: No key that a person misspelled is longer.
@@ -39,7 +36,7 @@ _GATES, _LATER = ("_threshold", "_baseline"), ("_path", "_conf", "_args", "_kwar
 def plain_numbers(source: Source) -> Source:
     """The case with quoted whole numbers as numbers, where upstream takes both."""
     data = source.data
-    if not isinstance(data, dict) or dialect_of(data) != "routing":
+    if not isinstance(data, dict) or dialect_of(source) != "routing":
         return source
     quotable = {key: value for key, value in data.items() if key in _QUOTABLE}
     made = {**data, **_plain_numbers(quotable, {"schema": fields.ROUTING})}
@@ -135,23 +132,28 @@ def check(source: Source) -> list[Problem]:
                 "See configs/quickstart.yaml for the form of a case.",
             )
         ]
-    dialect = dialect_of(data)
+    dialect = dialect_of(source)
     if dialect is None:
         keys = [str(key)[:30] for key in list(data)[:1000]]
-        close = difflib.get_close_matches("deployment", keys, 1, 0.75)
+        known = {
+            key: name
+            for name in ("deployment", "test_cases")
+            for key in difflib.get_close_matches(name, keys, 1, 0.75)
+        }
+        close = list(known)
         wrong = f"found {close[0]!r}; " if close else ""
         return [
             Problem(
                 "MN003",
                 f"{wrong}neither 'deployment' nor 'routing' is there, expected one of them",
                 source.place(*close) if close else source.place(),
-                f"Did you mean 'deployment' for {close[0]!r}?"
+                f"Did you mean {known[close[0]]!r} for {close[0]!r}?"
                 if close
                 else "A case lists its nodes under 'deployment', or under 'config' and "
-                "'templates' with 'routing'.",
+                "'templates' with 'routing'; a file of cases with one node has 'test_cases'.",
             )
         ]
-    return list(_check_known(source, data, dialect))
+    return [*_check_known(source, data, dialect), *balancing.check(source, dialect)]
 
 
 def check_form(source: Source, form: str) -> list[Problem]:
@@ -228,6 +230,11 @@ def _without_the_obvious(document: Mapping[Any, Any]) -> dict[Any, Any]:
         key: {} if str(key).startswith("env_") and _is_environment(value) else value
         for key, value in document.items()
     }
+    if _is_environment(light.get("envs")):
+        light["envs"] = {}
+    for key in ("server_cmd", "server_cmd_extra"):
+        if _are_words(light.get(key)):
+            light[key] = []
     for key in ("deployment", "templates"):
         entries = light.get(key)
         if isinstance(entries, list):
@@ -241,10 +248,13 @@ def _light_entry(entry: Any) -> Any:
     light = dict(entry)
     if _is_environment(entry.get("envs")):
         light["envs"] = {}
-    words = entry.get("server_cmd_template")
-    if isinstance(words, list) and all(isinstance(word, (str, int, float)) for word in words):
+    if _are_words(entry.get("server_cmd_template")):
         light["server_cmd_template"] = []
     return light
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, (str, int, float)) for word in value)
 
 
 def _is_environment(value: Any) -> bool:
@@ -306,7 +316,7 @@ def _explain(source: Source, path: DataPath, error: ValidationError, dialect: st
         kinds = error.constraint if rule == "type" else _kinds_at(dialect, path)
         expected = _expected(kinds)
         message = f"found {_show(error.value)}, expected {expected}"
-        return source.problem("MN006", message, path, doc)
+        return source.problem("MN006", message, path, doc or fields.misplaced(dialect, path))
     return source.problem("MN007", _rule_text(rule or "form", error.value, error), path, doc)
 
 
@@ -389,8 +399,10 @@ def _is_mistake(source: Source, dialect: str, path: DataPath) -> bool:
     in_benchmark = where[:1] == ("benchmarks",) and len(path) == 3
     if dialect not in FIELDS or not (in_benchmark or where in _IGNORED) or key.endswith(_GATES):
         return True
-    if key in LATER or (in_benchmark and key.endswith(_LATER)):
-        return key not in LATER and bool(_close(dialect, path, 0.9))
+    if key in fields.OLD:
+        return False
+    if key in fields.LATER or (in_benchmark and key.endswith(_LATER)):
+        return key not in fields.LATER and bool(_close(dialect, path, 0.9))
     return bool(_meant(source, dialect, path))
 
 
@@ -399,7 +411,7 @@ def unread(source: Source) -> Iterator[DataPath]:
 
     An error would refuse cases that run. The linter says that they are not read.
     """
-    dialect = dialect_of(source.data) if isinstance(source.data, dict) else None
+    dialect = dialect_of(source) if isinstance(source.data, dict) else None
     if dialect is not None:
         yield from _unread(source, dialect, source.data, ())
 
@@ -427,7 +439,7 @@ def _known_at(dialect: str, path: DataPath) -> frozenset[str]:
 
 def _holds_anchor(source: Source, key: Any) -> bool:
     """A key that is not ours but only holds a YAML anchor for others is no mistake."""
-    if str(key).startswith(("x-", ".")):
+    if str(key).startswith(("x-", ".", "_") if is_several(source.data) else ("x-", ".")):
         return True
     place = source.place(key)
     text = source.lines[place.line - 1] if place.line <= len(source.lines) else ""

@@ -1,11 +1,11 @@
-"""The form of a case, in both dialects.
+"""The form of a case, in all dialects.
 
 Enters: nothing. Leaves: ``FIELDS``, rule sets with a sentence for each key, and
 look-ups in them. Touches nothing.
 
 It is the single source: ``steps.core.case.check`` checks with it, the reference page
 and the editors' JSON Schema are made from it. The dialects are those of
-the upstream harness (vllm-ascend, tests/e2e/nightly/multi_node); fields marked
+the upstream harness (vllm-ascend, tests/e2e/common); fields marked
 ``ours`` are multinode's additions, all optional.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from steps.core.case.asked import BENCHMARK, MAX_NODES, MAX_RANKS, Field, checks
 from steps.core.case.asked import count as _count
 from steps.core.case.asked import field as _field
-from steps.core.case.source import DataPath
+from steps.core.case.source import DataPath, Source
 
 #: The phases of a run that have a budget, in their order.
 PHASES = (
@@ -109,7 +109,11 @@ _COMMON: Field = {
         "or a mapping with `script`, `args` or `command`.",
         ours=True,
     ),
-    "dp_load_balancing": _field("string", "Read by later upstream harnesses; not used here."),
+    "dp_load_balancing": _field(
+        "string",
+        "`internal`: the deployment dialect; `external`: the routing dialect. It agrees with the "
+        "keys of the case.",
+    ),
     **checks("chat_prompts", nullable=False),
     "engine": _field("string", "Label of the engine, for reports.", ours=True),
     "rehearse": _field(
@@ -135,6 +139,20 @@ _COMMON: Field = {
         },
     ),
 }
+
+_KV_POOL = _field(
+    "dict",
+    "KV cache pool that runs on node 0 before any rank.",
+    nullable=True,
+    schema={
+        "type": _field("string", "Which pool.", required=True, allowed=["mooncake", "memcache"]),
+        "master_port": _port("mooncake: port of the master."),
+        "metrics_port": _port("mooncake: port of its metrics."),
+        "meta_service_port": _port("memcache: port of the MetaService."),
+        "config_store_port": _port("memcache: port of the config store."),
+        "config": _field("dict", "Content of the pool's configuration file.", nullable=True),
+    },
+)
 
 DEPLOYMENT: Field = {
     **_COMMON,
@@ -256,31 +274,119 @@ ROUTING: Field = {
     ),
     "env_prefill": _environment("Anchor only."),
     "env_decode": _environment("Anchor only."),
-    "kv_pool": _field(
-        "dict",
-        "KV cache pool that runs on node 0 before any rank.",
+    "kv_pool": _KV_POOL,
+}
+
+_WORDS = {"type": ["string", "number", "boolean"]}
+#: What stands for one server of its own, in ``test_cases``.
+SINGLE: Field = {
+    "name": _field(
+        "string", "Name of the case, in reports and for `--only`.", required=True, empty=False
+    ),
+    "model": _COMMON["model"],
+    "envs": {
+        **_environment("Environment of the case's processes."),
+        "required": True,
+        # Upstream passes on what nobody can read, such as a name with a dash.
+        "keysrules": {"type": "string", "regex": r"^[^=\s\x00]+$"},
+    },
+    "server_cmd": _field(
+        "list",
+        "Arguments after `vllm serve <model>`; `$NAME` comes from `envs`.",
         nullable=True,
-        schema={
-            "type": _field(
-                "string", "Which pool.", required=True, allowed=["mooncake", "memcache"]
-            ),
-            "master_port": _port("mooncake: port of the master."),
-            "metrics_port": _port("mooncake: port of its metrics."),
-            "meta_service_port": _port("memcache: port of the MetaService."),
-            "config_store_port": _port("memcache: port of the config store."),
-            "config": _field("dict", "Content of the pool's configuration file.", nullable=True),
-        },
+        schema=_WORDS,
+    ),
+    "server_cmd_extra": _field(
+        "list", "Arguments behind those; the later of two wins.", nullable=True, schema=_WORDS
+    ),
+    "service_mode": _field(
+        "string",
+        "`epd`: encoders, servers that prefill and decode, and a proxy, all on one node.",
+        allowed=["openai", "epd"],
+    ),
+    "epd_server_cmds": _field(
+        "list",
+        "Arguments of each server behind `vllm serve`; the i-th has device i.",
+        schema=_field("list", "Arguments of one server.", schema=_WORDS),
+    ),
+    "epd_proxy_args": _field("list", "Arguments of the proxy.", schema=_WORDS),
+    "npu_per_node": _field(
+        "strict_integer",
+        "Devices of the node; absent: as many as the servers say.",
+        ours=True,
+        min=0,
+        max=1024,
+    ),
+    **{
+        key: _COMMON[key]
+        for key in ("inherit", "special_dependencies", "timeouts", "engine", "rehearse")
+    },
+    **{key: _COMMON[key] for key in ("proof", "lint")},
+    "benchmarks": {**_COMMON["benchmarks"], "required": False},
+    "kv_pool": _KV_POOL,
+    **checks("prompts", nullable=True),
+}
+#: A file of such cases; what else is at its top holds anchors.
+SEVERAL: Field = {
+    "test_cases": _field(
+        "list",
+        "Cases of one server each, one after another.",
+        required=True,
+        empty=False,
+        schema=_field("dict", "A case."),
     ),
 }
 
-FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING}
+FIELDS: dict[str, Field] = {"deployment": DEPLOYMENT, "routing": ROUTING, "single": SINGLE}
 
-#: Every form a file of ours can have: the two dialects, and what other nouns add.
-FORMS: dict[str, Field] = dict(FIELDS)
+#: Every form a file of ours can have: the dialects, and what other nouns add.
+FORMS: dict[str, Field] = {**FIELDS, "several": SEVERAL}
 
 
-def dialect_of(data: Mapping[Any, Any]) -> str | None:
-    """``deployment`` or ``routing`` by the keys at the top; None when neither shows."""
+#: Keys of benchmarks that upstream's own cases have and nobody reads, here or there (to 0.30).
+LATER = frozenset(
+    {"bos_token_id", "do_sample", "enable_thinking", "eos_token_id", "transformers_version"}
+)
+#: Keys of cases that older releases, or branches of upstream, read.
+OLD = frozenset(
+    [
+        "_DEBUG_MARKER",
+        "generic_dp",
+        "layerwise",
+        "ranktable_gen_path",
+        "ranktable_path",
+        "runner_configs",
+        "variables",
+        "versions",
+    ]
+)
+#: Value of ``dp_load_balancing`` -> the dialect it means, and the keys of that.
+BALANCING = {
+    "internal": ("deployment", ("deployment",)),
+    "external": ("routing", ("routing", "config", "templates")),
+}
+
+
+def balanced(data: Mapping[Any, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """What ``dp_load_balancing`` means; None when it is not there, or means nothing."""
+    return BALANCING.get(str(data.get("dp_load_balancing")).lower())
+
+
+def is_several(data: Any) -> bool:
+    """Whether a file holds several cases, or means to."""
+    return isinstance(data, dict) and "test_cases" in data
+
+
+def dialect_of(source: Source) -> str | None:
+    """``single`` inside a file of several cases; else ``deployment`` or ``routing`` by the keys at
+    the top; None when neither shows.
+    """
+    data: Mapping[Any, Any] = source.data
+    if source.only:
+        return "single"
+    chosen = balanced(data)
+    if chosen and any(key in data for key in chosen[1]):
+        return chosen[0]
     if "deployment" in data and "routing" not in data:
         return "deployment"
     if any(key in data for key in ("routing", "config", "templates")):
@@ -319,3 +425,10 @@ def doc(dialect: str, path: DataPath) -> str:
     """The sentence that documents the value at ``path``; empty when there is none."""
     rules = rules_at(FORMS[dialect], path)
     return str(rules.get("meta", {}).get("doc", "")) if rules else ""
+
+
+def misplaced(dialect: str, path: DataPath) -> str:
+    """What to do about a key of the case among variables."""
+    key = str(path[-1])
+    among = len(path) > 1 and path[-2] == "envs" and key in known_keys(dialect, ())
+    return f"'{key}' belongs to the case; check its indentation." if among else ""

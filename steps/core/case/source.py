@@ -15,7 +15,7 @@ import hashlib
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Source:
     ``marks`` maps the path of a value, such as ``("deployment", 0, "envs")``,
     to the (line, column) of its key or list item, both from 1; ``spans`` maps
     a string's path to the first and last line its text covers and its style.
+    ``only`` is the name of the case that this is, in a file of several.
     """
 
     file: str
@@ -66,6 +67,22 @@ class Source:
     lines: tuple[str, ...]
     marks: dict[DataPath, tuple[int, int]] = field(repr=False, default_factory=dict)
     spans: dict[DataPath, tuple[int, int, int, str]] = field(repr=False, default_factory=dict)
+    only: str = ""
+
+    def entries(self, key: str) -> list[Source]:
+        """Each entry of the list at ``key`` as if it were a file of its own, places kept."""
+        marks: dict[Any, dict[DataPath, tuple[int, int]]] = {}
+        spans: dict[Any, dict[DataPath, tuple[int, int, int, str]]] = {}
+        for path, mark in self.marks.items():
+            if len(path) > 1 and path[0] == key:
+                marks.setdefault(path[1], {})[path[2:]] = mark
+        for path, span in self.spans.items():
+            if len(path) > 1 and path[0] == key:
+                spans.setdefault(path[1], {})[path[2:]] = span
+        return [
+            replace(self, data=data, marks=marks.get(at, {}), spans=spans.get(at, {}))
+            for at, data in enumerate(self.data[key])
+        ]
 
     def place(self, *path: Any) -> Place:
         """Where the value at ``path`` stands, or its nearest parent that is there."""

@@ -76,7 +76,8 @@ def request(
                 verify=False,
             )
             raw = bytearray()
-            while len(raw) < most and (piece := next(answer.iter_content(most), b"")):
+            pieces = answer.iter_content(most) if most else iter(())
+            while len(raw) < most and (piece := next(pieces, b"")):
                 raw += piece
             return Reply(answer.status_code, raw[:most].decode("utf-8", "replace"), "")
     except (requests.RequestException, OSError, ValueError) as error:
@@ -151,7 +152,14 @@ def look(probe: Probe, timeout: float = TIMEOUT) -> Answer:
     if probe.kind != "tcp":
         reply = request("GET", Access(probe.url), timeout, most=0)
         return Answer(reply.status == 200, reply.error or f"HTTP {reply.status}", reply.status)
-    parts = urlsplit(probe.url)
+    answers = (_connect(url, timeout) for url in (probe.url, *probe.also))
+    return next(
+        (answer for answer in answers if not answer.ok), Answer(True, "accepts connections")
+    )
+
+
+def _connect(url: str, timeout: float) -> Answer:
+    parts = urlsplit(url)
     try:
         with socket.create_connection((parts.hostname or "", parts.port or 80), timeout):
             return Answer(True, "accepts connections")

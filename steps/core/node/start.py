@@ -100,7 +100,7 @@ def start_of(asked: Wishes) -> Start:
             bound=asked.bound,
             listeners=listeners,
         )
-    case = load_case(wishes.find_case(case_name), asked.case_name)
+    case = load_case(wishes.find_case(case_name), asked.case_name, only=asked.only)
     if not asked.cluster:
         asked = asked.of_case(case)
     cluster = _cluster(case, asked)

@@ -72,6 +72,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     """What shapes a plan made from a case."""
     shape = parser.add_argument_group("with --case")
+    shape.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     shape.add_argument(
         "--rehearse", action="store_true", help="stand-ins play the engines, on this machine"
     )
@@ -119,6 +120,7 @@ class Wishes:
         rehearsal: the same when they do play, else None.
         signals: the injected faults that the runner delivers itself.
         case_name: what messages call the case; empty: its path.
+        only: the case that is meant, where its file holds several.
         driver: ``smoke``, ``aisbench`` or ``none``; empty: the usual one.
         timeouts: seconds by phase.
         run: the run's id; empty: one made of the time.
@@ -129,6 +131,7 @@ class Wishes:
 
     case: str = ""
     case_name: str = ""
+    only: str = ""
     plan: str = ""
     place: str = ""
     profile: str = ""
@@ -158,7 +161,8 @@ class Wishes:
 
     def node_words(self) -> tuple[str, ...]:
         """The same for a node program that makes the plan itself, as its command line."""
-        words = ["--bench", self.driver] if self.driver else []
+        words = ["--only", self.only] if self.only else []
+        words += ["--bench", self.driver] if self.driver else []
         for phase, seconds in self.timeouts.items():
             words += ["--timeout", f"{phase}={seconds:.15g}"]
         return tuple(words)
@@ -234,7 +238,7 @@ def plan_of(asked: Wishes) -> tuple[Plan, Path]:
         UsageError, CaseError, InfraError: there is none.
     """
     if asked.case:
-        case = load_case(find_case(asked.case))
+        case = load_case(find_case(asked.case), only=asked.only)
         run = new_run_id()
         cluster = clusters.local(case, rehearsal=asked.rehearsal, network=asked.network)
         plan = resolve(case, cluster, asked.options(run))

@@ -17,6 +17,10 @@ from steps.core.case.numbers import dumps
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import LEADER, Probe, Process
 
+_TOOLKIT = "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages"
+#: Where the toolkit keeps the libraries of Mooncake's master.
+_LIBRARIES = (f"{_TOOLKIT}/mooncake", _TOOLKIT)
+
 
 @dataclass(frozen=True)
 class Told:
@@ -35,6 +39,7 @@ class Told:
 
 def process(pool: KvPool, cluster: Cluster, env: Mapping[str, str]) -> Process:
     """The pool's process."""
+    paths = cluster.paths
     if pool.type == "mooncake":
         argv: tuple[str, ...] = (
             "mooncake_master",
@@ -49,19 +54,23 @@ def process(pool: KvPool, cluster: Cluster, env: Mapping[str, str]) -> Process:
             "--default_kv_lease_ttl",
             "11000",
         )
-        port, files = pool.ports["master_port"], {}
+        ports, files = [pool.ports["master_port"]], {}
+        libraries = (*_LIBRARIES, *cluster.paths.get("LD_LIBRARY_PATH", ()))
+        paths = {**cluster.paths, "LD_LIBRARY_PATH": libraries}
     else:
         script = "from memcache_hybrid import MetaService; MetaService.main()"
         argv = (cluster.python, "-c", script)
-        port, files = pool.ports["meta_service_port"], {"MMC_META_CONFIG_PATH": "mmc-meta.conf"}
+        ports, files = list(pool.ports.values()), {"MMC_META_CONFIG_PATH": "mmc-meta.conf"}
+    leader = url_host(cluster.nodes[LEADER].address)
+    urls = [f"tcp://{leader}:{port}" for port in ports]
     return Process(
         name="pool",
         kind="pool",
         argv=argv,
         env=env,
-        paths=cluster.paths,
+        paths=paths,
         files=files,
-        probe=Probe("tcp", f"tcp://{url_host(cluster.nodes[LEADER].address)}:{port}"),
+        probe=Probe("tcp", urls[0], tuple(urls[1:])),
         grace=10.0,
     )
 
@@ -75,13 +84,7 @@ def told(pool: KvPool, config: Mapping[str, Any], leader: str, index: int) -> To
     """
     if pool.type == "mooncake":
         master = f"{leader}:{pool.ports['master_port']}"
-        content = {
-            "metadata_server": "P2PHANDSHAKE",
-            "protocol": "ascend",
-            "device_name": "",
-            **config,
-            "master_server_address": master,
-        }
+        content = {**config, "master_server_address": master}
         return Told(
             {"mooncake.json": dumps(content, indent=2, sort_keys=True) + "\n"},
             {"MOONCAKE_MASTER": master},
@@ -110,4 +113,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _properties(values: Mapping[str, Any]) -> str:
-    return "".join(f"{key} = {value}\n" for key, value in sorted(values.items()))
+    lines = (f"{key} = {_plain(value)}\n" for key, value in sorted(values.items()))
+    return "".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """Memcache knows no ``True``."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -46,10 +46,13 @@ class Access:
 
 @dataclass(frozen=True)
 class Probe:
-    """How one sees that a process is ready: ``http`` wants 200, ``tcp`` a connection."""
+    """How one sees that a process is ready: ``http`` wants 200, ``tcp`` a connection, and one to
+    each of ``also`` too.
+    """
 
     kind: str
     url: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Process:
     ranks: int = 1
     group: str = ""
     grace: float = 20.0
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it only makes embeddings of pictures for the servers behind it."""
+        config = commandline.read(self.argv).mapping("--ec-transfer-config")
+        return bool(config.get("ec_role") == "ec_producer")
 
     @property
     def log(self) -> str:
@@ -210,6 +219,7 @@ class Plan:
     proof: bool = True
     content: Content = field(default_factory=Content)
     harness: str = ""
+    only: str = ""
     dialect: str = "deployment"
     schema: int = SCHEMA
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from steps.core.case.shellwords import split
 from steps.core.plan.cluster import ROUTER, STAND_IN_ROUTER, Cluster, Tool
@@ -162,3 +163,23 @@ def choose(name: str, wanted: str, cluster: Cluster) -> tuple[Kind, str]:
         return kind, ""
     missing = router.name if kind is router else wanted
     return router, f"proxy: {actor} stands in for {missing}, which is not on this machine"
+
+
+#: What the kind of a proxy in front of encoders is called, and upstream's script of it.
+ENCODERS = "epd"
+_ENCODERS_SCRIPT = "examples/disaggregated_encoder/disagg_epd_proxy.py"
+
+
+def listens(args: Sequence[str]) -> tuple[str, int]:
+    """Host and port that a proxy of encoders is told."""
+    told = dict(pairwise(args))
+    port = told.get("--port", "")
+    return told.get("--host", "0.0.0.0"), int(port) if port.isdecimal() else 8000
+
+
+def encoders(args: Sequence[str], cluster: Cluster) -> tuple[tuple[str, ...], str]:
+    """The command of a proxy in front of encoders, and what to note."""
+    if cluster.rehearsal is None:
+        return (cluster.python, _ENCODERS_SCRIPT, *args), ""
+    note = f"proxy: the rehearsal's own proxy stands in for {_ENCODERS_SCRIPT}"
+    return ("rehearsal-encoders", *args), note

@@ -20,7 +20,7 @@ from steps.core.case import gates
 from steps.core.case.case import Benchmark, Case, CaseNode, KvPool
 from steps.core.case.source import enough
 from steps.core.errors import CaseError, Problem, errors_of, sort_problems
-from steps.core.plan import budgets, drivers, kvpool, proxies
+from steps.core.plan import budgets, direct, drivers, kvpool, proxies
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import (
     KV_TRANSFER,
@@ -33,7 +33,7 @@ from steps.core.plan.plan import (
     Probe,
     Process,
 )
-from steps.core.plan.scope import Scope
+from steps.core.plan.scope import Scope, with_ports
 from steps.core.plan.variables import TooLong
 from steps.core.vllm import access, commandline, kvports
 
@@ -139,6 +139,11 @@ class _Resolver:
                 ]
             )
         self._take(LEADER, cluster.control_port, "control", "node")
+        if case.kv_pool is not None and case.dialect == "single":
+            taken = {cluster.control_port, *case.kv_pool.ports.values()}
+        else:
+            taken = {cluster.control_port}
+        case = self.case = self.scope.case = with_ports(case, taken)
         nodes = [self._node(node) for node in case.nodes]
         if nodes and not errors_of(self.problems):
             nodes[LEADER] = self._add_proxy(nodes)
@@ -164,6 +169,7 @@ class _Resolver:
             proof=case.proof,
             content=case.content,
             harness=VERSION,
+            only=case.only,
             dialect=case.dialect,
         )
         self._drafts(plan)
@@ -182,7 +188,9 @@ class _Resolver:
             told = self._told_of_pool(pool, node.index)
             if node.index == LEADER:
                 processes.append(self._pool(pool))
-        if node.ranks is None:
+        if node.more:
+            servers = [self._alone(node, side, master, at) for at in range(len(node.commands))]
+        elif node.ranks is None:
             servers = [self._server(node, side, master)]
         else:
             servers = [
@@ -224,6 +232,15 @@ class _Resolver:
         else:
             rank = ranks.dp_rank_start + local
             process = replace(process, headless=said.has("--headless"), rank=rank)
+        return self._finish(process, node.index, side, master)
+
+    def _alone(self, node: CaseNode, side: str, master: str, at: int) -> Process:
+        """One of several servers of a node, with the device of its own index."""
+        name = f"server-{at}"
+        env, paths = self.scope.environment(node, master, name)
+        env["ASCEND_RT_VISIBLE_DEVICES"] = str(at)
+        argv = self.scope.command(node, "epd_server_cmds", env, words=node.commands[at])
+        process = Process(name=name, kind="server", argv=argv, env=env, paths=paths)
         return self._finish(process, node.index, side, master)
 
     def _finish(self, process: Process, index: int, side: str, master: str) -> Process:
@@ -295,6 +312,8 @@ class _Resolver:
 
     def _add_proxy(self, nodes: list[NodePlan]) -> NodePlan:
         leader = nodes[LEADER]
+        if self.case.proxy.kind == proxies.ENCODERS:
+            return replace(leader, processes=(*leader.processes, self._encoders(leader)))
         if self.case.split is None:
             return leader
         backends = {
@@ -363,6 +382,30 @@ class _Resolver:
             env=env,
             paths=paths,
             probe=Probe("http", f"{url}/{kind.health}"),
+            api=url,
+            grace=10.0,
+        )
+
+    def _encoders(self, leader: NodePlan) -> Process:
+        """The proxy in front of encoders and the servers behind them: all its words are the
+        case's.
+        """
+        env, paths = self.scope.environment(self.case.nodes[LEADER], leader.master, "proxy")
+        path = ("epd_proxy_args",)
+        args = [self.scope.value(word, env, path) for word in self.case.proxy.args]
+        host, port = proxies.listens(args)
+        self._take(LEADER, port, "proxy", "proxy")
+        own = self.cluster.rehearsal is None and host in direct.HERE
+        url = f"http://{url_host(host if own else leader.address)}:{port}"
+        argv, note = proxies.encoders(args, self.cluster)
+        self.notes += [note] if note else []
+        return Process(
+            name="proxy",
+            kind="proxy",
+            argv=argv,
+            env=env,
+            paths=paths,
+            probe=Probe("http", f"{url}/health"),
             api=url,
             grace=10.0,
         )

@@ -9,16 +9,26 @@ What is injected follows the upstream harness (vllm-ascend, multi_node).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 from steps.core.case.case import Case, CaseNode, Ranks
+from steps.core.case.parts import single
+from steps.core.case.shellwords import Word
 from steps.core.case.source import MAX_PROBLEMS, cut
 from steps.core.errors import Place, Problem, Severity
 from steps.core.plan import faults
 from steps.core.plan.cluster import Cluster, Rehearsal
-from steps.core.plan.variables import MAX_FILLED, PATH_LISTS, TooLong, fill, fill_environment
+from steps.core.plan.variables import (
+    MAX_FILLED,
+    PATH_LISTS,
+    TooLong,
+    bare_names_in,
+    fill,
+    fill_environment,
+)
 
 DEFAULT_ENV = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -26,6 +36,27 @@ DEFAULT_ENV = {
     "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
     "SERVER_PORT": "8080",
 }
+#: What upstream's workflow of single nodes has besides.
+SINGLE_ENV = {"VLLM_USE_MODELSCOPE": "True"}
+#: The first port that stands for DEFAULT_PORT.
+FIRST_PORT = 8080
+
+
+def with_ports(case: Case, taken: Container[int]) -> Case:
+    """A case of one node with a port wherever it wants a free one, none of ``taken``."""
+    if case.dialect != "single":
+        return case
+    made = []
+    for node in case.nodes:
+        own = {name: node.envs.get(name, single.DEFAULT_PORT) for name in single.PORT_WORDS}
+        used = {int(text) for text in own.values() if text.isdecimal()}
+        free = (p for p in range(FIRST_PORT, 65536) if p not in used and p not in taken)
+        ports = {
+            name: str(next(free)) if text == single.DEFAULT_PORT else text
+            for name, text in own.items()
+        }
+        made.append(replace(node, envs={**node.envs, **ports}))
+    return replace(case, nodes=tuple(made))
 
 
 class Scope:
@@ -37,8 +68,11 @@ class Scope:
         self.problems: list[Problem] = []
         self._filled = 0
         self._unknown: set[tuple[Any, str]] = set()
+        self._usual = {**DEFAULT_ENV, **(SINGLE_ENV if case.dialect == "single" else {})}
 
     def _injected(self, index: int, master: str) -> dict[str, str]:
+        if self.case.dialect == "single":
+            return {}
         at = self.cluster.nodes[index]
         env = {"HCCL_IF_IP": at.address, "LOCAL_IP": at.address, "MASTER_IP": master}
         if at.interface:
@@ -60,12 +94,14 @@ class Scope:
             braced: values of ``${NAME}`` in the routing dialect.
         """
         injected = self._injected(node.index, master)
-        given = {**self.cluster.known, **DEFAULT_ENV, **self.cluster.env, **injected}
+        given = {**self.cluster.known, **self._usual, **self.cluster.env, **injected}
 
         def unknown(name: str, missing: str) -> None:
             path = (*node.paths["envs"], name)
             self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
 
+        if braced is not None:
+            given |= self._left_empty(node, given)
         own, paths = fill_environment(node.envs, given, unknown, braced)
         self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
         env = self.around(node.index, master, process, own)
@@ -74,12 +110,24 @@ class Scope:
             merged[key] = (*merged.get(key, ()), *value)
         return env, merged
 
+    def _left_empty(self, node: CaseNode, given: Mapping[str, str]) -> dict[str, str]:
+        """``$NAME`` that nobody defines is empty in an environment of the routing dialect."""
+        known = {*given, *node.envs, *PATH_LISTS}
+        empty = {}
+        for name, text in node.envs.items():
+            for missing in bare_names_in(text):
+                if missing not in known:
+                    empty[missing] = ""
+                    path = (*node.paths["envs"], name)
+                    self._unresolved(missing, name, path, given, must=False)
+        return empty
+
     def around(
         self, index: int, master: str, process: str, own: Mapping[str, str] | None = None
     ) -> dict[str, str]:
         """What a process has in its environment, with ``own`` variables of its node perhaps."""
         injected = self._injected(index, master)
-        env = {**DEFAULT_ENV, **self.cluster.env, **(own or {}), **injected}
+        env = {**self._usual, **self.cluster.env, **(own or {}), **injected}
         if self.cluster.rehearsal is not None:
             env.update(self._of_rehearsal(self.cluster.rehearsal, index, process))
         return env
@@ -104,7 +152,7 @@ class Scope:
         table = {
             **addresses,
             "LOCAL_IP": own,
-            "MASTER_IP": master,
+            "MASTER_IP": self.cluster.nodes[0].address,
             "MODEL": self.case.model,
             "HOST": ranks.host,
             "PORT_START": str(ranks.port_start),
@@ -142,17 +190,19 @@ class Scope:
         where: str,
         env: Mapping[str, str],
         braced: Mapping[str, str] | None = None,
+        words: Iterable[Word] | None = None,
     ) -> tuple[str, ...]:
-        """The node's command, filled."""
+        """The node's command, or other ``words``, filled."""
         table = {**self.cluster.known, **env}
         known = {**(braced or {}), **table}
         path = node.paths["command"]
         argv = []
-        for word in node.command:
+        must = self.case.dialect != "single"  # upstream leaves it there
+        for word in node.command if words is None else words:
             place = word.place
 
             def unknown(name: str, place: Place = place) -> None:
-                self._unresolved(name, where, path, known, place)
+                self._unresolved(name, where, path, known, place, must)
 
             argv.append(fill(word.text, table, unknown, braced))
         self._made(map(len, argv))

@@ -29,6 +29,11 @@ def names_in(text: str) -> list[str]:
     return [braced or plain for braced, plain in _ANY.findall(text)]
 
 
+def bare_names_in(text: str) -> list[str]:
+    """Those without braces."""
+    return [plain for _, plain in _ANY.findall(text) if plain]
+
+
 def fill(
     text: str,
     plain: Mapping[str, str],

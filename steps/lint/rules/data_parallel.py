@@ -169,6 +169,10 @@ def ports_agree(fleet: Fleet) -> Iterator[Finding]:
         )
 
 
+#: Where a group of one server may meet.
+_HERE = ("127.0.0.1", "localhost", "0.0.0.0")
+
+
 @rule("MN204", ERROR, "Not the address of the group's master")
 def masters_address(fleet: Fleet) -> Iterator[Finding]:
     """The ranks of a group meet at the address of the node that has rank 0: on that node
@@ -187,7 +191,7 @@ def masters_address(fleet: Fleet) -> Iterator[Finding]:
             address = member.command.text("--data-parallel-address")
             if not address or "$" in address or address == group.master or member.index in seen:
                 continue
-            if member is first and address in ("127.0.0.1", "localhost") and not first.spans:
+            if member is first and address in _HERE and not first.spans:
                 continue
             if address not in addresses and fleet.case.cluster_hosts:
                 if address == fleet.case.cluster_hosts[first.index]:
