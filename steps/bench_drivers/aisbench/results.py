@@ -202,8 +202,7 @@ def _sample(line: Mapping[str, Any], success: Any) -> Sample:
     if not isinstance(success, bool):
         raise Refused(f"success: found {str(success)[:40]!r}, expected true or false")
     said = " ".join(foreign.line(line.get("error_info") or "").split())
-    shown = said if said.strip("\N{REPLACEMENT CHARACTER} ") else "failed"
-    error = "" if success else shown
+    error = "" if success else said if said.strip("\N{REPLACEMENT CHARACTER} ") else "failed"
     number = _field("id", whole, line.get("id"))
     return Sample(number, text=_text(line.get("prediction")), error=error)
 
