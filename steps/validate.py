@@ -124,7 +124,8 @@ def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
     try:
         case = build_case(source)
     except CaseError as error:
-        return None, enough([*error.problems, *_in_spite_of(error.problems, source)])
+        more = _in_spite_of(error.problems, source)
+        return None, enough([*error.problems, *more]) if more else list(error.problems)
     return case, enough(_asked(case))
 
 
