@@ -57,6 +57,13 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def export(session: nox.Session) -> None:
+    """Export a run as OpenMetrics and as a trace for Perfetto: [RUN_DIR], default runs/latest."""
+    install(session, "node", "runner")
+    run_module(session, "ci.report.exports")
+
+
+@nox.session
 def replay(session: nox.Session) -> None:
     """Run the case of an earlier run again, with the same plan inputs: RUN [OPTIONS]."""
     where = [*session.posargs, *replayed(session.posargs)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steps import bench_drivers, checks
-from steps.bench_drivers import Job, Measurement, acceptance, caches
+from steps.bench_drivers import Job, Measurement, acceptance, caches, pressure
 from steps.core.case import gates
 from steps.core.node import alone
 from steps.core.node.http import look
@@ -162,8 +162,14 @@ class _Series:
             before = caches.given(run.plan) if self._again else None
             job = Job(self._entry, run.plan.endpoint, place, number if way.prompts else 0)
             drafted = acceptance.read(run.plan) if self._drafts else None
-            measured = self._measure(run, job)
+            pressed = pressure.Watch(run.plan, place) if pressure.wanted(self._entry) else None
+            try:
+                measured = self._measure(run, job)
+            finally:
+                told_by_engines = pressed.read() if pressed else {}
             run.check_end()
+            if told_by_engines and measured.metrics:
+                measured = replace(measured, metrics={**measured.metrics, **told_by_engines})
             if drafted is not None:
                 told = acceptance.between(drafted, acceptance.read(run.plan))
                 measured = with_acceptance(measured, told, self._entry.benchmark.case_type)

@@ -29,6 +29,7 @@ from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker,
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
+from steps.core.node.sampler import sampling
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
@@ -206,6 +207,14 @@ def lead(run: NodeRun, leader: Leader) -> None:
     if run.me.packages and run.plan.rehearsed:
         run.checks.append(install.NOT_INSTALLED)
     leader.tell(phase="load", go=True)
+    with sampling(run):
+        _measure(run, leader)
+    with run.phase("proof"):
+        prove.run(run)
+
+
+def _measure(run: NodeRun, leader: Leader) -> None:
+    """The leader's phases from the servers' start to the last benchmark."""
     with run.phase("load"):
         serve.servers(run)
         proxy.run(run)
@@ -220,8 +229,6 @@ def lead(run: NodeRun, leader: Leader) -> None:
     leader.tell(phase="bench")
     with run.phase("bench"):
         bench.run(run)
-    with run.phase("proof"):
-        prove.run(run)
 
 
 def follow(run: NodeRun, told: threading.Event) -> None:
@@ -232,10 +239,11 @@ def follow(run: NodeRun, told: threading.Event) -> None:
         with run.phase("install"):
             install.run(run)
     run.until(lambda: run.state.go, lambda: "the leader's word to start")
-    with run.phase("load"):
-        serve.servers(run)
-    with run.phase("hold"):
-        run.until(told.is_set, lambda: "", every=0.5)
+    with sampling(run):
+        with run.phase("load"):
+            serve.servers(run)
+        with run.phase("hold"):
+            run.until(told.is_set, lambda: "", every=0.5)
 
 
 def _barrier(run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> None:

@@ -126,7 +126,20 @@ def _describe(run: NodeRun, watch: _Watch) -> str:
     log = run.run_dir.node(watch.node.index).path / watch.process.log
     line = evidence.last_line(log)
     text = f"{watch.name} ({watch.answer.detail}"
-    return f"{text}; its log ends: {line})" if line else f"{text})"
+    text += f"; its log ends: {line}" if line else ""
+    unseen = _headless(run, watch.process)
+    if unseen:
+        text += f"; it waits for headless ranks that nobody can ask: {', '.join(unseen)}"
+    return f"{text})"
+
+
+def _headless(run: NodeRun, process: Process) -> list[str]:
+    """Headless servers of a server's group: it is not ready before they are."""
+    return [
+        f"{node.name} {other.name}"
+        for node, other in run.plan.servers()
+        if other.headless and other.group == process.group and process.group
+    ]
 
 
 main = alone.step(

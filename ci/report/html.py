@@ -22,7 +22,7 @@ from typing import Any
 
 from ci.nightly.history import Result, case_key, open_store
 from ci.nightly.trend import main_metrics, series
-from ci.report import logs
+from ci.report import logs, timeseries
 from ci.report.requests import Sample, samples
 from ci.tools import plots
 from ci.tools.plots import Bar, Row
@@ -138,7 +138,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         headline=summary.headline(verdict),
         cause=verdict.cause,
         remarks=[_bare(text) for text in remarks],
-        timeline=timeline(plan, verdict, records),
+        timeline=timeline(over, records),
         phases=phase_table(verdict),
         spent=over.spent,
         benchmarks=[bench_view(run_dir, result) for result in verdict.benchmarks],
@@ -197,8 +197,9 @@ def _bare(markdown: str) -> str:
 # Timeline
 
 
-def timeline(plan: Plan, verdict: Verdict, records: Mapping[int, Record]) -> str:
-    """Phases of every node and lives of every process, with the first error."""
+def timeline(over: Finished, records: Mapping[int, Record]) -> str:
+    """Phases of every node and lives of every process, what engines did, the first error."""
+    plan, verdict = over.plan, over.verdict
     start = verdict.started
     rows = []
     for node in plan.nodes:
@@ -219,10 +220,10 @@ def timeline(plan: Plan, verdict: Verdict, records: Mapping[int, Record]) -> str
         )
         rows.append(Row(role, bars, True))
         for process in record.processes:
-            over = process.exit
-            end = float(over["at"]) if over else record.ended
-            how = str(over["how"]) if over else "was still there"
-            bad = bool(over) and not over.get("expected", False) if over else True
+            exited = process.exit
+            end = float(exited["at"]) if exited else record.ended
+            how = str(exited["how"]) if exited else "was still there"
+            bad = not exited.get("expected", False) if exited else True
             bar = Bar(
                 process.started - start,
                 end - start,
@@ -237,7 +238,10 @@ def timeline(plan: Plan, verdict: Verdict, records: Mapping[int, Record]) -> str
     if mark is not None and mark < 0:
         mark = None
     what = "interrupted" if verdict.verdict == "interrupted" else f"first error: {_where(verdict)}"
-    return plots.timeline(rows, mark, what if mark is not None else "")
+    measured = [(b.started - start, b.started - start + b.seconds) for b in verdict.benchmarks]
+    end = max((bar.end for row in rows for bar in row.bars), default=0.0)
+    charts = tuple(timeseries.charts(over, end)) if end > 0 else ()
+    return plots.timeline(rows, mark, what if mark is not None else "", charts, measured)
 
 
 def _where(verdict: Verdict) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Something of a side over the timeline: a value for each stretch between two ``edges``.
+
+    Attributes:
+        lows, means, highs: over the engines of the side; not a number in a gap.
+        outlier: the engine that is named in ``name``, if there is one.
+        titles: what hovering over a stretch shows.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    lows: tuple[float, ...]
+    means: tuple[float, ...]
+    highs: tuple[float, ...]
+    titles: tuple[str, ...]
+    outlier: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Curve:
     """A metric over time: (time, value) of each run."""
 
@@ -92,30 +112,30 @@ def warm() -> None:
     percentiles("warm", {"warm": (1.0, 10.0)}, "ms")
 
 
-def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = "") -> str:
-    """All rows over one time axis; ``mark`` is where the first error was."""
+def timeline(
+    rows: Sequence[Row],
+    mark: float | None = None,
+    mark_text: str = "",
+    charts: Sequence[Chart] = (),
+    shades: Sequence[tuple[float, float]] = (),
+) -> str:
+    """All rows over one time axis, charts below on the same one.
+
+    Args:
+        mark: where the first error was.
+        shades: stretches in which benchmarks ran.
+    """
     shown = rows[:MAX_ROWS]
     titles: dict[str, str] = {}
-    with _figure(9.6, 1.15 + 0.27 * len(shown)) as (figure, axes):
-        for at, row in enumerate(shown):
-            for bar in row.bars:
-                length = max(bar.end - bar.start, 0.0)
-                thick = 0.72 if row.head else 0.42
-                (patch,) = axes.barh(
-                    at, length, left=bar.start, height=thick, color=_ink(bar.colour), linewidth=0
-                )
-                gid = f"bar-{len(titles)}"
-                patch.set_gid(gid)
-                titles[gid] = bar.title
+    top, below = 1.15 + 0.27 * len(shown), 1.1 * len(charts)
+    with _figure(9.6, top + below, 1 + len(charts), (top, *[1.1] * len(charts))) as (figure, found):
+        every = list(found) if charts else [found]
+        axes = every[0]
         span = max((bar.end for row in shown for bar in row.bars), default=1.0) or 1.0
-        for at, row in enumerate(shown):
-            for bar in row.bars:
-                if bar.label and (bar.end - bar.start) > 0.012 * span * len(bar.label):
-                    middle = (bar.start + bar.end) / 2
-                    words = foreign.plot(bar.label)
-                    axes.text(middle, at, words, ha="center", va="center", color="#fffffe")
+        _draw_rows(axes, shown, span, titles)
         if mark is not None:
-            axes.axvline(mark, color=_ink("bad"), linewidth=1.6)
+            for each in every:
+                each.axvline(mark, color=_ink("bad"), linewidth=1.6)
             right = mark > 0.6 * span
             axes.annotate(
                 foreign.plot(mark_text),
@@ -128,17 +148,57 @@ def timeline(rows: Sequence[Row], mark: float | None = None, mark_text: str = ""
                 weight="bold",
                 annotation_clip=False,
             )
-        used = {bar.colour for row in shown for bar in row.bars}
-        for colour in (name for name in MEANINGS if name in used):
-            axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
-        if used:
-            _legend(axes, 6)
-        axes.set_yticks(range(len(shown)), [foreign.plot(row.name) for row in shown])
         axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
+        for each, chart in zip(every[1:], charts, strict=True):
+            for start, end in shades:
+                each.axvspan(start, end, color=_ink("c"), alpha=0.12, linewidth=0)
+            _draw_chart(each, chart, titles)
         axes.set_xlim(0, span * 1.01)
-        axes.set_xlabel("seconds into the run")
-        axes.grid(axis="y", visible=False)
+        every[-1].set_xlabel("seconds into the run")
         return _svg(figure, "Timeline of all nodes and processes", titles)
+
+
+def _draw_rows(axes: Any, shown: Sequence[Row], span: float, titles: dict[str, str]) -> None:
+    for at, row in enumerate(shown):
+        for bar in row.bars:
+            length = max(bar.end - bar.start, 0.0)
+            thick = 0.72 if row.head else 0.42
+            (patch,) = axes.barh(
+                at, length, left=bar.start, height=thick, color=_ink(bar.colour), linewidth=0
+            )
+            gid = f"bar-{len(titles)}"
+            patch.set_gid(gid)
+            titles[gid] = bar.title
+            if bar.label and (bar.end - bar.start) > 0.012 * span * len(bar.label):
+                middle = (bar.start + bar.end) / 2
+                words = foreign.plot(bar.label)
+                axes.text(middle, at, words, ha="center", va="center", color="#fffffe")
+    used = {bar.colour for row in shown for bar in row.bars}
+    for colour in (name for name in MEANINGS if name in used):
+        axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
+    if used:
+        _legend(axes, 6)
+    axes.set_yticks(range(len(shown)), [foreign.plot(row.name) for row in shown])
+    axes.grid(axis="y", visible=False)
+
+
+def _draw_chart(axes: Any, chart: Chart, titles: dict[str, str]) -> None:
+    """Mean and spread over the engines of a side; a strip for each stretch says its values."""
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(chart.edges)]
+    axes.fill_between(middles, chart.lows, chart.highs, color=_ink("a"), alpha=0.25, linewidth=0)
+    axes.plot(middles, chart.means, color=_ink("a"), linewidth=1, marker=".", markersize=3)
+    if chart.outlier:
+        axes.plot(middles, chart.outlier, color=_ink("b"), linewidth=0.8)
+    # A gap is no number, and nothing is drawn there.
+    tall = max((value for value in chart.highs if not math.isnan(value)), default=0.0) * 1.08 or 1.0
+    axes.set_ylim(0, tall)
+    axes.set_title(foreign.plot(chart.name), loc="left", fontsize=8, pad=2)
+    widths = [high - low for low, high in itertools.pairwise(chart.edges)]
+    strips = axes.bar(middles, [tall] * len(middles), widths, color=_ink("a"), alpha=0, linewidth=0)
+    for strip, words in zip(strips, chart.titles, strict=True):
+        gid = f"bar-{len(titles)}"
+        strip.set_gid(gid)
+        titles[gid] = words
 
 
 def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -271,8 +331,10 @@ def _ink(name: str) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in the style of all plots; inches."""
+def _figure(
+    width: float, height: float, rows: int = 1, ratios: Sequence[float] | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in the style of all plots; inches, with ``ratios`` on one x axis."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -306,7 +368,7 @@ def _figure(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, A
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots(rows, 1)
+        yield figure, figure.subplots(rows, 1, sharex=bool(ratios), height_ratios=ratios)
 
 
 def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> str:

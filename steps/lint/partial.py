@@ -31,6 +31,8 @@ _ROLES = ("prefiller_host_index", "decoder_host_index")
 #: What stands in for a number of a node in the routing dialect; other keys have defaults.
 _NUMBERS = {"port_start": 7100, "dp_rpc_port": 12321, "dp_address": "127.0.0.1"}
 _ABSENT = object()
+#: Mending what loading told shows what it did not come to; that is mended in its turn.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,30 @@ class Partial:
 
 def of(source: Source, problems: Sequence[Problem]) -> Partial | None:
     """What is left of a case that was refused for ``problems``."""
-    if any(problem.rule in _HOPELESS for problem in problems):
-        return None
-    mender = _Mender(check.plain_numbers(source))
-    for problem in errors_of(problems):
-        mender.mend(problem)
-    if not mender.settle():
-        return None
-    spans = {at: span for at, span in source.spans.items() if mender.at(at) is not _ABSENT}
-    mended = dataclasses.replace(source, data=mender.data, spans=spans)
-    if errors_of(check.check(mended)):
-        return None
-    try:
-        case, found = build.attempt(mended)
-    except CaseError:
-        return None
+    source = check.plain_numbers(source)
+    mender, pending, new = _Mender(source), errors_of(problems), list[Problem]()
     told = {(problem.rule, problem.message) for problem in problems}
-    new = [each for each in found if (each.rule, each.message) not in told]
-    return Partial(case, new, frozenset(mender.unasked))
+    for _ in range(_ROUNDS):
+        if any(problem.rule in _HOPELESS for problem in pending):
+            return None
+        for problem in pending:
+            mender.mend(problem)
+        if not mender.settle():
+            return None
+        spans = {at: span for at, span in source.spans.items() if mender.at(at) is not _ABSENT}
+        mended = dataclasses.replace(source, data=mender.data, spans=spans)
+        if errors_of(check.check(mended)):
+            return None
+        try:
+            case, found = build.attempt(mended)
+        except CaseError:
+            return None
+        pending = [each for each in found if (each.rule, each.message) not in told]
+        if not pending:
+            return Partial(case, new, frozenset(mender.unasked))
+        new += pending
+        told |= {(problem.rule, problem.message) for problem in pending}
+    return None
 
 
 @dataclass

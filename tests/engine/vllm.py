@@ -140,6 +140,9 @@ class Engine:
             f'vllm:prompt_tokens_by_source_total{{engine="0",source="{name}"}} {count}.0'
             for name, count in self.tokens.items()
         ]
+        count = sum(self.requests.values()) * self.number("preempts")
+        lines.append(f'vllm:num_preemptions_total{{engine="0"}} {count}')
+        lines.append('vllm:kv_cache_usage_perc{engine="0"} 0.25')
         if "--speculative-config" in self.argv and "blind" not in self.knobs:
             name, rate = "vllm:spec_decode_num", self.number("accepts", 1.0)
             lines.append(f'{name}_drafts_total{{engine="0"}} {self.drafts}.0')

@@ -62,6 +62,12 @@ def test_an_unknown_key_in_a_benchmark_stops_the_rules_for_that_one_only(tmp_pat
     assert {rule for rule, _ in both} - {rule for rule, _ in fleet} == {"MN005"}
 
 
+def test_what_shows_only_behind_a_problem_of_form_is_told_and_left_out_too(tmp_path: Path) -> None:
+    pool = "kv_pool: {type: mooncake, config: {a: .inf}}\nmodelle: x\nmodel:"
+    both = rules(text_of(Example("routing", (("model:", pool),))), tmp_path)
+    assert {message.split(":")[0] for _, message in both} == {"kv_pool.config.a", "modelle"}
+
+
 def test_a_run_is_refused_with_all_of_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

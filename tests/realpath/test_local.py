@@ -280,6 +280,14 @@ def test_a_decoder_of_four_that_dies_under_load(tmp_path):
     assert cause(found, "node", "process", "exit_code") == (3, "server", 5)
 
 
+def test_headless_ranks_that_hang_in_load_are_named(tmp_path):
+    found = local(tmp_path, case(2, {1: "hang=load"}), "--timeout", "load=4")
+    assert found.code == 4
+    verdict, reason = cause(found, "verdict", "reason")
+    assert verdict == "hang"
+    assert "waits for headless ranks that nobody can ask: node-1 server" in reason
+
+
 def test_a_long_line_does_not_decide(tmp_path):
     found = local(tmp_path, case(2, {1: "dashes=150 crash=load code=7"}))
     assert (found.code, found.verdict["verdict"]) == (1, "startup"), found.output

@@ -12,6 +12,10 @@ baseline less ``threshold`` (default 0.05) of it.
 ``accuracy_low`` and ``accuracy_high`` are the 95 % confidence interval of the
 score, from the number of samples: ``accuracy_high >= 92`` fails only when the
 score is below 92 beyond chance.
+
+``kv_cache_usage_max`` is the fullest KV cache of any engine (1: full), ``rank_imbalance`` the
+tokens of a side's busiest engine over the mean of that side, ``acceptance_pos1`` another name of
+the first drafted position's rate.
 """
 
 from __future__ import annotations
@@ -42,9 +46,16 @@ METRICS: dict[str, tuple[str, bool]] = {
         for name in ("e2el", "ttft", "tpot", "itl")
         for stat in ("mean", "min", "max", "median", "p75", "p90", "p95", "p99")
     },
+    "kv_cache_usage_max": ("", False),
+    "preemptions": ("", False),
+    "rank_imbalance": ("", False),
     "drafts": ("", True),
     **dict.fromkeys(ACCEPTANCE, ("", True)),
 }
+#: What only the engines' own metrics tell, looked at while the benchmark runs.
+PRESSURE = ("kv_cache_usage_max", "preemptions", "rank_imbalance")
+#: Another name of acceptance, which counts positions from 1.
+_FROM_ONE = re.compile(r"acceptance_pos([1-9]\d?)")
 #: Judged whatever the load was; and what stand-ins are told to keep, in a rehearsal.
 ALWAYS = ("success_ratio",)
 REHEARSED = (*ALWAYS, *ACCEPTANCE)
@@ -96,6 +107,8 @@ def parse(text: str) -> Gate:
     if not match:
         raise ValueError("expected 'metric op value', such as 'ttft_p99_ms <= 2000'")
     metric = match["metric"]
+    if position := _FROM_ONE.fullmatch(metric):
+        metric = f"{ACCEPTED}{int(position[1]) - 1}"
     if metric not in METRICS:
         raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
     scaled = "baseline" in text

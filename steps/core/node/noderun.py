@@ -35,7 +35,9 @@ from steps.core.record.verdict import PRODUCT_FAULTS
 from steps.core.redaction import Redactor, here, secret_names
 from steps.core.system.envscripts import sourced
 from steps.core.system.guard import Guard
+from steps.core.system.tail import Growth
 from steps.core.vllm import access
+from steps.core.vllm.logs import OUR_QUESTIONS
 
 POLL = 0.05
 SAY_EVERY = 10.0
@@ -121,6 +123,7 @@ class NodeRun:
         self.all_causes: tuple[Cause, ...] = ()
         self._causes: list[Told] = []
         self._lock = threading.RLock()
+        self._growth: dict[str, Growth] = {}
         self._progress = self._looked = self.began
         self._mark: Any = None
         self._phase_began = self.began
@@ -305,13 +308,15 @@ class NodeRun:
             self.progress()
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes in each process's log; not a tool's, which may chatter while it hangs."""
+        """Bytes of work in each process's log; not a tool's, which may chatter while it hangs."""
         sizes = {}
         for running in self.supervisor.running:
+            name = running.process.name
             if running.process.kind == TOOL:
                 continue
+            growth = self._growth.setdefault(name, Growth(running.log, OUR_QUESTIONS))
             with contextlib.suppress(OSError):
-                sizes[running.process.name] = running.log.stat().st_size
+                sizes[name] = growth.size()
         return sizes
 
     # Causes

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from steps.core.errors import InfraError
 from steps.core.plan.plan import Plan, from_json
-from steps.core.record import devicetime, records
+from steps.core.record import devicetime, records, telemetry
 from steps.core.record.events import RUNNER, read_events
 from steps.core.record.records import Cause, Record
 from steps.core.record.rundir import RunDir, read_bounded, read_json
@@ -43,6 +43,22 @@ class Finished:
     def spent(self) -> devicetime.Spent:
         """What it spent."""
         return devicetime.spent(self.plan, self.verdict, self.records, self.held)
+
+    @cached_property
+    def engines(self) -> list[telemetry.Engine]:
+        """Every engine that was sampled."""
+        return telemetry.engines_of(self.plan, self.tracks)
+
+    @cached_property
+    def tracks(self) -> dict[int, dict[str, telemetry.Track]]:
+        """What was sampled, by node and source."""
+        return telemetry.of_run(self.run_dir, self.plan)
+
+    @property
+    def measured(self) -> telemetry.Span:
+        """From the start of the first benchmark to the end of the last."""
+        spans = [(b.started, b.started + b.seconds) for b in self.verdict.benchmarks if b.started]
+        return min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
 
 
 def read(run_dir: RunDir, observed: Sequence[Cause] = ()) -> Finished:

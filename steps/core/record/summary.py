@@ -11,6 +11,7 @@ from steps.core import foreign
 from steps.core.case.gates import ACCEPTED, METRICS, GateResult
 from steps.core.plan.faults import deadly
 from steps.core.plan.plan import Plan
+from steps.core.record import telemetry
 from steps.core.record.devicetime import OTHER, Spent
 from steps.core.record.outcome import Finished
 from steps.core.record.records import BenchResult, Record
@@ -42,6 +43,7 @@ def markdown(over: Finished, remarks: Sequence[str] = ()) -> str:
         parts.append("Stand-ins played the engines: baselines were not judged.")
         parts += _survived(plan, verdict)
     parts += _benchmarks(verdict)
+    parts += _time(over)
     parts += _checks(verdict)
     parts += _phases(plan, verdict, over.spent)
     parts += _fleet(plan, found)
@@ -105,6 +107,14 @@ def _benchmarks(verdict: Verdict) -> list[str]:
         "\n".join(f"- {foreign.markdown(sentence(result))}" for result in verdict.benchmarks)
     )
     return lines
+
+
+def _time(over: Finished) -> list[str]:
+    """Where the benchmarks' time went, as the engines tell it."""
+    lines = telemetry.where_time_went(over.engines, over.measured)
+    if not lines:
+        return []
+    return ["## Where the time went", "\n".join(f"- {foreign.markdown(line)}" for line in lines)]
 
 
 def sentence(result: BenchResult) -> str:

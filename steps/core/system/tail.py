@@ -71,3 +71,32 @@ class Tail:
     def _line(self, path: Path, raw: bytes) -> None:
         name = path.relative_to(self._root).with_suffix("")
         self._show(str(name), raw[:_LINE].decode("utf-8", "replace"))
+
+
+class Growth:
+    """How far a log has grown by its writer's own work.
+
+    Args:
+        noise: lines with it are no work.
+    """
+
+    def __init__(self, path: Path, noise: re.Pattern[bytes]) -> None:
+        self._path, self._noise = path, noise
+        self._seen = self._left_out = 0
+        self._lock = threading.Lock()
+
+    def size(self) -> int:
+        """Bytes without noise; much at once is work whatever it says.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        with self._lock:
+            size = self._path.stat().st_size
+            if 0 < size - self._seen <= _LINE:
+                with self._path.open("rb") as source:
+                    source.seek(self._seen)
+                    lines = source.read(size - self._seen).splitlines(keepends=True)
+                self._left_out += sum(len(line) for line in lines if self._noise.search(line))
+            self._seen = size
+            return size - self._left_out

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+#: Questions of our own in an access log: who answers them need not be at work.
+OUR_QUESTIONS = re.compile(rb'"GET /(?:metrics|health) HTTP/')
 #: How vLLM names the engine process that died (v1/engine/core_client.py, v1/engine/utils.py).
 _DEAD_RANK = re.compile(r"(?:Engine core proc |Failed core proc\(s\): .*?)EngineCore_DP(\d+)")
 

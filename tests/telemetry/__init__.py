@@ -1,0 +1,1 @@
+"""Telemetry: looked at, kept, made sense of."""
