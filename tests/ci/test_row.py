@@ -106,6 +106,18 @@ def test_encoders_are_rehearsed(tmp_path: Path) -> None:
     assert read_json(tmp_path / "fault" / "verdict.json")["cause"]["process"] == "server-0"
 
 
+def test_an_encoder_is_asked_for_pictures(tmp_path: Path) -> None:
+    file, base = tmp_path / "encoders.yaml", tmp_path / "run"
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    part = f"{{type: image_url, image_url: {{url: '{picture}'}}}}"
+    asked = f"mm_request: {{messages: [{{role: user, content: [{part}]}}]}}"
+    file.write_text(ENCODERS.replace("test_content:", f"test_content: [image]\n    {asked}"))
+    assert main([str(file), "--rehearse", "--load-seconds", "0", "--run-dir", str(base)]) == 0
+    told = read_json(base / "verdict.json")
+    traffic = [c["status"] for c in told["checks"] if c["name"].startswith("traffic")]
+    assert traffic == ["pass", "pass"]
+
+
 def test_a_wrong_case_costs_nothing(path: Path, tmp_path: Path) -> None:
     path.write_text(FILE.replace("prompts: [a, b]", "prompts: 5"), encoding="utf-8")
     base = tmp_path / "run"

@@ -189,7 +189,7 @@ def test_ranks_share_what_variables_make(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_pool_is_told_to_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steps.core.case.build.MAX_POOL", 1000)
+    monkeypatch.setattr("steps.core.case.parts.pool.MAX_POOL", 1000)
     path = tmp_path / "case.yaml"
     path.write_text(hostile.TEXTS["large pool"]())
     assert "characters of config" in validate_one(path)[1][0].message
