@@ -127,6 +127,20 @@ def test_a_mutated_case_plans_or_is_refused(data: Any, rehearsed: bool, driver: 
         hold(found[2])
 
 
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_a_variable_that_nobody_defines_is_in_no_process(name: str) -> None:
+    """The proxy's environment is its node's: what is empty in the servers' was left in it."""
+    data = yaml.safe_load(TEXTS[name])
+    places = [data.get("env_common"), *(each.get("envs") for each in data.get("templates", ()))]
+    for envs in filter(None, places):
+        for key in envs:
+            before, envs[key] = envs[key], "$NOBODY"
+            found = attempt(yaml.safe_dump(data, sort_keys=False), True)
+            envs[key] = before
+            if found:
+                hold(found[2])
+
+
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(TEXTS)), st.data())
 def test_torn_text_plans_or_is_refused(name: str, data: st.DataObject) -> None:

@@ -100,7 +100,7 @@ class Scope:
             path = (*node.paths["envs"], name)
             self._unresolved(missing, name, path, given, must=name not in PATH_LISTS)
 
-        if braced is not None:
+        if node.ranks is not None:  # the proxy's too, which has the environment of its node
             given |= self._left_empty(node, given)
         own, paths = fill_environment(node.envs, given, unknown, braced)
         self._made(len(own.get(name, "")) for name, text in node.envs.items() if "$" in text)
