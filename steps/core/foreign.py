@@ -50,7 +50,8 @@ def line(text: object) -> str:
 def block(text: object) -> str:
     """A message as it is printed: its further lines are indented, and none is an order."""
     first, *rest = plain(str(text)).split("\n")
-    return "\n".join([first, *(f"{_INDENT}{each.removeprefix(_INDENT)}" for each in rest)])
+    further = (f"{_INDENT}{printed(each.removeprefix(_INDENT))}" for each in rest)
+    return "\n".join([first.replace("##[", "## ["), *further])
 
 
 def printed(text: str, fresh: bool = True) -> str:
