@@ -50,7 +50,8 @@ def right(row: Row, ran: Ran) -> bool:
     if row.verdict == verdict["verdict"] == "pass":
         return True
     return (
-        (verdict["verdict"], ran.code) == (row.verdict, row.exit_code)
+        verdict["verdict"] in row.verdict.split("|")
+        and ran.code == row.exit_code
         and row.node in (None, cause.get("node"))
         and row.process in ("", cause.get("process"))
     )

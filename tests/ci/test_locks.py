@@ -279,3 +279,23 @@ def test_a_session_that_only_installs_starts_nothing(
 ) -> None:
     monkeypatch.setattr(noxfile.os, "execv", lambda *_words: pytest.fail("started"))
     noxfile.run_module(Session(tmp_path, install_only=True), "ci.run")
+
+
+def test_a_session_installs_what_the_run_needs_not_what_its_words_say(
+    noxfile: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBECONFIG_B64", raising=False)
+    for backend in ("k8s", "local"):
+        (tmp_path / backend).mkdir()
+        (tmp_path / backend / "plan.json").write_text(f'{{"cluster": {{"backend": "{backend}"}}}}')
+    run = str(tmp_path / "k8s")
+    assert noxfile.backend_extras(noxfile.replayed(["--verbose", run])) == ["k8s"]
+    assert noxfile.backend_extras(noxfile.replayed([str(tmp_path / "local")])) == []
+    assert noxfile.replayed([str(tmp_path), "--run-dir", "\0"]) == []
+    assert noxfile.unsaid(["case.yaml"]) == []
+    monkeypatch.setenv("KUBECONFIG", "/some/config")
+    assert noxfile.backend_extras(noxfile.unsaid(["case.yaml", "--profile=a3"])) == ["k8s"]
+    assert noxfile.unsaid(["case.yaml", "--rehearse"]) == []
+    assert noxfile.unsaid(["case.yaml", "--on=local"]) == []

@@ -20,6 +20,7 @@ class Row:
 
     Attributes:
         node, process: the first cause; None where any will do.
+        verdict: several with ``|`` where a proxy decides by its patience who is first to tell.
         silent: nodes whose program is killed, so that no record can come from them.
         dies: the fault is a death, whose detection time is measured.
     """
@@ -71,7 +72,7 @@ ROWS = (
     Row(ONE_P_ONE_D, "http503@0:load", "hang", 4, 0, extra=_SOON),
     Row(ONE_P_ONE_D, "silent@1:bench", "hang", 4, None, ""),
     Row(ONE_P_ONE_D, "stop@1:bench", "hang", 4, 1),
-    Row(ONE_P_ONE_D, "http503@1:bench", "functional", 1, None, ""),
+    Row(ONE_P_ONE_D, "http503@1:bench", "functional|crash", 1, None, ""),
     Row(ONE_P_ONE_D, "stop@0.proxy:bench", "hang", 4, 0, "proxy"),
     Row(ONE_P_ONE_D, "garbage@0:bench", "functional", 1, 0, ""),
     Row(ONE_P_ONE_D, "empty@1:bench", "functional", 1, 0, ""),

@@ -23,7 +23,7 @@ def test_fault(row: Row, tmp_path: Path) -> None:
     verdict = outcome.verdict
     cause = verdict["cause"] or {}
     told = f"{cause.get('reason')}\n{outcome.output[-3000:]}"
-    assert verdict["verdict"] == row.verdict, told
+    assert verdict["verdict"] in row.verdict.split("|"), told
     assert outcome.code == verdict["exit_code"] == row.exit_code
     if row.node is not None:
         assert cause["node"] == row.node, told
