@@ -5,7 +5,9 @@ Enters: reports of tests. Leaves: ``.pytest_cache/v/multinode/failed``. Touches:
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +17,10 @@ from steps.core import redaction
 #: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
 FAILED: dict[str, bool] = {}
 KEY = "multinode/failed"
+
+# What is started in the background of a shell ignores Ctrl-C, and so would all that tests start.
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
