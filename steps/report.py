@@ -60,8 +60,11 @@ def write(over: Finished, remarks: Sequence[str] = ()) -> None:
     write_text(run_dir.summary, summary.markdown(over, remarks))
     with contextlib.suppress(OSError):  # a full disk; the events of each node are there
         merge_events(run_dir, over.plan)
-    for name, content in upstream.results(over.plan, over.verdict, over.records).items():
-        write_json(run_dir.path / name, content)
+    try:
+        for name, content in upstream.results(over.plan, over.verdict, over.records).items():
+            write_json(run_dir.path / name, content)
+    except Exception as error:  # a form for others decides no verdict
+        door.warn(door.failure(error).message)
 
 
 def merge_events(run_dir: RunDir, plan: Plan) -> None:

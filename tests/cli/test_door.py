@@ -25,6 +25,7 @@ from ci.report import closing
 from steps.core import door
 from steps.core.errors import Exit
 from steps.core.node import contract
+from steps.core.record import upstream
 from steps.core.record.records import Cause
 from tests.ci import runs
 from tests.core.cases import ROOT
@@ -318,6 +319,20 @@ def test_what_comes_after_the_verdict_changes_nothing(
     assert ci_run.main(["quickstart.yaml", "--rehearse", "--run-dir", str(run)]) == Exit.DEADLINE
     assert json.loads((run / "verdict.json").read_text())["exit_code"] == Exit.DEADLINE
     assert capsys.readouterr().err.count("warning: ") == 3
+
+
+def test_a_form_for_others_decides_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_ignored: object) -> None:
+        raise KeyError("plain")
+
+    monkeypatch.setattr(upstream, "results", broken)
+    run = tmp_path / "run"
+    words = ["quickstart.yaml", "--rehearse", "--load-seconds", "0.2", "--run-dir", str(run)]
+    assert ci_run.main(words) == Exit.PASS
+    assert json.loads((run / "verdict.json").read_text())["verdict"] == "pass"
+    assert "KeyError: 'plain'" in capsys.readouterr().err
 
 
 def test_a_verdict_is_left_when_none_can_be_made(

@@ -217,8 +217,10 @@ def _by_rank(servers: Servers) -> dict[str, dict[str, str]]:
         rank = process.name.rpartition("-")[2]
         env = [f"{key}={shlex.quote(value)}" for key, value in sorted(process.env.items())]
         text = " ".join([*env, shlex.join(process.argv)])
-        texts[f"{_SIDES[node.side]}-node{node.index}-rank{rank}"] = text
-    return {"external_dp_pd": texts}
+        # Releases with groups that are not split had no such file; the name is ours.
+        texts[f"{_SIDES.get(node.side, 'dp')}-node{node.index}-rank{rank}"] = text
+    split = any(node.side in _SIDES for node, _ in servers)
+    return {"external_dp_pd" if split else "external_dp": texts}
 
 
 def _mixed(servers: Servers) -> dict[str, str]:
