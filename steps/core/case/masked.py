@@ -51,7 +51,8 @@ def _edits(root: Node, text: str, known: Redactor) -> Iterator[Edit]:
         elif isinstance(node, MappingNode):
             for key, value in node.value:
                 yield from _kept(key, text, seen)
-                waiting.append((value, str(key.value)))
+                # A key that is a tree has no name; to write it out may need a deep stack too.
+                waiting.append((value, key.value if isinstance(key, ScalarNode) else ""))
         elif isinstance(node, SequenceNode):
             first = {id(entry): entry for entry in node.value if id(entry) not in seen}.values()
             words = [entry.value if isinstance(entry, ScalarNode) else None for entry in first]
