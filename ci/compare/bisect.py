@@ -33,8 +33,9 @@ from ci.compare.commits import Commit
 from ci.compare.pair import Started
 from ci.compare.search import Answer, Kind, Search, Seen, Start
 from ci.compare.trial import Variant
-from steps.core import door, settings
+from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
+from steps.core.case.values import decode
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.record.rundir import read_json, write_json, write_text
@@ -46,8 +47,6 @@ CODES = {
     Kind.NOT_REPRODUCED: 6,
     Kind.ENVIRONMENT: 7,
 }
-#: Starts in a row that the infrastructure may fail before it is called unfit.
-UNFIT = 3
 SCHEMA = 1
 
 
@@ -106,6 +105,7 @@ class Walk:
         self._clone = commits.Clone(home / "product", arguments.repository)
         self._seen: list[Started] = []
         self._out: set[int] = set()
+        self._wanted = arguments.metric or "output_throughput"
         self._key = ""
         self._built = ""
 
@@ -118,10 +118,7 @@ class Walk:
         if not isinstance(kept, dict) or kept.get("key") != key or kept.get("schema") != SCHEMA:
             raise UsageError(f"{self._home} holds another search", "Name another --dir.")
         self._out = set(kept["out"])
-        self._seen = [
-            Started(one["variant"], {k: tuple(v) for k, v in one["values"].items()}, one["failure"])
-            for one in kept["starts"]
-        ]
+        self._seen = [decode(Started, one) for one in kept["starts"]]
         self._say(f"goes on after {len(self._seen)} starts")
 
     def to_the_end(self) -> Answer:
@@ -139,7 +136,7 @@ class Walk:
                 continue
             one = self._start(step.commit)
             unfit = 0 if one else unfit + 1
-            if unfit >= UNFIT:
+            if unfit >= trial.UNFIT:
                 raise InfraError(
                     f"{unfit} starts in a row failed for reasons that are not the product's",
                     f"Logs are in {self._home}. The same command goes on from here.",
@@ -186,16 +183,15 @@ class Walk:
 
     def _metric(self) -> str:
         """``benchmark metric`` that is followed."""
-        names = [name for one in self._seen for name in one.values]
-        wanted = self._asked.metric or "output_throughput"
-        return next(
-            (name for name in names if name in (wanted,) or name.split()[-1] == wanted), wanted
-        )
+        return next(filter(None, map(self._followed, self._seen)), self._wanted)
+
+    def _followed(self, one: Started) -> str:
+        """The same as a start has measured it; empty when it has not."""
+        names = (n for n in one.values if self._wanted in (n, n.split()[-1]))
+        return next(names, "")
 
     def _value(self, one: Started) -> float | None:
-        name = next(
-            (n for n in one.values if n == self._metric() or n.split()[-1] == self._metric()), ""
-        )
+        name = self._followed(one)
         values = one.values.get(name)
         if not values:
             return None
@@ -290,7 +286,9 @@ class Walk:
             lines += ["", "| commit | odds | subject |", "|---|---|---|"]
         for k, probability in list(answer.suspects.items())[:20]:
             one = self._commits[k]
-            lines.append(f"| {one.short} | {100 * probability:.1f} % | {one.subject_in_a_table} |")
+            lines.append(
+                f"| {one.short} | {100 * probability:.1f} % | {foreign.markdown(one.subject)} |"
+            )
         if answer.kind is Kind.CULPRIT and answer.share < 0.75 and not self._failure():
             lines += ["", f"It explains {100 * answer.share:.0f} % of the loss; there is another."]
         return "\n".join(lines) + "\n"

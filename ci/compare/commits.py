@@ -42,11 +42,6 @@ class Commit:
         """As people write it."""
         return self.sha[:10]
 
-    @property
-    def subject_in_a_table(self) -> str:
-        """Without what would end a cell of Markdown."""
-        return re.sub(r"([\\`|<>*_\[\]])", r"\\\1", self.subject)
-
 
 def between(repository: Path, good: str, bad: str) -> list[Commit]:
     """Good, then the candidates along the first parents, bad last.

@@ -32,8 +32,6 @@ from steps.core.record.rundir import RunDir, new_run_id, read_json, write_json
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
-#: Starts that the infrastructure may fail before it is called unfit.
-UNFIT = 3
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +120,7 @@ class Starts:
             if one is None:
                 unfit += 1
                 self._say(f"{directory.name}: the infrastructure failed it; it does not count")
-                if unfit >= UNFIT:
+                if unfit >= trial.UNFIT:
                     raise InfraError(
                         f"{unfit} starts failed for reasons that are not the product's",
                         f"{directory.with_suffix('.log')} has the last one's output.",

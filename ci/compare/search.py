@@ -245,7 +245,7 @@ class Search:
             return self._fewer(parent, old, culprit, new)
         return Answer(
             Kind.SUSPECTS,
-            self._about(block),
+            {k: 1 / len(block) for k in block},
             "its parent is no better; several changes, or a drift",
         )
 
@@ -259,9 +259,6 @@ class Search:
             return 1.0
         whole = _mean(_at(seen, 0)) - _mean(_at(seen, self.last))
         return (_mean(old) - _mean(new)) / whole if whole else 0.0
-
-    def _about(self, block: range) -> dict[int, float]:
-        return {k: 1 / len(block) for k in block}
 
 
 def _likeliest(odds_of: Mapping[int, float], hold: float = 0.95) -> dict[int, float]:

@@ -25,6 +25,8 @@ from steps.core.record.rundir import RunDir, read_json, write_text
 #: Verdicts that say something of the product; a missed limit was measured all the same.
 MEASURED = ("pass", "performance")
 FAILED = ("startup", "hang", "crash", "functional", "accuracy")
+#: Starts that the infrastructure may fail before it is called unfit.
+UNFIT = 3
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)*")
 _SETTING = re.compile(r"(?P<path>[^=+]+)(?P<more>\+?)=(?P<value>.*)", re.DOTALL)
 

@@ -88,7 +88,7 @@ def test_the_culprit_is_named_with_its_odds(
     assert culprits(tmp_path) == ["change 9 | <b>"]
     out = capsys.readouterr().out
     assert "**culprit**" in out
-    assert r"change 9 \| \<b\>" in (tmp_path / "out" / "comment.md").read_text()
+    assert r"change 9 \| \<b>" in (tmp_path / "out" / "comment.md").read_text()
     log = (tmp_path / "out" / "bisect.log").read_text().splitlines()
     assert log[0].startswith("git bisect start")
     git(repository, "bisect", "replay", str(tmp_path / "out" / "bisect.log"))
