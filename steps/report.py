@@ -14,7 +14,7 @@ from pathlib import Path
 
 from steps.core import door
 from steps.core.case.numbers import dumps
-from steps.core.errors import InfraError, UsageError
+from steps.core.errors import InfraError
 from steps.core.node.alone import holding
 from steps.core.plan.plan import Plan
 from steps.core.record import outcome, records, summary, upstream
@@ -95,8 +95,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> int:
     """Print the verdict; the exit code is the verdict's."""
     run_dir = RunDir(Path(arguments.run_dir))
-    if not run_dir.path.is_dir():
-        raise UsageError(f"{run_dir.path}: no such run directory", "Name one with --run-dir.")
+    run_dir.check_there("Name one with --run-dir.")
     door.keep_in(run_dir.path)
     if not run_dir.plan.exists() and run_dir.verdict.exists():
         return _repeat(run_dir, arguments.format)

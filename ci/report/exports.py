@@ -18,7 +18,6 @@ from typing import Any
 from ci.report.requests import samples
 from steps.core import door
 from steps.core.case.numbers import dumps, is_finite
-from steps.core.errors import UsageError
 from steps.core.plan.plan import LEADER
 from steps.core.record import outcome, telemetry
 from steps.core.record.outcome import Finished
@@ -142,8 +141,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> int:
     """Write both, and print where they are."""
     run_dir = RunDir(Path(arguments.run_dir))
-    if not run_dir.path.is_dir():
-        raise UsageError(f"{run_dir.path}: no such run directory", "Name one.")
+    run_dir.check_there("Name one.")
     door.keep_in(run_dir.path)
     over = outcome.read(run_dir)
     for name, text in (("metrics.txt", openmetrics(over)), ("trace.json", trace(over))):

@@ -28,7 +28,6 @@ from ci.tools import plots
 from ci.tools.plots import Bar, Row
 from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
-from steps.core.errors import UsageError
 from steps.core.plan.plan import NodePlan, Plan
 from steps.core.record import outcome, summary
 from steps.core.record.events import Event, console_line, read_events
@@ -399,8 +398,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> int:
     """Make the report of a run, and print where it is."""
     run_dir = RunDir(Path(arguments.run_dir))
-    if not run_dir.path.is_dir():
-        raise UsageError(f"{run_dir.path}: no such run directory", "Name one.")
+    run_dir.check_there("Name one.")
     door.keep_in(run_dir.path)
     over = outcome.read(run_dir)
     where = arguments.store or settings.read().history

@@ -202,6 +202,11 @@ class RunDir:
         for path in (self.path / RESERVE, *self.path.glob(f"node-*/{RESERVE}")):
             _release(path)
 
+    def check_there(self, hint: str) -> None:
+        """Raises UsageError when there is no such directory."""
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path}: no such run directory", hint)
+
     def check_unused(self) -> None:
         """Raises UsageError when a run is in it."""
         if self.plan.exists():
