@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from steps.core.case import gates
 from steps.core.case.case import Benchmark
 from steps.core.case.content import Content
 from steps.core.case.numbers import Refused, dumps, loads
-from steps.core.case.values import decode
+from steps.core.case.values import decode, plain
 from steps.core.plan.cluster import Cluster
 from steps.core.vllm import access, commandline
 
@@ -288,19 +288,8 @@ class Plan:
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON values."""
-    plain: dict[str, Any] = _plain(plan)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """What ``dataclasses.asdict`` says, which copies every word deeply and takes far longer."""
-    if is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(inner) for inner in value]
-    return value
+    found: dict[str, Any] = plain(plan)
+    return found
 
 
 def to_json(plan: Plan) -> str:
