@@ -14,6 +14,7 @@ import pytest
 from steps import bench as bench_step
 from steps.bench_drivers import aisbench
 from steps.core.node.noderun import RunEnded, StepFailed
+from tests.core.waiting import alive
 
 from .conftest import Bench
 
@@ -41,13 +42,6 @@ def assert_gone(bench: Bench) -> None:
         while alive(pid):
             assert time.monotonic() < until, f"{pid} lives"
             time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_a_good_run(bench):

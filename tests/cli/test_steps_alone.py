@@ -18,7 +18,7 @@ from steps.byhand import status
 from steps.core.node.alone import holding
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
-from tests.core.waiting import eventually
+from tests.core.waiting import alive, eventually
 from tests.faults.rehearse import rehearse
 from tests.realpath import fleet
 from tests.realpath.test_local import INSTALL, notes
@@ -231,8 +231,8 @@ def test_a_keeper_that_is_killed_is_found(hand: Hand, number: int) -> None:
     assert hand("plan", "--case", QUICKSTART, "serve", "--detach", "wait") == 0, hand.said
     server, other = hand.server(1), hand.server(0)
     os.kill(hand.held(1)["pid"], number)
-    eventually(lambda: not Path(f"/proc/{server}").exists(), 20)
-    assert Path(f"/proc/{other}").exists()
+    eventually(lambda: not alive(server), 20)
+    assert alive(other)
     assert hand("bench") == 3, hand.said
     assert "serve of node 1" in hand.said
     assert hand("status") == (3 if number == signal.SIGKILL else 0), hand.said

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.core.waiting import alive
+
 from .double import Image, KubeDouble, Timing
 from .test_replay import ask, run, until
 
@@ -325,7 +327,7 @@ def test_nothing_is_left(tmp_path: Path, mode: str) -> None:
         port = kube.server.port
     finally:
         kube.stop()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(alive(pid) for pid in pids)
     until(lambda: not _processes(str(tmp_path)), 5)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=1)
