@@ -17,8 +17,9 @@ import bisect
 import enum
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from ci.compare import odds
@@ -27,6 +28,8 @@ from ci.compare import odds
 STEADIEST = 0.001
 #: Odds at which two changes are believed rather than one.
 TWO_RATHER_THAN_ONE = 20.0
+#: After so many starts that tell nothing a commit is left out, unless others told half as much.
+UNCLEAR = 3
 #: What is believed of how often a fleet fails before anything is seen, as a beta
 #: distribution: rarely before the change, at any rate after it.
 RATES = ((0.1, 5.0), (1.0, 1.0))
@@ -109,7 +112,14 @@ class Search:
     def step(self, seen: Sequence[Seen]) -> Start | Answer:
         """What comes next."""
         usable = [one for one in seen if one.failed is not None]
-        over = len(seen) >= self.starts
+        over, lost = len(seen) >= self.starts, unclear(seen)
+        if 0 in lost:
+            return Answer(Kind.ENVIRONMENT, {}, "good fails today, otherwise than bad does")
+        if self.last in lost:
+            return Answer(Kind.NOT_REPRODUCED, {}, "bad fails today, otherwise than is searched")
+        return replace(self, out=self.out | lost)._next(usable, over)
+
+    def _next(self, usable: Sequence[Seen], over: bool) -> Start | Answer:
         begin = self._ends(usable)
         if begin is not None:
             return self._over(usable, begin) if over and isinstance(begin, Start) else begin
@@ -356,6 +366,14 @@ class Sums:
 
 def _beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def unclear(seen: Iterable[Seen]) -> frozenset[int]:
+    """The commits that cannot be judged: what they do is neither what good does nor what bad does."""
+    every = list(seen)
+    told = Counter(one.commit for one in every if one.failed is not None)
+    none = Counter(one.commit for one in every if one.failed is None)
+    return frozenset(k for k, n in none.items() if n >= UNCLEAR and n > 2 * told[k])
 
 
 def _at(seen: Iterable[Seen], commit: int) -> list[Seen]:
