@@ -28,7 +28,7 @@ from steps.core import door, foreign
 from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
-from steps.core.record.rundir import RunDir, new_run_id, read_json, write_json
+from steps.core.record.rundir import new_run_id, write_json
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
@@ -36,6 +36,7 @@ USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
+    parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     for side in "ab":
         parser.add_argument(
             f"--{side}-set",
@@ -55,9 +56,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and say what was found."""
     case = wishes.find_case(arguments.case)
+    words = (*(("--only", arguments.only) if arguments.only else ()), *arguments.more)
     variants = [
-        Variant(side.upper(), tuple(getattr(arguments, f"{side}_set")), tuple(arguments.more))
-        for side in "ab"
+        Variant(side.upper(), tuple(getattr(arguments, f"{side}_set")), words) for side in "ab"
     ]
     if variants[0].settings == variants[1].settings:
         raise UsageError("A and B are the same", "Say what B changes: --b-set PATH=VALUE.")
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     door.keep_in(home)
     for variant in variants:
-        trial.write(case, variant, arguments.repeats, home / f"{variant.name}.yaml")
+        trial.write(case, variant, arguments.repeats, home / f"{variant.name}.yaml", arguments.only)
     starts = Starts(home, variants, asked, arguments)
     starts.carry_out()
     return starts.conclude()
@@ -93,9 +94,8 @@ class Starts:
     ) -> None:
         self._home, self._variants, self._metrics = home, variants, metrics
         self._margin, self._most = arguments.margin / 100, arguments.starts
-        self._budget: float | None = arguments.budget
+        self._purse = trial.Purse(arguments.budget)
         self._seen: list[Started] = []
-        self._spent: list[float] = []
 
     @property
     def pair(self) -> Pair:
@@ -109,14 +109,14 @@ class Starts:
         """Start variants until the odds or the budget say enough."""
         self._say(f"at most {2 * self._most} starts{self._limit()}; runs in {self._home}")
         unfit = number = 0
-        while (turn := self.pair.turn(self._seen)) is not None and self._affordable():
+        while (turn := self.pair.turn(self._seen)) is not None and self._purse.affords:
             number += 1
             name = self._variants[turn].name
             directory = self._home / f"{number:02d}-{name}"
             words = self._variants[turn].words
             began = time.monotonic()
             one = trial.start(self._home / f"{name}.yaml", turn, words, directory)
-            self._spent.append(self._cost(directory, time.monotonic() - began))
+            self._purse.pay(directory, time.monotonic() - began)
             if one is None:
                 unfit += 1
                 self._say(f"{directory.name}: the infrastructure failed it; it does not count")
@@ -134,19 +134,8 @@ class Starts:
         return ", ".join(text for text in told if text.split()[-2] in self._metrics)
 
     def _limit(self) -> str:
-        return f", {self._budget:g} device minutes" if self._budget is not None else ""
-
-    def _cost(self, directory: Path, seconds: float) -> float:
-        """Device minutes of a run."""
-        plan = read_json(RunDir(directory).plan) or {}
-        devices = sum(int(node["devices"]) for node in plan.get("nodes", [])) or 1
-        return devices * seconds / 60
-
-    def _affordable(self) -> bool:
-        """Whether one more start, as dear as the dearest, stays within the budget."""
-        if self._budget is None:
-            return True
-        return sum(self._spent) + max(self._spent, default=0.0) <= self._budget
+        limit = self._purse.limit
+        return f", {limit:g} device minutes" if limit is not None else ""
 
     def conclude(self) -> int:
         """Write ``compare.json``, print the table; the exit code."""
@@ -158,7 +147,7 @@ class Starts:
                 "schema": 1,
                 "finding": finding.name.lower(),
                 "margin": self._margin,
-                "device_minutes": round(sum(self._spent), 2),
+                "device_minutes": round(self._purse.total, 2),
                 "variants": [asdict(variant) for variant in self._variants],
                 "metrics": [to_dict(one) for one in judged],
                 "starts": [asdict(one) for one in self._seen],
@@ -172,7 +161,7 @@ class Starts:
             Finding.UNKNOWN: "cannot tell within the budget whether B is worse than A",
         }
         self._say(
-            f"{words[finding]} ({len(self._seen)} starts, {sum(self._spent):.1f} device minutes)"
+            f"{words[finding]} ({len(self._seen)} starts, {self._purse.total:.1f} device minutes)"
         )
         return finding.value
 

@@ -369,7 +369,7 @@ def _beta(a: float, b: float) -> float:
 
 
 def unclear(seen: Iterable[Seen]) -> frozenset[int]:
-    """The commits that cannot be judged: what they do is neither what good does nor what bad does."""
+    """The commits that cannot be judged: what they do is neither what good nor what bad does."""
     every = list(seen)
     told = Counter(one.commit for one in every if one.failed is not None)
     none = Counter(one.commit for one in every if one.failed is None)

@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ci.compare.pair import Started
-from steps.core.case.build import load_case
-from steps.core.errors import Exit, UsageError
+from steps.core import settings
+from steps.core.case.build import cases_in, load_case
+from steps.core.case.source import load_yaml
+from steps.core.errors import Exit, MultinodeError, UsageError
+from steps.core.record import outcome
 from steps.core.record.rundir import RunDir, read_json, write_text
 
 #: Verdicts that say something of the product; a missed limit was measured all the same.
@@ -46,22 +49,56 @@ class Variant:
     words: tuple[str, ...] = ()
 
 
-def write(case: Path, variant: Variant, repeats: int, target: Path) -> None:
+@dataclass
+class Purse:
+    """Device minutes: a limit, and what each start has spent."""
+
+    limit: float | None = None
+    spent: list[float] = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """What all starts spent."""
+        return sum(self.spent)
+
+    @property
+    def affords(self) -> bool:
+        """Whether one more start, as dear as the dearest, stays within the limit."""
+        return self.limit is None or self.total + max(self.spent, default=0.0) <= self.limit
+
+    def pay(self, directory: Path, seconds: float) -> None:
+        """For a run, as its own report counts it; for one that left no records by the clock."""
+        try:
+            run = outcome.read(RunDir(directory))
+        except MultinodeError:
+            self.spent.append(seconds / 60)
+            return
+        devices = sum(node.devices for node in run.plan.nodes) or 1
+        self.spent.append(run.spent.total or devices * seconds / 60)
+
+
+def write(case: Path, variant: Variant, repeats: int, target: Path, only: str = "") -> None:
     """The variant's own case file.
+
+    Args:
+        only: the case that is meant, where the file holds several.
 
     Raises:
         UsageError: a setting does not fit the case.
         CaseError: what it makes is no case.
     """
-    load_case(case)  # which names each mistake, and bounds what is read below
-    content = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
+    load_case(case, only=only)  # which names each mistake, and bounds what is read below
+    content = whole = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
+    if "test_cases" in whole:
+        names = list(cases_in(load_yaml(case)))
+        content = whole["test_cases"][names.index(only) if only else 0]
     for setting in variant.settings:
         _set(content, setting)
     for entry in (content.get("benchmarks") or {}).values():
         if isinstance(entry, dict) and repeats > 1:
             entry["repeat"] = repeats
-    write_text(target, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=4096))
-    load_case(target)
+    write_text(target, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=4096))
+    load_case(target, only=only)
 
 
 def _set(content: Any, setting: str) -> None:
@@ -113,13 +150,15 @@ def start(
 
     Args:
         number: the variant, 0 is A and 1 is B; or the index of a commit.
-        env: the environment of ``ci.run``; default: this process's.
+        env: what ``ci.run`` has in its environment besides this process's.
 
     Raises:
         UsageError: the command or the case is wrong.
         KeyboardInterrupt: somebody asked to stop; the fleet is gone.
     """
     log = directory.with_suffix(".log")
+    # A changed case is none of the case's nights.
+    env = {**settings.inherited(), "MULTINODE_HISTORY": "", **(env or {})}
     argv = [sys.executable, "-m", "ci.run", str(case), *words, "--run-dir", str(directory)]
     with log.open("wb") as output:
         child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env)

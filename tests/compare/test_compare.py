@@ -13,6 +13,8 @@ from ci.compare.pair import Started
 from ci.compare.trial import Variant
 from steps.core.case.build import load_case
 from steps.core.errors import CaseError, UsageError
+from steps.core.record import outcome
+from steps.core.record.rundir import RunDir
 
 Words = Callable[..., int]
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995)
@@ -63,7 +65,7 @@ def test_a_budget_is_kept_and_nothing_is_claimed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compare.Starts, "_cost", lambda *_: 10.0)
+    monkeypatch.setattr(trial.Purse, "pay", lambda purse, *_: purse.spent.append(10.0))
     assert words((100, 90), "--budget", "45") == 3
     assert told(tmp_path)["device_minutes"] == 40
     assert "cannot tell within the budget" in capsys.readouterr().out
@@ -155,15 +157,66 @@ def test_signatures_leave_out_what_differs_from_run_to_run() -> None:
     assert first != trial.signature(verdict("killed by a signal"))
 
 
-def test_two_real_starts_of_a_rehearsal(tmp_path: Path) -> None:
+SEVERAL = """
+test_cases:
+  - name: one
+    model: org/tiny
+    envs: {SERVER_PORT: DEFAULT_PORT}
+    server_cmd: [--max-num-seqs, "1"]
+  - name: two
+    model: org/tiny
+    envs: {SERVER_PORT: DEFAULT_PORT}
+    server_cmd: [--max-num-seqs, "2"]
+"""
+
+
+def test_of_several_cases_one_is_changed_and_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def start(case: Path, number: int, words: tuple[str, ...], directory: Path) -> Started:
+        given.append((case, words))
+        return Started(number, {"chat output_throughput": (100.0,)})
+
+    monkeypatch.setattr(trial, "start", start)
+    case = tmp_path / "several.yaml"
+    case.write_text(SEVERAL)
+    argv = [str(case), "--b-set", "model=org/other", "--dir", str(tmp_path / "out")]
+    assert compare.main([*argv, "--on", "local"]) == 2  # which of them?
+    assert compare.main([*argv, "--on", "local", "--only", "two"]) == 0
+    path, words = given[1]
+    assert words == ("--only", "two", "--on", "local")
+    assert load_case(path, only="two").model == "org/other"
+    assert load_case(path, only="one").model == "org/tiny"
+
+
+def test_two_real_starts_of_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTINODE_HISTORY", str(tmp_path / "history"))
     case = tmp_path / "A.yaml"
     trial.write(Path("configs/quickstart.yaml"), Variant("A"), 2, case)
     good = trial.start(case, 0, ["--load-seconds", "0.2"], tmp_path / "01-A")
     assert good is not None
     assert len(good.values["chat output_throughput"]) == 2
+    assert not (tmp_path / "history").exists()  # a changed case is none of the case's nights
+    costs(tmp_path / "01-A")
     fault = ["--load-seconds", "0.2", "--fault", "crash@1:load"]
     bad = trial.start(case, 1, fault, tmp_path / "02-B")
     assert bad is not None
     assert bad.failure.startswith("startup load server")
     with pytest.raises(UsageError, match="was refused"):
         trial.start(case, 0, ["--fault", "nonsense"], tmp_path / "03-A")
+
+
+def costs(directory: Path) -> None:
+    """A start costs what its report says; by the clock and its plan where there are no records."""
+    purse, over = trial.Purse(9.0), outcome.read(RunDir(directory))
+    purse.pay(directory, 6000)
+    assert 0 < purse.total == over.spent.total < 60
+    for record in directory.glob("node-*/record.json"):
+        record.unlink()
+    purse.pay(directory, 60)
+    assert purse.spent[1] == sum(node.devices for node in over.plan.nodes) == 4
+    purse.pay(directory / "nothing", 60)
+    assert purse.spent[2] == 1
+    assert purse.affords is (purse.total + max(purse.spent) <= 9)
