@@ -92,6 +92,7 @@ class Search:
         by_value: a metric moved; otherwise a failure appeared.
         out: commits that cannot be built or judged.
         weights: candidates that are less likely than others, with how much.
+        edges: started first: the places between the commits of one product and of the next.
         sure: the probability at which the search ends and the culprit is confirmed.
         error: how often ends, or a parent and its culprit, may be called different in error.
         ends: least and most starts of each end.
@@ -103,6 +104,7 @@ class Search:
     by_value: bool = True
     out: frozenset[int] = frozenset()
     weights: Mapping[int, float] = field(default_factory=dict)
+    edges: tuple[int, ...] = ()
     sure: float = 0.99
     error: float = 0.002
     ends: tuple[int, int] = (3, 12)
@@ -126,11 +128,7 @@ class Search:
         odds_of = self.probabilities(usable)
         block = self._block(max(odds_of, key=lambda k: self._mass(k, odds_of)))
         mass = sum(odds_of[k] for k in block)
-        follow = (
-            self._confirm(usable, block, odds_of)
-            if mass >= self.sure
-            else Start(self._half(odds_of), "it halves what is left")
-        )
+        follow = self._confirm(usable, block, odds_of) if mass >= self.sure else self._half(odds_of)
         return self._over(usable, follow) if over and isinstance(follow, Start) else follow
 
     def _over(self, seen: Sequence[Seen], wish: Start) -> Answer:
@@ -228,14 +226,16 @@ class Search:
             high += 1
         return range(low, high + 1)
 
-    def _half(self, odds_of: Mapping[int, float]) -> int:
+    def _half(self, odds_of: Mapping[int, float]) -> Start:
         """The commit before which half of the probability stands, as nearly as may be."""
-        passed, best, distance = 0.0, self.last, 1.0
-        for k in range(1, self.last):
-            passed += odds_of[k]
-            if k not in self.out and abs(passed - 0.5) < distance:
-                best, distance = k, abs(passed - 0.5)
-        return best
+        every = [k for k in range(1, self.last) if k not in self.out]
+        edges = [k for k in self.edges if k not in self.out]
+        products = itertools.pairwise([0, *edges, self.last])
+        known = max(sum(odds_of[k] for k in range(low + 1, high + 1)) for low, high in products)
+        first = edges if known < self.sure else []
+        before = list(itertools.accumulate(odds_of[k] for k in range(1, self.last)))
+        best = min(first or every, key=lambda k: abs(before[k - 1] - 0.5), default=self.last)
+        return Start(best, "which product it was" if first else "it halves what is left")
 
     def _confirm(
         self, seen: Sequence[Seen], block: range, odds_of: Mapping[int, float]

@@ -77,11 +77,14 @@ class Purse:
         self.spent.append(run.spent.total or devices * seconds / 60)
 
 
-def write(case: Path, variant: Variant, repeats: int, target: Path, only: str = "") -> None:
+def write(
+    case: Path, variant: Variant, repeats: int, target: Path, only: str = "", benchmark: str = ""
+) -> None:
     """The variant's own case file.
 
     Args:
         only: the case that is meant, where the file holds several.
+        benchmark: the one that is measured; empty: all of them.
 
     Raises:
         UsageError: a setting does not fit the case.
@@ -94,6 +97,11 @@ def write(case: Path, variant: Variant, repeats: int, target: Path, only: str = 
         content = whole["test_cases"][names.index(only) if only else 0]
     for setting in variant.settings:
         _set(content, setting)
+    if benchmark:
+        every = content.get("benchmarks") or {}
+        if benchmark not in every:
+            raise UsageError(f"the case has no benchmark {benchmark!r}", f"It has: {[*every]}.")
+        content["benchmarks"] = {benchmark: every[benchmark]}
     for entry in (content.get("benchmarks") or {}).values():
         if isinstance(entry, dict) and repeats > 1:
             entry["repeat"] = repeats
