@@ -35,7 +35,6 @@ from ci.compare import axis, commits, nights, trial
 from ci.compare.axis import Axis
 from ci.compare.pair import Started
 from ci.compare.search import Answer, Kind, Search, Seen, Start, unclear
-from ci.compare.trial import Variant
 from ci.nightly.history import Result, case_key, open_store
 from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
@@ -232,10 +231,10 @@ class Walk:
 
     def _write(self, index: int) -> None:
         """The case as it is for a place of the axis."""
-        variant = Variant("case", tuple(self._filled(self._asked.set, index)))
+        settings = self._filled(self._asked.set, index)
         name = self._asked.metric.rpartition(" ")[0]
         target = self._home / "case.yaml"
-        trial.write(self._case, variant, self._asked.repeats, target, self._asked.only, name)
+        trial.write(self._case, settings, self._asked.repeats, target, self._asked.only, name)
 
     def _filled(self, words: Iterable[str], index: int) -> list[str]:
         """The words at a place of the axis."""

@@ -20,6 +20,7 @@ import yaml
 from ci.compare.pair import Started
 from steps.core import settings
 from steps.core.case.build import cases_in, load_case
+from steps.core.case.parts import variants
 from steps.core.case.source import load_yaml
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.record import outcome
@@ -31,22 +32,6 @@ FAILED = ("startup", "hang", "crash", "functional", "accuracy")
 #: Starts that the infrastructure may fail before it is called unfit.
 UNFIT = 3
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)*")
-_SETTING = re.compile(r"(?P<path>[^=+]+)(?P<more>\+?)=(?P<value>.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What one side of a comparison is.
-
-    Attributes:
-        settings: changes of the case: ``env_common.OMP_NUM_THREADS=8``,
-            ``deployment.0.server_cmd+= --enforce-eager``.
-        words: options of ``ci.run``.
-    """
-
-    name: str
-    settings: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,9 +63,14 @@ class Purse:
 
 
 def write(
-    case: Path, variant: Variant, repeats: int, target: Path, only: str = "", benchmark: str = ""
+    case: Path,
+    settings: Sequence[str],
+    repeats: int,
+    target: Path,
+    only: str = "",
+    benchmark: str = "",
 ) -> None:
-    """The variant's own case file.
+    """A case file of its own for what settings make of a case.
 
     Args:
         only: the case that is meant, where the file holds several.
@@ -91,60 +81,24 @@ def write(
         CaseError: what it makes is no case.
     """
     load_case(case, only=only)  # which names each mistake, and bounds what is read below
-    content = whole = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
-    if "test_cases" in whole:
-        names = list(cases_in(load_yaml(case)))
-        content = whole["test_cases"][names.index(only) if only else 0]
-    for setting in variant.settings:
-        _set(content, setting)
+    whole = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
+    several = whole.get("test_cases")
+    at = [*cases_in(load_yaml(case))].index(only) if several and only else 0
+    content = variants.changed(several[at] if several else whole, settings)
+    content.pop("variants", None)
+    every = content.get("benchmarks") or {}
     if benchmark:
-        every = content.get("benchmarks") or {}
         if benchmark not in every:
             raise UsageError(f"the case has no benchmark {benchmark!r}", f"It has: {[*every]}.")
-        content["benchmarks"] = {benchmark: every[benchmark]}
-    for entry in (content.get("benchmarks") or {}).values():
+        content["benchmarks"] = every = {benchmark: every[benchmark]}
+    for entry in every.values():
         if isinstance(entry, dict) and repeats > 1:
             entry["repeat"] = repeats
-    write_text(target, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=4096))
+    if several:
+        several[at] = content
+    made = whole if several else content
+    write_text(target, yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=4096))
     load_case(target, only=only)
-
-
-def _set(content: Any, setting: str) -> None:
-    """Carry out one setting in ``content``."""
-    form = _SETTING.fullmatch(setting)
-    if form is None:
-        raise UsageError(f"{setting!r} is no setting", "Write PATH=VALUE or PATH+=MORE TEXT.")
-    *parents, last = form["path"].strip().split(".")
-    place = content
-    for number, word in enumerate(parents):
-        place = _child(place, word, ".".join(parents[: number + 1]))
-    key = _key(place, last, form["path"].strip())
-    value = yaml.safe_load(form["value"]) if not form["more"] else form["value"]
-    if form["more"]:
-        before = place[key] if isinstance(place, list) else place.get(key)
-        if not isinstance(before, str):
-            raise UsageError(f"{form['path']} is no text, so nothing can be added to it")
-        value = f"{before.rstrip()} {value.strip()}"
-    place[key] = value
-
-
-def _key(place: Any, word: str, path: str) -> Any:
-    if isinstance(place, list):
-        if not word.isdecimal() or int(word) >= len(place):
-            raise UsageError(f"{path}: found {word!r}, expected 0 to {len(place) - 1}")
-        return int(word)
-    if not isinstance(place, dict):
-        raise UsageError(f"{path}: what holds it is a single value", "Shorten the path.")
-    return word
-
-
-def _child(place: Any, word: str, path: str) -> Any:
-    key = _key(place, word, path)
-    if isinstance(place, dict) and key not in place:
-        raise UsageError(
-            f"{path} is not in the case", f"It has: {', '.join(map(str, place))[:200]}."
-        )
-    return place[key]
 
 
 def start(
