@@ -14,6 +14,7 @@ import pytest
 from tests.hosts import rig as rigs
 from tests.hosts.conftest import hosts, rig
 from tests.realpath import fleet
+from tests.realpath.test_on_k8s import run
 from tests.realpath.test_over_ssh import BROUGHT
 from tests.realpath.test_products import git
 
@@ -46,27 +47,34 @@ def product(tmp: Path, *words: str) -> Path:
     return place
 
 
-HISTORY = ("load=0", "load=0 max=9", "crash=load code=7", "crash=load code=7 max=9")
+HISTORY = ("load=0", "crash=load code=7", "crash=load code=7 max=9")
 PRODUCTS = {"engine": {"install": "none", "paths": {"PATH": ["bin"]}}}
 
 
-def argv(tmp: Path, case: Path, profile: Path) -> list[str]:
-    """The command."""
+def ends(tmp: Path) -> list[str]:
+    """What is searched, of a product that the nodes install."""
     place = product(tmp, *HISTORY)
-    ends = ["--repository", f"engine={place}", "--good", "main~3", "--dir", str(tmp / "out")]
-    more = [*ends, "--repeats", "1", "--profile", str(profile)]
-    return [sys.executable, "-m", "ci.compare.bisect", str(case), *more]
+    return [
+        "--repository",
+        f"engine={place}",
+        "--good",
+        "main~2",
+        "--repeats",
+        "1",
+        "--bench",
+        "smoke",
+    ]
 
 
 def judge(tmp: Path, code: int, text: str) -> None:
     """The culprit is named, and each start ran the commit that it is told of."""
     assert code == 0, text
-    told = json.loads((tmp / "out" / "bisect.json").read_text())
-    assert [one["subject"] for one in told["answer"]["suspects"]] == [HISTORY[2]], text
-    assert {one["variant"] for one in told["starts"]} >= {0, 1, 2, 3}
-    for run in (tmp / "out").glob("[0-9]*-*/plan.json"):
-        (product,) = json.loads(run.read_text())["cluster"]["products"]
-        assert product["commit"].startswith(run.parent.name.partition("-")[2])
+    told = json.loads((tmp / "run" / "bisect.json").read_text())
+    assert [one["subject"] for one in told["answer"]["suspects"]] == [HISTORY[1]], text
+    assert {one["variant"] for one in told["starts"]} == {0, 1, 2}
+    for plan in (tmp / "run").glob("[0-9]*-*/plan.json"):
+        (one,) = json.loads(plan.read_text())["cluster"]["products"]
+        assert one["commit"].startswith(plan.parent.name.partition("-")[2])
 
 
 def test_over_ssh(rig: Any, tmp_path: Path) -> None:
@@ -76,8 +84,19 @@ def test_over_ssh(rig: Any, tmp_path: Path) -> None:
     listed = rig.hosts_file({"environment": [str(script)]})
     profile = tmp_path / "lab.yaml"
     profile.write_text(json.dumps({"image": "none", "products": PRODUCTS}))
-    words = argv(tmp_path, fleet.written(tmp_path, fleet.case(2)), profile)
+    case = fleet.written(tmp_path, fleet.case(2))
+    words = [sys.executable, "-m", "ci.compare.bisect", str(case), *ends(tmp_path)]
+    words += ["--dir", str(tmp_path / "run"), "--profile", str(profile)]
     words = [*rigs.at_home(rig.home), *words, "--on", "hosts", "--hosts", str(listed)]
     done = subprocess.run(words, cwd=fleet.ROOT, env=rig.environment(), text=True, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     judge(tmp_path, done.returncode, done.stdout)
+
+
+def test_on_kubernetes(tmp_path: Path) -> None:
+    """Its pods reach no repository: the commit travels."""
+    profile = f"products: {json.dumps(PRODUCTS)}\n"
+    words = ends(tmp_path)
+    verb = ("ci.compare.bisect", "--dir")
+    found = run(tmp_path, fleet.case(1), *words, profile=profile, verb=verb, seconds=480)
+    judge(tmp_path, found.code, found.output)
