@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.tools.git import git
 from steps.core.errors import UsageError
+from steps.core.system.git import git
 
 MOST = 5000
 #: A commit that touches nothing else is hardly ever the culprit.

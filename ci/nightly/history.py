@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ci.tools.git import git
 from steps.core import door, foreign, settings
 from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
@@ -41,6 +40,7 @@ from steps.core.record import outcome
 from steps.core.record.records import Record, fleet_versions
 from steps.core.record.rundir import RunDir, read_bounded
 from steps.core.record.verdict import Verdict
+from steps.core.system.git import git
 
 SCHEMA = 1
 TRIES = 8

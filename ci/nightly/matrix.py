@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ci.nightly import jobs, upstream
-from ci.tools.git import git
 from steps.core import door
 from steps.core.case import check
 from steps.core.case.numbers import dumps
 from steps.core.case.source import Source, load_yaml, parse_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of, sort_problems
 from steps.core.plan import clusters
+from steps.core.system.git import git
 from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
 

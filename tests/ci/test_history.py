@@ -19,7 +19,6 @@ from ci.nightly.history import (
     encode,
     open_store,
 )
-from ci.tools.git import git
 from steps.core.case.build import load_case
 from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError, UsageError
@@ -28,6 +27,7 @@ from steps.core.plan.plan import Plan
 from steps.core.record import stats
 from steps.core.record.records import Cause
 from steps.core.record.verdict import Verdict
+from steps.core.system.git import git
 
 
 def result(number: int, value: float = 1000.0, **more: object) -> Result:
