@@ -86,15 +86,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, USE)
 
 
-def read(body: str) -> Asked | None:
-    """What the first line of a comment asks for; None when it is no command.
+def is_command(body: str) -> bool:
+    """Whether the first line of a comment is for us."""
+    return body.partition("\n")[0].split()[:1] in [[name] for name in COMMANDS]
+
+
+def read(body: str) -> Asked:
+    """What the first line of a comment, which is a command, asks for.
 
     Raises:
-        UsageError: it is one, and wrong.
+        UsageError: it is wrong.
     """
     words = body.partition("\n")[0].split()
-    if not words or words[0] not in COMMANDS:
-        return None
     if len(words) > _MOST_WORDS or any(len(word) > _LONGEST for word in words):
         raise UsageError("the command is too long", USE)
     parser = _Parser(prog=words[0], add_help=False, allow_abbrev=False)
