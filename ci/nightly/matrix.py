@@ -321,7 +321,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--checkout", type=Path, help="upstream's checkout, where the cases are")
     parser.add_argument(
-        "--write-jobs", action="store_true", help=f"write the jobs of each SoC into {jobs.WORKFLOW}"
+        "--write-jobs", action="store_true", help=f"write the jobs of each SoC into {jobs.FOLDER}"
     )
     parser.epilog = "The default format is a table on a terminal, JSON elsewhere."
 

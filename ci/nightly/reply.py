@@ -15,7 +15,7 @@ from steps.core import foreign
 from steps.core.record.rundir import RunDir, read_bounded, read_json
 
 #: The directory of an entry's verdict, and that of what a search for its commit found.
-SAID, FOUND = "said-", "found-"
+SAID, FOUND = "_said-", "_found-"
 #: Rows of a text; GitHub takes 65,536 signs.
 MOST_ROWS, _LONGEST, _FOUND_BYTES = 100, 200, 8000
 _MARKS = {"pass": "✅", "no_worse": "✅", "running": "⏳", "cancelled": "⚪"}
@@ -58,15 +58,16 @@ def told(entry: Mapping[str, Any], home: Path, jobs: Mapping[str, Mapping[str, A
     """
     name = str(entry["name"])
     place = home / f"{SAID}{name}"
-    mine = next((jobs[each] for each in jobs if f"/ {each}".endswith(f"/ {name} / run")), {})
+    ends = (f"/ {name} / run", f"/ {name} / run / run")
+    mine = next((jobs[each] for each in jobs if f"/ {each}".endswith(ends)), {})
     ended = str(mine.get("conclusion") or "unknown")
     verdict, why = _compared(place) or _judged(place) or ("no verdict", f"its job: {ended}")
     if verdict == "no verdict" and ended == "cancelled":
         verdict, why = ended, "a newer one took over, or somebody stopped it"
     url = str(mine.get("html_url") or "")
     links = (("job", url),) if url.startswith("https://") else ()
-    found = home / f"{FOUND}{name}" / "comment.md"
-    text = _text(found) if found.is_file() else ""
+    found = (home / f"{FOUND}{name}" / "comment.md", place / "hunt.md")
+    text = next((_text(file) for file in found if file.is_file()), "")
     return Row(name, str(entry["soc"]), verdict, why, links, text)
 
 

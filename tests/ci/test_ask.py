@@ -255,7 +255,7 @@ def test_an_entry_that_left_nothing_is_not_green(job: Job, tmp_path: Path) -> No
     job.hears(event("/nightly a b c"))
     job.github.jobs = [
         {"name": "a / run", "conclusion": "cancelled", "html_url": "javascript:x"},
-        {"name": "b / run", "conclusion": "success"},
+        {"name": "b / run / run", "conclusion": "success"},
         {"name": "cc / run", "conclusion": "failure"},
     ]
     left(tmp_path, "d", verdict=["odd"])
