@@ -149,6 +149,7 @@ def words(decision: Decision, limits: Limits) -> tuple[str, ...]:
     found = [word for name in decision.ends for word in ("--repository", f"{name}=products/{name}")]
     for name, (good, bad) in decision.ends.items():
         found += ["--good", f"{name}={good}", "--bad", f"{name}={bad}"]
+        found += ["--product", f"{name}={{{name}}}"]  # its place for the commit of each start
     return (*found, "--budget", f"{limits.minutes:g}")
 
 

@@ -49,12 +49,18 @@ class Row:
         return _MARKS.get(self.verdict) == "✅"
 
 
-def told(entry: Mapping[str, Any], home: Path, jobs: Mapping[str, Mapping[str, Any]]) -> Row:
+def told(
+    entry: Mapping[str, Any],
+    home: Path,
+    jobs: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, str],
+) -> Row:
     """The row of an entry.
 
     Args:
         home: where the directories of the jobs have been fetched to.
         jobs: every job of the workflow's run, by its name.
+        files: where each artifact of the run is, by its name.
     """
     name = str(entry["name"])
     place = home / f"{SAID}{name}"
@@ -64,8 +70,8 @@ def told(entry: Mapping[str, Any], home: Path, jobs: Mapping[str, Mapping[str, A
     verdict, why = _compared(place) or _judged(place) or ("no verdict", f"its job: {ended}")
     if verdict == "no verdict" and ended == "cancelled":
         verdict, why = ended, "a newer one took over, or somebody stopped it"
-    url = str(mine.get("html_url") or "")
-    links = (("job", url),) if url.startswith("https://") else ()
+    places = (("job", str(mine.get("html_url") or "")), ("files", files.get(name, "")))
+    links = tuple((word, url) for word, url in places if url.startswith("https://"))
     found = (home / f"{FOUND}{name}" / "comment.md", place / "hunt.md")
     text = next((_text(file) for file in found if file.is_file()), "")
     return Row(name, str(entry["soc"]), verdict, why, links, text)

@@ -18,6 +18,7 @@ from steps.core.case.numbers import loads
 from steps.core.errors import InfraError, UsageError
 from steps.core.record.rundir import read_json
 from steps.core.redaction import here
+from steps.core.settings import GitHubJob
 
 #: The hidden mark of the comment on the issue of the nights.
 NIGHT = "<!-- multinode: the last night -->"
@@ -40,13 +41,18 @@ def _entries(text: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def _jobs(hub: Hub, run: str) -> dict[str, dict[str, Any]]:
-    """The jobs of the run; none when GitHub does not say, which costs links only."""
+def _links(hub: Hub, job: GitHubJob) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The jobs of the run and where its artifacts are; none when GitHub does not say."""
+    if not (hub.api and job.run):
+        return {}, {}
     try:
-        return hub.jobs(run)
+        files = {
+            name: f"{job.url}/artifacts/{number}" for name, number in hub.files(job.run).items()
+        }
+        return hub.jobs(job.run), files
     except InfraError as error:
         door.warn(f"no links to jobs: {error}")
-        return {}
+        return {}, {}
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -56,8 +62,8 @@ def work(arguments: argparse.Namespace) -> int:
     if arguments.issue and not arguments.issue.isdecimal():
         raise UsageError(f"--issue: found {arguments.issue!r}, expected a number")
     hub = Hub(job.api, job.token, job.repository)
-    jobs = _jobs(hub, job.run) if job.api and job.run else {}
-    rows = [reply.told(entry, arguments.home, jobs) for entry in entries]
+    jobs, files = _links(hub, job)
+    rows = [reply.told(entry, arguments.home, jobs, files) for entry in entries]
     text = here().text(reply.text(arguments.about, rows, job.url))
     print(text)
     said = ask.comment_in(read_json(Path(job.event))) if job.event else None

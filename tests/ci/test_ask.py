@@ -216,7 +216,7 @@ def test_a_used_up_limit_is_nobodys_fault(job: Job, capsys: pytest.CaptureFixtur
 def left(place: Path, name: str, **content: Any) -> None:
     """What the job of an entry uploads."""
     for file, data in content.items():
-        path = place / f"said-{name}" / f"{file}.json"
+        path = place / f"_said-{name}" / f"{file}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data))
 
@@ -240,13 +240,16 @@ def test_the_reply_becomes_the_verdict_where_it_stands(
         {"name": "nightly / qwen3-235b / run", "html_url": "https://github.com/o/r/job/2"},
         {"name": "nightly / deepseek-v3 / run", "html_url": "https://github.com/o/r/job/1"},
     ]
+    job.github.artifacts = [{"name": "deepseek-v3", "id": 31}, {"name": "_said-x", "id": 32}]
     job.github.comments.append(comment_of(2, "someone else"))
     words = [str(tmp_path), "--entries", entries("deepseek-v3", "qwen3-235b"), "--about", about]
     assert tell.main(words) == 0
     text, other = job.replies
     assert other == "someone else"
     assert text.startswith("<!-- multinode: reply to comment 99 -->\n### ❌ 1 of 2 without fault")
-    assert "| ✅ | deepseek-v3 | a3 | pass |  | [job](https://github.com/o/r/job/1) |" in text
+    files = "[files](https://github.com/o/r/actions/runs/55/artifacts/31)"
+    links = f"[job](https://github.com/o/r/job/1) {files}"
+    assert f"| ✅ | deepseek-v3 | a3 | pass |  | {links} |" in text
     assert r"chat: 791 \<b>tok/s\</b> \| limit 837 | [job](https://github.com/o/r/job/2)" in text
     assert capsys.readouterr().out.strip() in text and about in text
 
@@ -269,8 +272,8 @@ def test_an_entry_that_left_nothing_is_not_green(job: Job, tmp_path: Path) -> No
 def test_a_night_tells_an_issue(job: Job, tmp_path: Path) -> None:
     job.hears({"schedule": "17 15 * * *"})
     left(tmp_path, "one", verdict=SLOW)
-    (tmp_path / "found-one").mkdir()
-    (tmp_path / "found-one" / "comment.md").write_text("**culprit** \x1b[31m\n\n| c | o |\n")
+    (tmp_path / "_found-one").mkdir()
+    (tmp_path / "_found-one" / "comment.md").write_text("**culprit** \x1b[31m\n\n| c | o |\n")
     words = [str(tmp_path), "--entries", entries("one"), "--issue", "7"]
     assert tell.main(words) == tell.main(words) == 0
     [text] = job.replies
@@ -300,7 +303,7 @@ def test_a_comparison_says_what_it_found(tmp_path: Path) -> None:
     left(tmp_path, "one", compare={"finding": "worse", "metrics": metrics})
     left(tmp_path, "two", compare={"finding": "no_worse", "metrics": []})
     left(tmp_path, "three", compare={"finding": "unknown"})
-    rows = [reply.told({"name": n, "soc": "a3"}, tmp_path, {}) for n in ("one", "two", "three")]
+    rows = [reply.told({"name": n, "soc": "a3"}, tmp_path, {}, {}) for n in ("one", "two", "three")]
     assert [(row.verdict, row.why, row.green) for row in rows] == [
         ("worse", "chat ttft_p99_ms", False),
         ("no_worse", "", True),
@@ -312,7 +315,7 @@ def test_a_comparison_says_what_it_found(tmp_path: Path) -> None:
 def test_a_known_issue_is_named(tmp_path: Path) -> None:
     known = {**SLOW, "known_issue": {"link": "https://x/1", "green": False}}
     left(tmp_path, "one", verdict=known)
-    assert "(known: https://x/1)" in reply.told({"name": "one", "soc": ""}, tmp_path, {}).why
+    assert "(known: https://x/1)" in reply.told({"name": "one", "soc": ""}, tmp_path, {}, {}).why
 
 
 def test_a_long_reply_fits() -> None:

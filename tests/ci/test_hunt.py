@@ -39,7 +39,8 @@ def test_the_first_red_night_after_a_good_one_is_searched(verdict: str) -> None:
     assert found.ends == {"vllm-ascend": (OLD, NEW)} and "run-2 of " in found.why
     assert hunt.words(found, LIMITS) == (
         *("--repository", "vllm-ascend=products/vllm-ascend"),
-        *("--good", f"vllm-ascend={OLD}", "--bad", f"vllm-ascend={NEW}", "--budget", "2000"),
+        *("--good", f"vllm-ascend={OLD}", "--bad", f"vllm-ascend={NEW}"),
+        *("--product", "vllm-ascend={vllm-ascend}", "--budget", "2000"),
     )
 
 
