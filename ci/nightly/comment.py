@@ -3,7 +3,8 @@
 Enters: the text of a comment, which is anybody's, and the matrix. Leaves: typed values, words that
 a session takes, or what is wrong with it. Touches nothing.
 
-    /nightly NAME...|all [--soc SOC] [--product NAME=REF] [--image REF] [--compare BASE] [SHA]
+    /nightly NAME...|all [--soc SOC] [--product NAME=REF] [--image REF] [SHA]
+    /nightly NAME... --compare BASE [--budget MINUTES] ...
 
 Whatever leaves here has been matched sign by sign: no word begins with a dash that is none of ours,
 and none holds a space, a quote or anything else that a shell reads.
@@ -25,8 +26,8 @@ from steps.core.errors import UsageError
 #: A command -> the cadence whose entries its ``all`` means.
 COMMANDS = {"/nightly": "nightly", "/weekly": "weekly"}
 USE = (
-    "Write: /nightly NAME...|all [--soc SOC] [--product NAME=REF] [--image REF] [--compare BASE] "
-    "[SHA]"
+    "Write: /nightly NAME...|all [--soc SOC] [--product NAME=REF] [--image REF] [--compare BASE "
+    "[--budget MINUTES]] [SHA]"
 )
 ALL = "all"
 #: More jobs than this GitHub makes of no matrix.
@@ -50,6 +51,7 @@ class Asked:
         names: of entries or cases, as they were written; or ``all``.
         products: (name, reference), besides the product of the pull request.
         compare: the reference that the pull request is compared with; empty: it is only run.
+        budget: of the comparison, in device minutes; empty: as ``compare`` says.
         sha: the commit that the author of the comment has read.
     """
 
@@ -59,6 +61,7 @@ class Asked:
     products: tuple[tuple[str, str], ...] = ()
     image: str = ""
     compare: str = ""
+    budget: str = ""
     sha: str = ""
 
 
@@ -104,7 +107,7 @@ def read(body: str) -> Asked:
     parser.add_argument("names", nargs="*")
     for option in ("--soc", "--product"):
         parser.add_argument(option, action="append", default=[])
-    for option in ("--image", "--compare"):
+    for option in ("--image", "--compare", "--budget"):
         parser.add_argument(option, default="")
     found = parser.parse_intermixed_args(words[1:])
     shas = [name for name in found.names if _SHA.fullmatch(name)]
@@ -115,6 +118,7 @@ def read(body: str) -> Asked:
         tuple(_product(text) for text in found.product),
         found.image,
         found.compare,
+        found.budget,
         "".join(shas),
     )
     for problem in _problems(asked):
@@ -149,6 +153,8 @@ def _problems(asked: Asked) -> Iterator[str]:
             yield f"{option}: {reference} names no repository that everybody can read"
     if asked.compare and not _REF.fullmatch(asked.compare):
         yield f"--compare: found {asked.compare!r}, expected a git reference"
+    if asked.budget and not (asked.compare and re.fullmatch("[1-9][0-9]{0,6}", asked.budget)):
+        yield f"--budget: found {asked.budget!r}, expected device minutes of a --compare"
     if asked.image and not _IMAGE.fullmatch(asked.image):
         yield f"--image: found {asked.image!r}, expected an image"
 
@@ -236,4 +242,5 @@ def words(asked: Asked, tested: Pinned | None) -> tuple[str, ...]:
 def _sides(asked: Asked, tested: Pinned) -> Sequence[str]:
     """What the base and the request are, as ``compare`` takes its variants."""
     base = asked.compare if "@" in asked.compare else f"{tested.repository}@{asked.compare}"
-    return ("--a", f"{tested.product}={base}", "--b", tested.word)
+    limit = ("--budget", asked.budget) if asked.budget else ()
+    return ("--a", f"{tested.product}={base}", "--b", tested.word, *limit)

@@ -98,6 +98,8 @@ def test_what_is_no_command_asks_for_nothing(body: str) -> None:
         ("/nightly one --product vllm=wheel:/x.whl", "names no repository"),
         ("/nightly one --product vllm=ssh://h/x@y", "names no repository"),
         ("/nightly one --compare file:///x@y", "names no repository"),
+        ("/nightly one --budget 9", "--budget: found '9'"),
+        ("/nightly one --compare main --budget 1e9", "--budget: found"),
         ("/nightly one --image=-x", "--image: found '-x'"),
         ("/nightly one --compare=-x", "--compare: found"),
         ("/nightly one --soc A/3", "--soc: found"),
@@ -191,10 +193,12 @@ def test_the_pull_request_is_the_product() -> None:
 
 
 def test_a_request_is_compared_with_its_base() -> None:
-    asked = Asked("nightly", ("x",), compare="main")
+    asked = Asked("nightly", ("x",), compare="main", budget="900")
     assert comment.session(asked) == "compare"
     url = "vllm-ascend=https://github.com/o/vllm-ascend"
-    assert comment.words(asked, PR) == ("--a", f"{url}@main", "--b", f"{url}@{SHA}")
+    assert comment.words(asked, PR) == (
+        *("--a", f"{url}@main", "--b", f"{url}@{SHA}", "--budget", "900"),
+    )
     with pytest.raises(UsageError, match="changes no product"):
         comment.words(asked, None)
 

@@ -291,7 +291,7 @@ def test_only_two_jobs_of_a_comment_may_write_and_they_run_nothing_of_the_reques
 def test_a_search_is_off_unless_a_variable_says_how_much() -> None:
     case = load("_case.yaml")
     assert "vars.MULTINODE_BISECT_MINUTES || ''" in case["jobs"]["run"]["with"]["bisect"]
-    assert case["jobs"]["bisect"]["if"] == "always() && needs.run.outputs.words != ''"
+    assert case["jobs"]["bisect"]["if"] == "${{ !cancelled() && needs.run.outputs.words != '' }}"
     steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
     [decide] = [one for one in steps if one.get("id") == "decide"]
     assert "inputs.bisect != ''" in decide["if"] and decide["continue-on-error"] is True
