@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.build import build_case, cases_in, choose
+from steps.core.case.build import build_case, cases_in, choose, named
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
 from steps.core.case.source import Source, enough, load_yaml
@@ -108,16 +108,19 @@ def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]
         source = load_yaml(path)
         if path.parent.name == PROFILES or profile.is_one(source):
             return [], enough(profile.check(source))
-        sources = cases_in(source)
     except CaseError as error:
         return [], list(error.problems)
-    chosen = [choose(source.file, sources, only)] if only else sources.values()
+    try:
+        sources, form = cases_in(source), list[Problem]()
+    except CaseError as error:
+        sources, form = named(source), list(error.problems)
+    chosen = [choose(source.file, sources, only)] if only and not form else sources.values()
     each = [_validate_one(source) for source in chosen]
     told = Counter(problem for _, problems in each for problem in problems)
     # What cases share is told once; an ignore in it may be there for one of them alone.
-    kept = [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
+    kept = form + [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
     cases = [case for case, _ in each if case is not None]
-    return cases, enough(kept) if len(each) > 1 else kept
+    return cases, kept if len(each) == 1 and not form else enough(kept)
 
 
 def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:

@@ -56,8 +56,15 @@ def cases_in(source: Source) -> dict[str, Source]:
     problems = check.check_form(source, "several")
     if errors_of(problems):
         raise CaseError(enough(problems))
+    return named(source)
+
+
+def named(source: Source) -> dict[str, Source]:
+    """The cases of a file of several; what is no case at all is left out."""
     found: dict[str, Source] = {}
     for at, entry in enumerate(source.entries("test_cases")):
+        if not isinstance(entry.data, dict):
+            continue
         own = entry.data.get("name")
         base = own.strip() if isinstance(own, str) and own.strip() else f"case-{at}"
         names = (base, *(f"{base}-{number}" for number in range(2, at + 3)))
