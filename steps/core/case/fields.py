@@ -347,7 +347,7 @@ SINGLE: Field = {
         key: _COMMON[key]
         for key in ("inherit", "special_dependencies", "timeouts", "engine", "rehearse")
     },
-    **{key: _COMMON[key] for key in ("proof", "variants", "lint")},
+    **{key: _COMMON[key] for key in ("cluster_hosts", "proof", "variants", "lint")},
     "benchmarks": {**_COMMON["benchmarks"], "required": False},
     "kv_pool": _KV_POOL,
     **checks("prompts", nullable=True),
