@@ -46,5 +46,5 @@ def make(rehearsal: bool = False, part_bytes: int = PART_BYTES) -> Bundle:
         InfraError: a package the node side needs is not installed here.
     """
     rooms = bundle.ROOMS if rehearsal else ("steps",)
-    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms)], level=9)
+    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms)], level=6)
     return Bundle(tuple(data[i : i + part_bytes] for i in range(0, len(data), part_bytes)))

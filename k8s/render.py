@@ -70,8 +70,12 @@ def order(
     namespace: str,
     *,
     output: str,
+    packed: bundle.Bundle | None = None,
 ) -> Order:
     """What a command line means on Kubernetes.
+
+    Args:
+        packed: the harness, where it is packed already.
 
     Raises:
         CaseError, UsageError: the case cannot be resolved, or asks for more than a node has.
@@ -87,7 +91,7 @@ def order(
         names=Names.of(case, run, namespace),
         run=run,
         token=secrets.token_hex(16),
-        bundle=bundle.make(asked.rehearsal is not None),
+        bundle=packed or bundle.make(asked.rehearsal is not None),
         expires=time.time() + profile.keep_for,
         output=output,
         arguments=_node_arguments(asked, case, profile),
