@@ -25,7 +25,16 @@ from steps import bench, checks, collect, install, preflight, prove, proxy, repo
 from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, stage, withheld
+from steps.core.node.noderun import (
+    ROOM,
+    SELDOM,
+    NodeRun,
+    RunEnded,
+    StepFailed,
+    marker,
+    stage,
+    withheld,
+)
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
@@ -238,12 +247,12 @@ def follow(run: NodeRun, told: threading.Event) -> None:
     if run.me.packages and not run.plan.rehearsed:
         with run.phase("install"):
             install.run(run)
-    run.until(lambda: run.state.go, lambda: "the leader's word to start")
+    run.until(lambda: run.state.go, lambda: "the leader's word to start", every=SELDOM)
     with sampling(run):
         with run.phase("load"):
             serve.servers(run)
         with run.phase("hold"):
-            run.until(told.is_set, lambda: "", every=0.5)
+            run.until(told.is_set, lambda: "", every=1.0)
 
 
 def _barrier(run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> None:
@@ -257,7 +266,7 @@ def _barrier(run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> 
     run.until(
         lambda: not behind(),
         lambda: f"{phase} on node {', '.join(map(str, behind()))}",
-        every=0.02,
+        every=SELDOM,
         blame=lambda: (run.plan.nodes[behind()[0]], "node"),
     )
 

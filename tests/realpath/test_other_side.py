@@ -29,7 +29,6 @@ from steps import bench, prove, resolve, wait
 from steps.bench_drivers import Job, aisbench, smoke
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
-from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
 from steps.core.plan import budgets, clusters
@@ -107,7 +106,6 @@ PLACES = {
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
-    "wait._probe": "test_a_real_server_is_asked_less_often",
 }
 
 
@@ -429,16 +427,6 @@ def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
         wait.completion(run)
     assert limits == [wait.ATTEMPT_SECONDS_REAL] * wait.ATTEMPTS_REAL
     assert wait.ATTEMPTS_REAL > wait.ATTEMPTS
-
-
-def test_a_real_server_is_asked_less_often(run, monkeypatch):
-    waited: list[float] = []
-    ended = SimpleNamespace(is_set=lambda: bool(waited), wait=waited.append)
-    monkeypatch.setattr(run, "ended", ended)
-    monkeypatch.setattr(wait, "look", lambda _: Answer(False, "refused"))
-    node, process = next(iter(run.plan.probes()))
-    wait._probe(run, wait._Watch(node, process), 0.0)
-    assert waited == [wait.PROBE_EVERY_REAL]
 
 
 def test_a_handoff_over_files_is_judged():

@@ -40,6 +40,8 @@ from steps.core.vllm import access
 from steps.core.vllm.logs import OUR_QUESTIONS
 
 POLL = 0.05
+#: How often a wait looks by itself where whoever brings what it waits for stirs it.
+SELDOM = 0.5
 SAY_EVERY = 10.0
 #: How often a wait looks whether the run directory can still be written.
 DISK_EVERY = 1.0
@@ -48,6 +50,36 @@ ROOM = "Make room there, or name a directory on another disk with --run-dir."
 
 class RunEnded(Exception):
     """The run is over for this node, for a reason that is already known."""
+
+
+class Ending(threading.Event):
+    """Set when the run is over; who waits for something else meanwhile can be stirred.
+
+    Attributes:
+        turn: grows whenever something has changed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+        self._moved = threading.Condition()
+
+    def set(self) -> None:
+        """The run is over."""
+        super().set()
+        self.stir()
+
+    def stir(self) -> None:
+        """Let those who wait look at once."""
+        with self._moved:
+            self.turn += 1
+            self._moved.notify_all()
+
+    def rest(self, turn: int, seconds: float) -> bool:
+        """Wait until something has changed since ``turn``; whether the run is over."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.turn != turn or self.is_set(), seconds)
+        return self.is_set()
 
 
 class StepFailed(Exception):
@@ -107,7 +139,7 @@ class NodeRun:
         self.redactor = redactor or here()
         self.started = time.time()
         self.began = time.monotonic()
-        self.ended = threading.Event()
+        self.ended = Ending()
         self.leader = leader
         self.link = link
         self.guard = guard
@@ -222,6 +254,7 @@ class NodeRun:
         """Wait until ``done``; say ``what`` is missing now and then.
 
         Args:
+            every: seconds between two looks, unless something stirs the run.
             blame: the node and process to name when the phase's budget ends.
             logs: whether a growing log is progress; not where servers log our own probes.
 
@@ -230,8 +263,11 @@ class NodeRun:
             StepFailed: the phase's budget or its stall limit is used up.
         """
         said = time.monotonic()
-        while not done():
-            if self.ended.wait(every):
+        while True:
+            turn = self.ended.turn
+            if done():
+                break
+            if self.ended.rest(turn, every):
                 raise RunEnded
             now = time.monotonic()
             self._hold_disk(now)
@@ -372,6 +408,7 @@ class NodeRun:
             pid=running.pid,
             expected=status.expected,
         )
+        self.ended.stir()
         if status.expected or self.cause is not None or running.process.kind == TOOL:
             return
         state = self.leader.state if self.leader else self.state

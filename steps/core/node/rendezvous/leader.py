@@ -60,6 +60,9 @@ class Member:
 class Leader:
     """The leader's side: a ledger of members and the state they are told.
 
+    Attributes:
+        on_change: called when a member joins, or has passed another phase.
+
     Args:
         refuse: asked with each joining node's hello; a sentence refuses it.
         on_cause: called when a member reports a cause or is lost.
@@ -97,6 +100,7 @@ class Leader:
         self._on_join = on_join
         self._on_record = on_record
         self._on_starved = on_starved
+        self.on_change: Callable[[], None] = lambda: None
         self.members: dict[int, Member] = {}
         self.plan = ""
         self.state = State(where=proc.here())
@@ -222,6 +226,7 @@ class Leader:
             self.members[beat.node] = member
             self._changed.notify_all()
         self._on_join(member)
+        self.on_change()
         return member
 
     def _note(self, member: Member, beat: Beat, now: float) -> bool:
@@ -234,6 +239,7 @@ class Leader:
             with self._changed:
                 member.passed = member.passed.union(beat.passed)
                 self._changed.notify_all()
+            self.on_change()
         member.progress = beat.progress or member.progress
         fresh = beat.causes[member.reported :]
         member.reported += len(fresh)

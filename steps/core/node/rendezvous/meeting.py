@@ -17,7 +17,7 @@ from steps.core import VERSION
 from steps.core.case.case import Case
 from steps.core.errors import CaseError, DeadlineError, Exit, InfraError, UsageError
 from steps.core.node import identify
-from steps.core.node.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.node.noderun import SAY_EVERY, SELDOM, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.leader import Leader, Member
 from steps.core.node.rendezvous.link import Link
@@ -320,6 +320,7 @@ def meet(run: NodeRun) -> None:
         run.until(
             lambda: not missing(),
             lambda: "node " + ", ".join(f"{i} ({nodes[i].address})" for i in missing()),
+            every=SELDOM,
             blame=lambda: (nodes[missing()[0]], "node"),
         )
     elif run.link:
@@ -327,5 +328,6 @@ def meet(run: NodeRun) -> None:
         run.until(
             run.link.joined.is_set,
             lambda: f"the leader at {nodes[LEADER].address}:{run.plan.cluster.control_port}",
+            every=SELDOM,
             blame=lambda: (nodes[LEADER], "node"),
         )
