@@ -226,8 +226,11 @@ def _measure(run: NodeRun, leader: Leader) -> None:
     """The leader's phases from the servers' start to the last benchmark."""
     with run.phase("load"):
         serve.servers(run)
+        late = proxy.late(run.plan)
+        if late:
+            wait.ready(run, proxy=False)
         proxy.run(run)
-        wait.ready(run)
+        wait.ready(run, proxy=True if late else None)
     leader.tell(phase="probe", serving=True)
     with run.phase("probe"):
         wait.completion(run)

@@ -42,15 +42,22 @@ class _Watch:
         return f"{self.node.name} {self.process.name}"
 
 
-def ready(run: NodeRun) -> None:
+def ready(run: NodeRun, proxy: bool | None = None) -> None:
     """Wait until every API server, the pool and the proxy answer their probes.
+
+    Args:
+        proxy: whether it is waited for, or all the others; None: everything.
 
     Raises:
         StepFailed: the budget or the stall limit is used up; names the servers that are missing.
     """
     http.prepare()  # while the servers load
     began = time.monotonic()
-    watches = [_Watch(node, process) for node, process in run.plan.probes()]
+    watches = [
+        _Watch(node, process)
+        for node, process in run.plan.probes()
+        if proxy in (None, process.kind == "proxy")
+    ]
     watches.sort(key=lambda watch: watch.process.kind == "proxy")
     for watch in watches:
         threading.Thread(target=_probe, args=(run, watch, began), daemon=True).start()

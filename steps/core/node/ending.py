@@ -83,14 +83,14 @@ def hear(run: NodeRun, told: threading.Event) -> None:
 
 
 def stop(run: NodeRun) -> None:
-    """Stop everything of this node, the proxy first, the KV pool last."""
+    """Stop everything of this node, the proxy first, the KV pool when all others have ended."""
     run.events.phase = "stop"
     began, started = time.monotonic(), time.time()
     supervisor = run.supervisor
     if run.cause and run.cause.verdict == "hang" and not supervisor.dump_stacks():
         run.events.emit("note", text="py-spy is not installed: no stacks of hanging processes")
-    for kind in ("proxy", "server", "pool"):
-        names = [r.process.name for r in supervisor.running if r.process.kind == kind]
+    for kinds in (("proxy", "server"), ("pool",)):
+        names = [r.process.name for r in supervisor.running if r.process.kind in kinds]
         for name, seconds in supervisor.stop(names, run.hurry).items():
             run.events.emit("stopped", process=name, seconds=seconds)
     strays, alive = supervisor.kill_strays()
