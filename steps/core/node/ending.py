@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from steps.core.node.noderun import NodeRun
-from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.messages import End, Told
 from steps.core.node.rendezvous.pace import ROLL_WAIT
 from steps.core.plan.plan import LEADER
 from steps.core.record.records import Cause
 from steps.core.record.verdict import BLAME_SECONDS, first_cause
+
+if TYPE_CHECKING:
+    from steps.core.node.rendezvous.leader import Leader
 
 TOLD_WAIT = ROLL_WAIT + 3.0
 #: How many of many a line names.

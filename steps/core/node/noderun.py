@@ -18,12 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core import settings
 from steps.core.node import causes
-from steps.core.node.rendezvous.leader import Leader
-from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.messages import Look, State, Told
 from steps.core.node.supervisor import Running, Supervisor
 from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
@@ -38,6 +36,10 @@ from steps.core.system.guard import Guard
 from steps.core.system.tail import Growth
 from steps.core.vllm import access
 from steps.core.vllm.logs import OUR_QUESTIONS
+
+if TYPE_CHECKING:  # a leader's end takes asyncio, which nobody else needs
+    from steps.core.node.rendezvous.leader import Leader
+    from steps.core.node.rendezvous.link import Link
 
 POLL = 0.05
 #: How often a wait looks by itself where whoever brings what it waits for stirs it.

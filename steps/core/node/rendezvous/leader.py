@@ -22,8 +22,8 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN, STATE, Answer, Listener, refusal
-from steps.core.node.rendezvous.messages import Beat, Hello, State, Told
+from steps.core.node.rendezvous.listener import Answer, Listener, refusal
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, STATE, Beat, Hello, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core import VERSION
 from steps.core.case.case import Case
@@ -19,7 +19,6 @@ from steps.core.errors import CaseError, DeadlineError, Exit, InfraError, UsageE
 from steps.core.node import identify
 from steps.core.node.noderun import SAY_EVERY, SELDOM, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous.inbox import Inbox
-from steps.core.node.rendezvous.leader import Leader, Member
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.messages import End, Hello, Look, Told
 from steps.core.node.start import Start
@@ -31,6 +30,9 @@ from steps.core.record.records import Cause
 from steps.core.record.rundir import write_json
 from steps.core.record.verdict import CLASSES
 from steps.core.vllm import installed
+
+if TYPE_CHECKING:
+    from steps.core.node.rendezvous.leader import Leader, Member
 
 #: Grace for telling the others when this node quits before the run starts.
 TELL_SECONDS = 1.0
@@ -208,6 +210,8 @@ class Meeting:
     # The two ends
 
     def _leader(self, address: str, port: int, size: int, hello: Hello) -> Leader:
+        from steps.core.node.rendezvous.leader import Leader  # here: asyncio, for leaders only
+
         ours = identify.comparable(hello)
 
         def refuse(node: int, theirs: Hello) -> str:
