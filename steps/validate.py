@@ -21,13 +21,14 @@ from steps.core import door, settings
 from steps.core.case.build import build_case, cases_in, cases_left, choose
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import Source, enough, load_yaml
+from steps.core.case.source import Source, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
     Problem,
     Severity,
     UsageError,
+    enough,
     errors_of,
     sort_problems,
 )

@@ -14,6 +14,7 @@ throughput is output tokens over the wall time of the whole load.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -61,6 +62,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             box.append(error)
         finally:
             loop.close()
+            run.ended.stir()
 
     thread = threading.Thread(target=work, name="smoke", daemon=True)
     thread.start()
@@ -71,20 +73,20 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         if moved[0] != seen:
             seen = moved[0]
             run.progress()
-        return not thread.is_alive()
+        return bool(box)
 
     try:
         run.until(
             done,
             lambda: f"{entry.name}: {load.finished} of {load.total} requests answered",
-            every=0.02,
             logs=False,
             blame=lambda: (run.me, "proxy" if job.endpoint.kind == "proxy" else "server"),
         )
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(load.cancel)
-            thread.join(2)
+        if not box:
+            with contextlib.suppress(RuntimeError):  # it ends just now
+                loop.call_soon_threadsafe(load.cancel)
+        thread.join(2)
     took = time.monotonic() - load.began
     result = box[0]
     if isinstance(result, BaseException):

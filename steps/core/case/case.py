@@ -13,13 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core.case import gates
 from steps.core.case.content import Content
 from steps.core.case.shellwords import Word
-from steps.core.case.source import Source
 from steps.core.errors import Place
+
+if TYPE_CHECKING:  # a node that has a plan reads no case, and YAML takes its time to load
+    from steps.core.case.source import Source
 
 #: The longest a phase may take: a month.
 MAX_SECONDS = 30 * 86400.0

@@ -18,8 +18,7 @@ from typing import Any
 from steps.core import VERSION
 from steps.core.case import gates
 from steps.core.case.case import Benchmark, Case, CaseNode, KvPool
-from steps.core.case.source import enough
-from steps.core.errors import CaseError, Problem, errors_of, sort_problems
+from steps.core.errors import CaseError, Problem, enough, errors_of, sort_problems
 from steps.core.plan import budgets, direct, drivers, kvpool, proxies
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import (
