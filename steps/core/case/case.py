@@ -104,12 +104,36 @@ class ProxySpec:
 
 
 @dataclass(frozen=True)
+class Find:
+    """The largest load that holds limits.
+
+    Attributes:
+        maximise: what is made large; ``output_throughput`` by way of the batch size.
+        limits: what has to hold.
+        low, high: the range of loads.
+        tolerance: how well the border is to be known, as a share.
+    """
+
+    maximise: str
+    limits: tuple[gates.Gate, ...]
+    low: float
+    high: float
+    tolerance: float = 0.05
+
+    @property
+    def knob(self) -> str:
+        """The field of the benchmark that is varied."""
+        return "request_rate" if self.maximise == "request_rate" else "batch_size"
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark with its gates.
 
     ``sampling`` goes into each request; ``num_prompts`` None means the whole
     data set; ``request_rate`` is in requests/s, 0 without limit; ``rates`` are the
-    acceptance rates by position that a spec_decode benchmark has for a baseline.
+    acceptance rates by position that a spec_decode benchmark has for a baseline; ``sweep`` are
+    the fields that each of its points changes.
     """
 
     name: str
@@ -136,6 +160,13 @@ class Benchmark:
     no_gate_reason: str = ""
     repeat: int = 1
     confirm: int = 2
+    sweep: tuple[Mapping[str, Any], ...] = ()
+    find: Find | None = None
+
+    @property
+    def sized(self) -> bool:
+        """Whether it is measured at several loads."""
+        return bool(self.sweep or self.find)
 
 
 @dataclass(frozen=True)

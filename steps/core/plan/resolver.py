@@ -450,14 +450,21 @@ class _Resolver:
             *(
                 ()
                 if entry.no_gate_reason
-                else gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates)
+                else gates.upstream(
+                    entry.case_type,
+                    entry.baseline,
+                    entry.threshold,
+                    entry.rates,
+                    "capacity" if entry.find else "output_throughput",
+                )
             ),
             *entry.gates,
         )
         skip = driver.skips_gates(entry, rehearsed)
         judged = driver.judges(rehearsed)
         entry, scaled = driver.load(entry, rehearsed)
-        return BenchmarkPlan(entry, driver.name, conditions, skip, judged, scaled)
+        lasts = drivers.SMALL_SECONDS if driver.small(rehearsed) else drivers.SECONDS
+        return BenchmarkPlan(entry, driver.name, conditions, skip, judged, scaled, lasts)
 
     def _drafts(self, plan: Plan) -> None:
         """What is asked of drafted tokens needs engines that draft."""
