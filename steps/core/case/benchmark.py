@@ -7,6 +7,7 @@ Touches nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from steps.core.case import gates
@@ -52,10 +53,7 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         hint = "Upstream judges it, and no fleet passes: write a limit, or remove it."
         problem("MN023", "found 0, which no answer can keep", hint, *path, "tpot_threshold")
     own_gates += _upstream_limits(entry)
-
-    def wrong(message: str, hint: str, *at: Any) -> None:
-        problem("MN019" if "subject_to" in at else "MN023", message, hint, *path, *at)
-
+    wrong = partial(_of_loads, problem, name)
     return Benchmark(
         name=name,
         case_type=entry["case_type"],
@@ -85,6 +83,11 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         sweep=sizing.sweep(entry, wrong),
         find=sizing.find(entry, wrong),
     )
+
+
+def _of_loads(problem: Report, name: str, message: str, hint: str, *at: Any) -> None:
+    rule = "MN019" if "subject_to" in at else "MN023"
+    problem(rule, message, hint, "benchmarks", name, *at)
 
 
 def _sampling(entry: Mapping[str, Any]) -> dict[str, Any]:

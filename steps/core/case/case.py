@@ -169,6 +169,15 @@ class Benchmark:
         return bool(self.sweep or self.find)
 
 
+def conditions(entry: Benchmark) -> tuple[gates.Gate, ...]:
+    """All gates of a benchmark, upstream's baseline rule among them."""
+    if entry.no_gate_reason:
+        return entry.gates
+    judged = "capacity" if entry.find else "output_throughput"
+    usual = gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates, judged)
+    return (*usual, *entry.gates)
+
+
 @dataclass(frozen=True)
 class Case:
     """A whole case. Given the same file it is the same value.
