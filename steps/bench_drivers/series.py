@@ -84,7 +84,7 @@ class Series:
             run.check_end()
             if told_by_engines and measured.metrics:
                 measured = replace(measured, metrics={**measured.metrics, **told_by_engines})
-            measured = goodput.added(measured, entry, place)
+            measured = goodput.added(measured, self._entry, place)
             if drafted is not None:
                 told = acceptance.between(drafted, acceptance.read(run.plan))
                 measured = _with_acceptance(measured, told, self._entry.benchmark.case_type)

@@ -90,7 +90,8 @@ class _Walk:
             return False
         one = replace(found[-1], metrics=_middle(found))
         kept = replace(entry, benchmark=replace(entry.benchmark, find=self._entry.benchmark.find))
-        if rate := changes.get("request_rate"):
+        rate = changes.get("request_rate")
+        if rate and not self._entry.skip_gates:  # elsewhere no rate is the product's
             late = points.sent(_begun(places[-1]), rate)
             self.broken = Measurement(error=late, fault="infra") if late else None
         point = points.judged(kept, changes, one, place.name)
