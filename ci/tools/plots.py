@@ -105,6 +105,24 @@ class Curve:
     unit: str
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A load that was measured."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The loads of one run, and which of them no other beats, in order."""
+
+    name: str
+    dots: tuple[Dot, ...]
+    front: tuple[int, ...]
+
+
 def warm() -> None:
     """Load matplotlib and its fonts, which takes longer than a plot.
 
@@ -266,6 +284,35 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
         axes.set_ylabel(foreign.plot(unit))
         _legend(axes)
         return _svg(figure, title)
+
+
+def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = False) -> str:
+    """Every load of each run, those that no other beats joined; what is last is hollow."""
+    titles: dict[str, str] = {}
+    with _figure(4.7, 3.0) as (figure, axes):
+        for number, (colour, loads) in enumerate(zip("abd", runs, strict=False)):
+            ink = _ink(colour)
+            best = [loads.dots[index] for index in loads.front]
+            name = foreign.plot(f"{loads.name}: front")
+            xs, ys = [dot.x for dot in best], [dot.y for dot in best]
+            style = "--" if number else "-"
+            axes.plot(xs, ys, color=ink, linewidth=1.4, linestyle=style, label=name)
+            for index, dot in enumerate(loads.dots):
+                full = ink if index in loads.front else "none"
+                (mark,) = axes.plot(
+                    [dot.x], [dot.y], marker="o", markersize=5, color=ink, markerfacecolor=full
+                )
+                gid = f"bar-{len(titles)}"
+                mark.set_gid(gid)
+                titles[gid] = dot.title
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _legend(axes, 1)
+        return _svg(figure, title, titles)
 
 
 def trend(
