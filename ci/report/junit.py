@@ -39,7 +39,7 @@ from steps.core.record.records import BenchResult, Cause, Record, fleet_versions
 from steps.core.record.rundir import read_bounded, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS, Verdict
 
-_PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect")]
+_PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect", "request")]
 
 
 def xml(

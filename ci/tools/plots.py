@@ -289,7 +289,7 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
 def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = False) -> str:
     """Every load of each run, those that no other beats joined; what is last is hollow."""
     titles: dict[str, str] = {}
-    with _figure(4.7, 3.0) as (figure, axes):
+    with _figure(4.7, [3.0]) as (figure, (axes,)):
         for number, (colour, loads) in enumerate(zip("abd", runs, strict=False)):
             ink = _ink(colour)
             best = [loads.dots[index] for index in loads.front]

@@ -26,7 +26,7 @@ from ci.backends import hosts, local
 from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
 from steps import bench, prove, proxy, resolve, wait
-from steps.bench_drivers import Job, aisbench, smoke
+from steps.bench_drivers import aisbench
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
@@ -90,7 +90,6 @@ PLACES = {
     "resolve._far": "test_a_plan_for_hosts",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
-    "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
@@ -99,7 +98,6 @@ PLACES = {
     "run._place": "test_only_a_case_of_stand_ins_rehearses_unasked",
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
-    "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "noderun.stage": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
     "summary.headline": "test_what_a_run_says_of_itself",
@@ -422,12 +420,6 @@ def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
     )
     aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
     assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
-
-
-def test_a_real_request_may_take_its_time(run):
-    job = Job(run.plan.benchmarks[0], run.plan.endpoint, Path())
-    assert smoke._Load(job, run.plan.rehearsed, [0])._limit == smoke.REQUEST_SECONDS
-    assert smoke.REQUEST_SECONDS > smoke.REQUEST_SECONDS_REHEARSED
 
 
 def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):

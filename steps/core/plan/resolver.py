@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steps.core import VERSION
-from steps.core.case import gates
 from steps.core.case.case import Benchmark, Case, CaseNode, KvPool, conditions
 from steps.core.errors import CaseError, Problem, enough, errors_of, sort_problems
 from steps.core.plan import budgets, direct, drivers, kvpool, proxies

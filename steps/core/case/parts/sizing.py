@@ -12,7 +12,7 @@ from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.case import Find
-from steps.core.case.source import cut
+from steps.core.errors import cut
 
 #: Takes a message, a hint and the words of a YAML path below the benchmark.
 Wrong = Callable[..., None]
