@@ -63,7 +63,6 @@ WAYS = (
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--on", choices=tuple(BACKENDS), help="where to run it")
-    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--hosts", default="", help="with --on hosts: addresses, or a hosts file")
     parser.add_argument("--run-dir", help="default: runs/<run id>")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="add the run's JUnit to FILE")
