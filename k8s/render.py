@@ -170,7 +170,6 @@ _Dumper.add_representer(str, _text)
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
-    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--namespace", default="", help="default: the profile's, the kubeconfig's")
     parser.add_argument("--output", default="", help="write here; default: standard output")
     wishes.add_shape_arguments(parser)

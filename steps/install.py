@@ -18,11 +18,6 @@ from steps.core.record.records import Check
 from steps.core.record.rundir import appending
 
 
-def needed(plan: Plan, node: NodePlan) -> bool:
-    """Whether a node has anything to install; a rehearsal has not."""
-    return not plan.rehearsed and bool(node.packages or plan.cluster.installs)
-
-
 def left_out(plan: Plan, node: NodePlan) -> list[Check]:
     """What a rehearsal does not install, and says so."""
     found = []
@@ -70,7 +65,7 @@ def _packages(run: NodeRun) -> None:
 def parts(run_: alone.StepRun) -> list[alone.Part]:
     """Nothing for a node without packages; a rehearsal only says that it installs none."""
     run_.checks += left_out(run_.plan, run_.me)
-    return [("install", run)] if needed(run_.plan, run_.me) else []
+    return [("install", run)] if run_.plan.installs(run_.me) else []
 
 
 main = alone.step("install", __doc__, parts, starts=True, everywhere=True)

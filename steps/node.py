@@ -205,7 +205,7 @@ def lead(run: NodeRun, leader: Leader) -> None:
     with run.phase("preflight"):
         preflight.run(run)
         _barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
-    installing = [n.index for n in run.plan.nodes if install.needed(run.plan, n)]
+    installing = [n.index for n in run.plan.nodes if run.plan.installs(n)]
     if installing:
         with run.phase("install"):
             if run.me.index in installing:
@@ -253,7 +253,7 @@ def follow(run: NodeRun, told: threading.Event) -> None:
     """A worker's phases; it holds until it is told of the end."""
     with run.phase("preflight"):
         preflight.run(run)
-    if install.needed(run.plan, run.me):
+    if run.plan.installs(run.me):
         with run.phase("install"):
             install.run(run)
     run.until(lambda: run.state.go, lambda: "the leader's word to start", every=SELDOM)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from steps.core.case.values import decode, plain
-from steps.core.errors import UsageError
+from steps.core.errors import CaseError, UsageError
 from steps.core.plan import products
 from steps.core.plan.products import KNOWN, Product
+from steps.core.plan.profile import load_profile
 
 SHA = "0123456789" * 4
 
@@ -86,3 +91,38 @@ def test_a_build_is_known_by_its_native_files() -> None:
                  "requirements-dev.txt@1", "pyproject.toml@1"):  # fmt: skip
         assert base != key("csrc/a.py@1", "x.py@1", "setup.py@1", name), name
     assert base != key("csrc/a.py@1", "x.py@1", "setup.py@1", env={"A": "1"})
+
+
+@pytest.mark.parametrize("word", ["mine=/x@main", "vllm=pip:1.0", "vllm=wheel:/w/vllm-1.whl",
+                                  "vllm-ascend=dir:/x", "vllm=image"])  # fmt: skip
+def test_a_product_is_kept_as_a_profile_has_it(word: str, tmp_path: Path) -> None:
+    more = {"env": {"A": "1"}, "paths": {"PATH": ("bin",)}, "seconds": 90.0, "options": ("-v",)}
+    asked = replace(products.read(word), **more)  # type: ignore[arg-type]
+    asked = replace(asked, commit=SHA) if asked.source == "git" else asked
+    file = tmp_path / "products.yaml"
+    entries = {asked.name: products.entry(asked)}
+    file.write_text(json.dumps({"image": "none", "products": entries}))
+    known, listed = load_profile(file).known_products()
+    [found] = products.wanted([], known, listed=listed)
+    assert found == replace(asked, ref=SHA if asked.source == "git" else asked.ref)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{mine: {ref: main}}", "nothing says where mine comes from"),
+        ("{vllm: {ref: --x}}", "no reference of git"),
+        ("{vllm: {ref: main, timeout: soon}}", "found 'soon', expected seconds"),
+        ("{vllm: {install: maybe}}", "maybe"),
+        ("{vllm: {reff: main}}", "reff"),
+        ("{vllm: {paths: {PATH: [/bin]}}}", "/bin"),
+        ("{vllm: {paths: {PATH: [../bin]}}}", "../bin"),
+        ("[vllm]", "products"),
+    ],
+)
+def test_a_wrong_profile_is_refused_where_it_is_wrong(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(f"image: x\nproducts: {text}\n")
+    with pytest.raises(CaseError) as refused:
+        load_profile(file)
+    assert said in str(refused.value.problems[0]) and refused.value.problems[0].place.line == 2

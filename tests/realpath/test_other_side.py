@@ -47,11 +47,12 @@ from tests.realpath import fleet
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
     "times.compare": "test_checks.py::test_a_check_fails",
-    "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
+    "carry.carry": "test_over_ssh.py::test_a_commit_of_a_repository_here_travels",
+    "init.Crew.__init__": "test_over_ssh.py::test_a_commit_of_a_repository_here_travels",
     "cluster.Cluster.installs": "test_products.py::test_two_nodes_run_the_commit",
     "cluster.Cluster.skipped": "test_products.py::test_two_nodes_run_the_commit",
-    "install.needed": "test_local.py::test_a_worker_s_install_that_fails",
+    "plan.Plan.installs": "test_local.py::test_a_worker_s_install_that_fails",
     "install.left_out": "test_products.py::test_two_nodes_run_the_commit",
     "sizing.beside": "test_fronts.py::test_only_a_run_of_the_same_kind_is_laid_beside",
     "budgets.of": "test_the_case_s_own_budgets_count",

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ci import replay
+from steps.core.plan.profile import load_profile
+from steps.core.record.rundir import RunDir
 from tests.realpath.fleet import HERE, case, cause, checks, local
 
 SCRIPT = f"""#!/usr/bin/env -S {sys.executable} -SE
@@ -71,6 +74,9 @@ def test_two_nodes_run_the_commit_that_was_asked_for(tmp_path):
     assert plan["cluster"]["products"][0]["commit"] == commits[1]
     assert commits[1] in (found.path / "junit.xml").read_text()
     assert commits[1][:12] in (found.path / "summary.md").read_text()
+    [_, kept] = replay.tested(RunDir(found.path), replay.load(RunDir(found.path)))
+    known, _ = load_profile(Path(kept)).known_products()
+    assert known["engine"].commit == commits[1] and known["engine"].paths == {"PATH": ("bin",)}
     assert git(place, "status", "--porcelain") == "" and git(place, "branch") == "* main"
 
 

@@ -85,6 +85,10 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
     )
     shape.add_argument(
+        "--profile", default="", metavar="NAME", help="cluster profile in configs/clusters/; only "
+        "its products count where nodes are no pods",
+    )  # fmt: skip
+    shape.add_argument(
         "--product", action="append", default=[], metavar="NAME=REF",
         help="test this state of a product: a branch, tag, commit, pr/N, URL@REF, pip:VERSION, "
         "wheel:PATH, dir:PATH",

@@ -230,6 +230,10 @@ class Plan:
         """Whether stand-ins play the engines."""
         return self.cluster.rehearsal is not None
 
+    def installs(self, node: NodePlan) -> bool:
+        """Whether a node has anything to install; in a rehearsal none has."""
+        return not self.rehearsed and bool(node.packages or self.cluster.installs)
+
     def fingerprint(self) -> str:
         """A digest of everything but the run id: equal plans have equal fingerprints."""
         text = dumps(to_dict(replace(self, run="")), sort_keys=True)

@@ -21,6 +21,8 @@ from steps.core.case.case import seconds
 from steps.core.errors import UsageError
 
 SECONDS = 3600.0
+#: The profile in a run directory that has just the products of the run.
+KEPT = "products"
 GRAMMAR = (
     "Write NAME=REF, where REF is a branch, tag or commit, URL@REF, pr/123, pip:VERSION, "
     "wheel:PATH, dir:PATH or image; docs/products.md."
@@ -292,3 +294,12 @@ def of_profile(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Product]:
             product = of_ref(product, str(entry["ref"]), f"products.{name}.ref")
         found[name] = product
     return found
+
+
+def entry(product: Product) -> dict[str, Any]:
+    """The product as an entry of ``products:`` that means just this state of it."""
+    ref = f"{product.repository}@{product.commit}" if product.source == "git" else product.word
+    kept = {name: getattr(product, name) for name in ("install", "native", "checkout", "module",
+            "package", "options", "env", "paths")}  # fmt: skip
+    plain = {name: value for name, value in kept.items() if value or name == "module"}
+    return {"ref": ref, **plain, "timeout": f"{product.seconds:.15g}"}
