@@ -76,6 +76,7 @@ def xml(
         properties |= {"case_file": plan.case_file, "nodes": str(len(plan.nodes))}
         properties |= {"npu_minutes": f"{npu_minutes:.2f}", "rehearsed": str(plan.rehearsed)}
         properties["soc"] = "" if plan.rehearsed else plan.cluster.name
+        properties |= {f"product.{p.name}": str(p) for p in plan.cluster.products}
         for package, version in sorted(fleet_versions(records or {}).items()):
             properties[f"version.{package}"] = version
     if known_issue:

@@ -14,7 +14,7 @@ from typing import Any
 
 from steps.core.case import benchmark, check, content, fields, shellwords
 from steps.core.case.case import Case, CaseNode, Ranks, Split, seconds
-from steps.core.case.parts import pool, proxy, single
+from steps.core.case.parts import pool, proxy, single, variants
 from steps.core.case.shellwords import Word
 from steps.core.case.source import Source, enough, load_yaml
 from steps.core.errors import CaseError, Place, Problem, UsageError, errors_of
@@ -209,6 +209,7 @@ class _Builder:
             inherit=tuple(data.get("inherit") or ()),
             source=self.source,
             only=self.source.only,
+            variants=variants.build(data, self._problem),
         )
 
     def _name(self) -> str:

@@ -139,6 +139,31 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Against:
+    """A gate between two variants: at least, where less is better at most, a share of another's."""
+
+    metric: str
+    share: float
+    of: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The case with something changed.
+
+    Attributes:
+        settings: ``env_common.OMP_NUM_THREADS=8``, ``deployment.0.server_cmd+= --enforce-eager``.
+        products: ``NAME=REF`` each; ``image``: of every node.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    image: str = ""
+    gates: tuple[Against, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
     """A whole case. Given the same file it is the same value.
 
@@ -169,6 +194,7 @@ class Case:
     inherit: tuple[str, ...]
     source: Source = field(repr=False, compare=False)
     only: str = ""
+    variants: tuple[Variant, ...] = ()
 
     def place(self, *path: Any) -> Place:
         """Where the value at a YAML path stands in the file."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from steps.core import settings
 from steps.core.node import causes
+from steps.core.node.products import placed
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.messages import Look, State, Told
@@ -139,6 +140,7 @@ class NodeRun:
             nice,
             plan.hosts(),
         )
+        self.supervisor.prefer(placed.paths(run_dir, index))
 
     @property
     def is_leader(self) -> bool:

@@ -91,15 +91,16 @@ class Product:
         return self.source != "image"
 
     def __str__(self) -> str:
-        at = f" ({self.commit[:12]})" if self.commit and self.commit != self.ref else ""
+        known = self.path or self.commit == self.ref
+        at = f" ({self.commit[:12]})" if self.commit and not known else ""
         return f"{self.name}={self.word}{at}"
 
     @property
     def word(self) -> str:
         """REF as it is written in the grammar."""
-        if self.source in ("pip", "wheel", "dir"):
+        if self.source in ("pip", "wheel"):
             return f"{self.source}:{self.path or self.ref}"
-        return self.ref or "image"
+        return f"dir:{self.path}" if self.path else self.ref or "image"
 
 
 #: What needs no profile, in the order in which it is installed: the engine before its plugin.

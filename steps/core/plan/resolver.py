@@ -152,6 +152,7 @@ class _Resolver:
             self.notes.append("rehearsal: stand-ins play the engines; baselines are not judged")
             if case.special_dependencies:
                 self.notes.append("special_dependencies are not installed in a rehearsal: skipped")
+            self.notes += cluster.skipped
         plan = Plan(
             run=self.options.run,
             case_name=case.name,

@@ -220,6 +220,9 @@ def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
         f"## Fleet: {plan.cluster.name}, engine {foreign.markdown(plan.engine or 'vllm')}",
         table(heads, rows),
     ]
+    if plan.cluster.products:
+        asked = ", ".join(map(str, plan.cluster.products))
+        lines.append(f"Asked to test: {foreign.markdown(asked)}")
     versions = {r.node: dict(r.versions) for r in found.values() if r and r.versions}
     if not versions:
         return lines
