@@ -163,7 +163,8 @@ def _metric_lines(results: Sequence[Result], name: str, metric: str) -> list[str
     left_out = len(_measured(results, name, metric)) - len(points)
     if left_out:
         lines.append(
-            f"  {left_out} runs on another cluster, of another product or driver are left out"
+            f"  {left_out} runs on another cluster or by another driver, or told to test "
+            "something else, are left out"
         )
     changes = stats.change_points(values)
     for start, index, end in zip([0, *changes], changes, [*changes[1:], len(values)], strict=False):

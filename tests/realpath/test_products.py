@@ -24,15 +24,20 @@ def git(repository: Path, *words: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def repository(tmp: Path, *states: str) -> tuple[Path, list[str]]:
-    """A product whose engine says which state it is; its commits, one a state."""
+def repository(tmp: Path, *states: str, engine: str = "") -> tuple[Path, list[str]]:
+    """A product whose engine says which state it is; its commits, one a state.
+
+    Args:
+        engine: where the tests' engine is on the nodes.
+    """
     place = tmp / "repository"
     (place / "bin").mkdir(parents=True)
     git(place, "init", "--quiet", "-b", "main")
     commits = []
     for state in states:
         program = place / "bin" / "vllm"
-        program.write_text(SCRIPT.replace("WHICH", state))
+        text = SCRIPT.replace("WHICH", state)
+        program.write_text(text.replace(str(HERE.parents[1]), engine) if engine else text)
         program.chmod(0o755)
         git(place, "add", "--all")
         git(place, "commit", "--quiet", "--allow-empty", "-m", state)
