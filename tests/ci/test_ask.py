@@ -102,8 +102,9 @@ def test_a_comparison_is_another_session(job: Job, capsys: pytest.CaptureFixture
     assert job.asks("/nightly deepseek-v3 --compare main", *PRODUCT) == 0
     out = told(capsys.readouterr().out)
     assert out["session"] == "compare"
-    assert f"@main --b vllm-ascend=https://github.com/{REPO}@{SHA}" in out["words"]
-    assert "against `main`" in job.replies[0]
+    url = f"vllm-ascend=https://github.com/{REPO}"
+    assert out["words"] == f"--a {url}@{'d' * 40} --b {url}@{SHA}"
+    assert f"against `{'d' * 40}`" in job.replies[0]
 
 
 @pytest.mark.parametrize("login", ["bob", "stranger"])
@@ -144,6 +145,7 @@ def test_another_event_is_no_comment(job: Job, content: Any) -> None:
         ("/nightly", {}, "no case is named"),
         ("/nightly deepseek-v3 --product vllm=pr/x", {}, "expected pr/NUMBER"),
         ("/nightly deepseek-v3 --product other=main", {}, "nothing says where other comes from"),
+        ("/nightly deepseek-v3 --compare gone", {}, "has no gone"),
         ("/nightly deepseek-v3", {"state": "closed"}, "is closed"),
         (f"/nightly deepseek-v3 {OTHER}", {}, f"is {SHA} now, not {OTHER}"),
         ("/nightly deepseek-v3", {"head": {"sha": SHA, "repo": None}}, "the fork is gone"),

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ci.compare import axis, bisect
+from ci.compare.commits import Commit
 from ci.nightly import hunt
 from ci.nightly.history import DirectoryStore, Result
 from ci.nightly.hunt import DAY, Decision, Limits
@@ -74,6 +76,7 @@ def test_what_no_commit_explains_is_not_searched(verdict: str) -> None:
         ([night(1, "crash")], {}, "no run of it has passed"),
         ([night(1, cluster="a2")], {}, "no run of it has passed"),
         ([night(1, rehearsed=True)], {}, "no run of it has passed"),
+        ([night(1, asked={"vllm-ascend": "pr/5"})], {}, "no run of it has passed"),
         ([night(-0.1)], {}, "is 3.1 days old, at most 3"),
         ([night(2, case_sha256="x")], {}, "the case has changed"),
         ([night(1), night(2, "performance", NEW)], {}, "is performance since run-2 of "),
@@ -109,6 +112,16 @@ def test_nights_of_another_failure_between_do_not_hinder() -> None:
 def test_noise_between_good_and_bad_takes_the_newest_good() -> None:
     found = decided(BAD, night(1), night(1.5, "performance"), night(2, commit="e" * 40))
     assert found.ends == {"vllm-ascend": ("e" * 40, NEW)}
+
+
+def test_the_words_are_those_of_the_search() -> None:
+    found = bisect.main.parser().parse_known_args(["CASE", *hunt.words(decided(), LIMITS)])
+    assert found[0].repository == ["vllm-ascend=products/vllm-ascend"]
+    assert (found[0].good, found[0].bad) == ([f"vllm-ascend={OLD}"], [f"vllm-ascend={NEW}"])
+    assert found[0].budget == 2000
+    assert found[1] == ["--product", "vllm-ascend={vllm-ascend}"]
+    state = {"vllm-ascend": Commit(NEW, "x")}
+    assert axis.filled(found[1][1], state, {}) == f"vllm-ascend={NEW}"
 
 
 # On a run directory
