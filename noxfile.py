@@ -107,6 +107,14 @@ def hunt(session: nox.Session) -> None:
 
 
 @nox.session
+def size(session: nox.Session) -> None:
+    """Find the largest load that holds limits: CASE --slo 'tpot_p99_ms<=50' [--rehearse | --on]."""
+    where = [*session.posargs, *unsaid(session.posargs)]
+    install(session, "node", "runner", "report", *backend_extras(where))
+    run_module(session, "ci.size")
+
+
+@nox.session
 def doctor(session: nox.Session) -> None:
     """Say what this machine lacks for each backend: [--for BACKEND]."""
     every = [] if "--for" in session.posargs else ["k8s"]

@@ -54,5 +54,5 @@ def make(
         InfraError: a package the node side needs is not installed here.
     """
     rooms = bundle.ROOMS if rehearsal else ("steps",)
-    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms), *more], level=9)
+    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms), *more], level=6)
     return Bundle(tuple(data[i : i + part_bytes] for i in range(0, len(data), part_bytes)))

@@ -72,8 +72,12 @@ def order(
     namespace: str,
     *,
     output: str,
+    packed: bundle.Bundle | None = None,
 ) -> Order:
     """What a command line means on Kubernetes.
+
+    Args:
+        packed: the harness, where it is packed already.
 
     Raises:
         CaseError, UsageError: the case cannot be resolved, or asks for more than a node has.
@@ -93,7 +97,7 @@ def order(
         names=Names.of(case, run, namespace),
         run=run,
         token=secrets.token_hex(16),
-        bundle=bundle.make(rehearsed, more=files),
+        bundle=packed if packed and not files else bundle.make(rehearsed, more=files),
         expires=time.time() + profile.keep_for,
         output=output,
         arguments=_node_arguments(asked, case, profile),

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steps import bench_drivers
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
 from steps.core.node.products import identity
@@ -47,7 +46,7 @@ def run(run: NodeRun) -> None:
         *tls(run),
         *devices(run),
         *disk(run),
-        *bench_drivers.problems(run),
+        *drivers(run),
     ]
     run.versions.update(identity.versions(run))
     if problems:
@@ -61,6 +60,14 @@ def run(run: NodeRun) -> None:
             )
         )
     run.checks.append(Check("preflight", "pass", f"node {run.me.index}"))
+
+
+def drivers(run: NodeRun) -> Iterator[str]:
+    """What keeps the plan's benchmarks from being measured, on the node that does it."""
+    if run.is_leader:
+        from steps import bench_drivers  # here: workers need none of it
+
+        yield from bench_drivers.problems(run)
 
 
 def addresses(run: NodeRun) -> Iterator[str]:

@@ -226,6 +226,9 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
         interrupt(1)
     after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds
     leader_end = 0.0
+    changed = threading.Event()
+    for member in members:
+        threading.Thread(target=_await, args=(member, changed), daemon=True).start()
     while any(member.ended == 0.0 for member in members):
         for member in members:
             if member.ended or member.popen.poll() is None:
@@ -245,7 +248,8 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
                 _tell(members, member, cause)
         if leader_end:
             _hasten(members, time.monotonic() - leader_end, after)
-        _pause(members)
+        changed.wait(0.1 if leader_end else 0.5)
+        changed.clear()
     return tuple(observed)
 
 
@@ -274,13 +278,10 @@ def _hasten(members: list[Member], seconds: float, after: float) -> None:
                     member.popen.send_signal(number)
 
 
-def _pause(members: list[Member]) -> None:
-    """Wait a moment, but no longer than until the next program ends."""
-    for member in members:
-        if not member.ended:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                member.popen.wait(0.05)
-            return
+def _await(member: Member, changed: threading.Event) -> None:
+    """Tell of a node program's end at once."""
+    member.popen.wait()
+    changed.set()
 
 
 def _death(member: Member, began: float) -> Cause:
@@ -332,11 +333,8 @@ def _kill(member: Member) -> None:
 def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: list[int]) -> None:
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
-    def marks() -> list[int]:
-        names = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
-        return [pid for name in names for pid in guard.marked(name)]
-
-    killed, left = orphans.end(programs, marks, GUARD_SECONDS)
+    marks = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
+    killed, left = orphans.end(programs, lambda: guard.marked(*marks), GUARD_SECONDS)
     scratch.prune_all()
     if killed:
         names = ", ".join(map(str, killed[:10]))

@@ -34,13 +34,14 @@ def run_tool(
     what: Callable[[], str],
     blame: Callable[[], tuple[NodePlan, str]] | None = None,
     progress: Callable[[], object] | None = None,
+    tell: Callable[[], None] | None = None,
 ) -> ExitStatus:
     """Run a program to its end.
 
     Args:
         name: in the process table, and of its log.
         place: its working directory, and where its log is.
-        what, blame: as :meth:`NodeRun.until` takes them.
+        what, blame, tell: as :meth:`NodeRun.until` takes them.
         progress: asked when the log has grown; another value than before is progress.
             Without it any growth is.
 
@@ -73,7 +74,7 @@ def run_tool(
         return running.ended.is_set()
 
     try:
-        run.until(ended, what, blame=blame)
+        run.until(ended, what, blame=blame, tell=tell)
     finally:
         _end(run, running, marker)
     assert running.exit is not None
@@ -83,6 +84,6 @@ def run_tool(
 def _end(run: NodeRun, running: Running, marker: str) -> None:
     """KILL its group, and what of it has left the group."""
     run.supervisor.stop([running.process.name], lambda: 0.0)
-    for pid in marked(marker, MARKER):
+    for pid in marked(marker, name=MARKER):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -20,6 +20,7 @@ from pathlib import Path
 from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, package, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.aisbench.pace import Pace
 from steps.bench_drivers.aisbench.package import Packaged
 from steps.bench_drivers.client_program import run_tool
 from steps.core import settings
@@ -96,6 +97,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     asked = min(filter(None, (benchmark.num_prompts, read.size)), default=0)
     program = AIS_BENCH.of(run.plan.cluster)
     log = place / f"{PROCESS}.log"
+    pace = Pace(run, benchmark, asked, log)
     try:
         status = run_tool(
             run,
@@ -106,6 +108,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
             blame=lambda: _blame(run, job),
             progress=lambda: _RATES.sub("", evidence.last_line(log)),
+            tell=pace.tell,
         )
     except OSError as error:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")

@@ -19,7 +19,7 @@ from steps.core.case.asked import count as _count
 from steps.core.case.asked import field as _field
 from steps.core.case.source import DataPath, Source
 
-#: The phases of a run that have a budget, in their order.
+#: The phases of a run that have a budget, in their order, and after them what else has one.
 PHASES = (
     "join",
     "preflight",
@@ -32,6 +32,7 @@ PHASES = (
     "proof",
     "stop",
     "collect",
+    "request",
 )
 DURATION = r"^\d+(\.\d+)?\s*(s|m|h)?$"
 
@@ -103,7 +104,8 @@ _COMMON: Field = {
     ),
     "timeouts": _field(
         "dict",
-        "Budget of each phase: seconds, or text such as `45m`.",
+        "Budget of each phase: seconds, or text such as `45m`. `request`: how long one request of "
+        "a benchmark may be silent while others are answered.",
         ours=True,
         keysrules={"type": "string", "allowed": list(PHASES)},
         valuesrules={"type": ["number", "string"], "regex": DURATION, "min_value": 0.001},
@@ -347,7 +349,7 @@ SINGLE: Field = {
         key: _COMMON[key]
         for key in ("inherit", "special_dependencies", "timeouts", "engine", "rehearse")
     },
-    **{key: _COMMON[key] for key in ("proof", "variants", "lint")},
+    **{key: _COMMON[key] for key in ("cluster_hosts", "proof", "variants", "lint")},
     "benchmarks": {**_COMMON["benchmarks"], "required": False},
     "kv_pool": _KV_POOL,
     **checks("prompts", nullable=True),

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
 from steps.core.node.products import pin
@@ -272,6 +271,8 @@ def plan_of(asked: Wishes) -> tuple[Plan, Path]:
         UsageError, CaseError, InfraError: there is none.
     """
     if asked.case:
+        from steps.core.case.build import load_case  # here: a node that has a plan reads no case
+
         case = load_case(find_case(asked.case), only=asked.only)
         run = new_run_id()
         asked = asked.with_products()

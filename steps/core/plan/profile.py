@@ -22,8 +22,8 @@ from steps.core.case.asked import Field
 from steps.core.case.case import seconds
 from steps.core.case.check import check_form
 from steps.core.case.fields import DURATION
-from steps.core.case.source import Source, enough, load_yaml
-from steps.core.errors import CaseError, Problem, UsageError, errors_of
+from steps.core.case.source import Source, load_yaml
+from steps.core.errors import CaseError, Problem, UsageError, enough, errors_of
 from steps.core.plan import clusters, products
 from steps.core.plan.products import Product
 from steps.core.redaction import here

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import json
 import os
 import platform
@@ -124,6 +123,8 @@ def facts(
 
 def packages(names: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that matter, of this interpreter."""
+    import importlib.metadata  # here: a rehearsal asks for none
+
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -15,8 +15,7 @@ import yaml
 
 from steps.core.case.case import Against, Variant
 from steps.core.case.gates import METRICS
-from steps.core.case.source import cut
-from steps.core.errors import UsageError
+from steps.core.errors import UsageError, cut
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]
