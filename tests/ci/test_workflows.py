@@ -346,17 +346,19 @@ def test_the_kubeconfig_is_readable_by_the_owner_only(tmp_path: Path) -> None:
 
 def test_the_run_shows_its_log_and_keeps_its_exit_code(tmp_path: Path) -> None:
     script = step("_multinode.yaml", "run", "Run")
-    stubs = {"nox": f"{ARGS}; echo working; exit 4"}
+    stubs = {"nox": f"{ARGS}; echo working $GITHUB_STEP_SUMMARY; exit 4"}
     env = {"CASE": "a b.yaml", "PROFILE": "a3", "SESSION": "multinode"}
+    env["GITHUB_STEP_SUMMARY"] = "/the/summary"
     code, output = finish(shell(script, tmp_path, stubs, WORDS="", **env))
     assert code == 4
     assert "-s multinode --no-install -- a b.yaml --on k8s --profile a3 --run-dir run" in output
+    assert "working /the/summary" in output
     env["SESSION"] = "compare"
     code, output = finish(
         shell(script, tmp_path, stubs, WORDS='--b x=y@z $(touch pwned) * "', **env)
     )
     wanted = '-s compare --no-install -- a b.yaml --b x=y@z $(touch pwned) * " --on k8s'
-    assert f"{wanted} --profile a3 --dir run" in output
+    assert f"{wanted} --profile a3 --dir run" in output and "/the/summary" not in output
     assert not (tmp_path / "pwned").exists()
     assert "working" in output
 
@@ -370,9 +372,9 @@ def test_a_cancelled_job_lets_the_run_collect_its_files(tmp_path: Path) -> None:
     run = shell(
         step("_multinode.yaml", "run", "Run"), tmp_path, {"nox": nox}, CASE="c", PROFILE="p"
     )
-    log = tmp_path / "run.log"
-    deadline = time.monotonic() + 30
-    while "started" not in (log.read_text() if log.exists() else ""):
+    known = [(tmp_path / "run.log", "started"), (tmp_path / "run.pid", "\n")]
+    deadline = time.monotonic() + 60
+    while any(text not in (file.read_text() if file.exists() else "") for file, text in known):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     run.kill()
