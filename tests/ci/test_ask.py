@@ -320,6 +320,14 @@ def test_a_known_issue_is_named(tmp_path: Path) -> None:
     assert "(known: https://x/1)" in reply.told({"name": "one", "soc": ""}, tmp_path, {}, {}).why
 
 
+def test_foreign_words_call_nobody() -> None:
+    """A mention in a cause or a subject would tell people, and link to another's request."""
+    rows = [Row("one", "a3", "crash", "@everyone see #12, a@b c#d", (), "fix (#99) by @eve\n")]
+    text = reply.text("", rows, "https://u")
+    assert "@everyone" not in text and "#12" not in text and "#99" not in text
+    assert "@<!-- -->everyone see #<!-- -->12, a@b c#d" in text and text.startswith("### ")
+
+
 def test_a_long_reply_fits() -> None:
     rows = [
         Row(f"n{number}", "a3", "crash", "w" * 5000, (("job", "https://u"),))
