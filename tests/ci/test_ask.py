@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from ci.nightly import ask, matrix, reply, tell
+from ci.nightly import ask, jobs, matrix, reply, tell
 from ci.nightly.reply import Row
 from tests.ci.github import REPO, SHA, GitHub, comment_of, pull
 from tests.core.cases import ROOT
@@ -76,6 +77,8 @@ def test_a_comment_on_a_product_starts_its_head(
 ) -> None:
     assert job.asks("/nightly deepseek-v3 --product vllm=v0.19.0\r\nthanks", *PRODUCT) == 0
     out = told(capsys.readouterr().out)
+    workflow = yaml.safe_load((ROOT / jobs.FOLDER / "command.yaml").read_text(encoding="utf-8"))
+    assert set(workflow["jobs"]["ask"]["outputs"]) <= set(out)
     assert out["session"] == "multinode" and out["soc-a3-count"] == "1"
     assert [one["name"] for one in json.loads(out["soc-a3"])["include"]] == ["deepseek-v3"]
     url = f"vllm-ascend=https://github.com/{REPO}@{SHA}"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ci.nightly import jobs, matrix
+from ci.nightly import hunt, jobs, matrix, reply
 from steps.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -286,6 +286,21 @@ def test_only_two_jobs_of_a_comment_may_write_and_they_run_nothing_of_the_reques
         held = next(at for at, entry in enumerate(steps) if "GITHUB_TOKEN" in entry.get("env", {}))
         assert any("--install-only" in entry.get("run", "") for entry in steps[:held])
         assert "--no-install" in steps[held]["run"]
+
+
+def test_what_jobs_leave_is_what_the_reply_reads() -> None:
+    steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
+    [left] = [one for one in steps if one.get("name") == "Keep what the reply needs"]
+    choice = "inputs.session == 'bisect' && 'found' || 'said'"
+    assert left["with"]["name"] == f"_${{{{ {choice} }}}}-${{{{ inputs.name }}}}"
+    assert (reply.SAID, reply.FOUND) == ("_said-", "_found-")
+    files = {Path(line).name for line in left["with"]["path"].split()}
+    assert files == {"verdict.json", "compare.json", "comment.md", hunt.TEXT}
+    for workflow, job in (("nightly.yaml", "tell"), ("command.yaml", "answer")):
+        fetched = [one["with"] for one in load(workflow)["jobs"][job]["steps"] if "with" in one]
+        patterns = [one["pattern"] for one in fetched if "pattern" in one]
+        assert patterns == ["_said-*", "_found-*"][: len(patterns)] and patterns
+        assert not re.match(matrix.NAME, "_said-x")  # no entry's own files are taken for it
 
 
 def test_a_search_is_off_unless_a_variable_says_how_much() -> None:
