@@ -18,7 +18,7 @@ from steps.core.record.rundir import RunDir, read_bounded, read_json
 #: The directory of an entry's verdict, and that of what a search for its commit found.
 SAID, FOUND = "_said-", "_found-"
 #: Rows of a text; GitHub takes 65,536 signs.
-MOST_ROWS, _LONGEST, _FOUND_BYTES = 100, 200, 8000
+MOST_ROWS, _LONGEST, _MOST_FOUND = 100, 200, 8000
 #: What GitHub makes a mention of, and would tell somebody of.
 _MENTION = re.compile(r"(?<!\w)([@#])(?=\w)")
 _MARKS = {"pass": "✅", "no_worse": "✅", "running": "⏳", "cancelled": "⚪"}
@@ -102,7 +102,7 @@ def _compared(place: Path) -> tuple[str, str] | None:
 
 def _text(path: Path) -> str:
     try:
-        return read_bounded(path, _FOUND_BYTES).decode("utf-8", "replace").strip()
+        return read_bounded(path, 1 << 20).decode("utf-8", "replace").strip()[:_MOST_FOUND]
     except OSError as error:
         return f"its answer cannot be read: {error.strerror or error}"
 
