@@ -17,7 +17,8 @@ from steps.core.record.rundir import RunDir, read_bounded, read_json
 
 #: The directory of an entry's verdict, and that of what a search for its commit found.
 SAID, FOUND = "_said-", "_found-"
-#: Rows of a text; GitHub takes 65,536 signs.
+#: GitHub takes 65,536 signs.
+MOST = 60_000
 MOST_ROWS, _LONGEST, _MOST_FOUND = 100, 200, 8000
 #: What GitHub makes a mention of, and would tell somebody of.
 _MENTION = re.compile(r"(?<!\w)([@#])(?=\w)")
@@ -119,7 +120,7 @@ def text(about: str, rows: Sequence[Row], url: str) -> str:
         about: what was asked and is tested, Markdown of ours.
         url: the workflow's run.
     """
-    return "\n".join(_lines(about, rows, url)) + "\n"
+    return "\n".join(_lines(about, rows, url))[:MOST] + "\n"
 
 
 def _lines(about: str, rows: Sequence[Row], url: str) -> Iterator[str]:

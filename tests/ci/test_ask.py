@@ -338,3 +338,5 @@ def test_a_long_reply_fits() -> None:
     ]
     text = reply.text("about", rows, "https://u")
     assert len(text) < 60_000 and "150 more are in the run" in text
+    rows = [Row(f"n{number}", "a3", "crash", found="w" * 8000) for number in range(20)]
+    assert 50_000 < len(reply.text("about", rows, "https://u")) < 65_000
