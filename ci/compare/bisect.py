@@ -194,6 +194,8 @@ class Walk:
                 continue
             one = self._start(step.commit)
             unfit = 0 if one else unfit + 1
+            if one and trial.uninstalled(one) and 0 < step.commit < len(self._commits) - 1:
+                self._out.add(step.commit)
             self._seen += [one] if one else []
             self._keep(None)
             if unfit >= trial.UNFIT:
@@ -215,12 +217,13 @@ class Walk:
         directory = self._home / f"{count + 1:02d}-{self._commits[index].short}"
         if axis.mentioned(self._asked.set):
             self._write(index)
-        bins = [str(clone.path / (self._asked.bin or "bin")) for clone in self._clones.values()]
+        folder = self._asked.bin or "bin"
+        bins = [str(c.path / folder) for name, c in self._clones.items() if self._here(name)]
         env = {"PATH": os.pathsep.join([*bins, settings.inherited()["PATH"]])}
         began = time.monotonic()
         one = trial.start(self._home / "case.yaml", index, self._words(index), directory, env)
         self._purse.pay(directory, time.monotonic() - began)
-        told = "the infrastructure failed it; it does not count"
+        told = f"does not count, infrastructure: {trial.reason(directory)}"
         if one is not None:
             value = self._value(one)
             told = one.failure or (
@@ -228,6 +231,10 @@ class Walk:
             )
         self._say(f"  {directory.name}: {told}")
         return one
+
+    def _here(self, name: str) -> bool:
+        """Whether a product is run from its checkout; otherwise the nodes install it."""
+        return name == axis.UNNAMED or bool(self._asked.bin or self._install)
 
     def _write(self, index: int) -> None:
         """The case as it is for a place of the axis."""
@@ -251,7 +258,7 @@ class Walk:
                 continue
             if one.repository is None:
                 words += ["--image", f"{{{one.name}}}"]
-            elif one.name != axis.UNNAMED and not self._asked.bin and not self._install:
+            elif not self._here(one.name):
                 words += ["--product", f"{one.name}={{{one.name}.dir}}@{{{one.name}}}"]
         return self._filled((*words, *self._asked.more), index)
 

@@ -187,7 +187,8 @@ class Starts:
             self._purse.pay(directory, time.monotonic() - began)
             if one is None:
                 unfit += 1
-                self._say(f"{directory.name}: the infrastructure failed it; it does not count")
+                why = trial.reason(directory)
+                self._say(f"{directory.name}: does not count, infrastructure: {why}")
                 if unfit >= trial.UNFIT:
                     raise InfraError(
                         f"{unfit} starts failed for reasons that are not the product's",

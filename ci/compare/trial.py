@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ci.compare.pair import Started
-from steps.core import settings
+from steps.core import foreign, settings
 from steps.core.case.build import cases_in, load_case
 from steps.core.case.parts import variants
 from steps.core.case.source import load_yaml
@@ -135,6 +135,18 @@ def start(
         tail = log.read_text(encoding="utf-8", errors="replace").strip()[-600:]
         raise UsageError(f"{directory.name} was refused: {tail}", f"The whole output: {log}.")
     return seen(number, directory)
+
+
+def reason(directory: Path) -> str:
+    """Why a run says nothing of the product, in a line."""
+    verdict = read_json(RunDir(directory).verdict)
+    cause = verdict.get("cause") if isinstance(verdict, dict) else None
+    return foreign.line((cause or {}).get("reason", "it left no verdict"))[:300]
+
+
+def uninstalled(one: Started) -> bool:
+    """Whether the product could not even be installed, which another start would not change."""
+    return one.failure.split(" ")[1:2] == ["install"]
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:

@@ -107,6 +107,8 @@ PLACES = {
     "summary._phases": "test_what_a_run_says_of_itself",
     "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
+    "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
+    "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
