@@ -31,11 +31,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ci.compare import axis, commits, nights, trial
+from ci.compare import axis, commits, nights, pages, trial
 from ci.compare.axis import Axis
 from ci.compare.pair import Started
 from ci.compare.search import Answer, Kind, Search, Seen, Start, unclear
 from ci.nightly.history import Result, case_key, open_store
+from ci.report import closing
 from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
 from steps.core.case.values import decode
@@ -339,7 +340,7 @@ class Walk:
         values = ((one, self._value(one)) for one in self._seen)
         return [Seen(one.variant, value, None if value is None else False) for one, value in values]
 
-    def _keep(self, answer: Answer | None) -> None:
+    def _keep(self, answer: Answer | None) -> dict[str, Any]:
         """Write all that is known; a search that dies is taken up from it."""
         told: Mapping[str, Any] | None = None
         if answer:
@@ -355,6 +356,7 @@ class Walk:
         content = {
             "schema": SCHEMA,
             "key": self._key,
+            "by": "failure" if self._failure() else "value",
             "searched": self._failure() or self._metric(),
             "answer": told,
             "commits": [asdict(one) for one in self._commits],
@@ -365,10 +367,12 @@ class Walk:
             "updated": time.time(),
         }
         write_json(self._home / "bisect.json", content)
+        return content
 
     def conclude(self, answer: Answer) -> int:
         """Write and print the answer; the exit code."""
-        self._keep(answer)
+        content = self._keep(answer)
+        closing.attempt("the page", lambda: pages.searched(self._home, content), self._say)
         if len(self._axis.moved) == len(self._clones) == 1:
             write_text(self._home / "bisect.log", self._git_log(answer))
         text = self._comment(answer)

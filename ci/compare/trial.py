@@ -164,9 +164,9 @@ def seen(number: int, directory: Path) -> Started | None:
     if not isinstance(verdict, dict):
         return None
     if verdict["verdict"] in MEASURED:
-        return Started(number, dict(_values(verdict["benchmarks"])))
+        return Started(number, dict(_values(verdict["benchmarks"])), run=directory.name)
     if verdict["verdict"] in FAILED:
-        return Started(number, failure=signature(verdict))
+        return Started(number, failure=signature(verdict), run=directory.name)
     return None
 
 
