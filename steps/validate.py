@@ -121,6 +121,8 @@ def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]
     each = [_validate_one(source) for source in chosen]
     told = Counter(problem for _, problems in each for problem in problems)
     # What cases share is told once; an ignore in it may be there for one of them alone.
+    places = {(problem.rule, problem.place) for problem in told}
+    form = [problem for problem in form if (problem.rule, problem.place) not in places]
     kept = form + [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
     cases = [case for case, _ in each if case is not None]
     return cases, kept if len(each) == 1 and not form else enough(kept)
