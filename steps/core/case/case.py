@@ -21,6 +21,8 @@ from steps.core.case.shellwords import Word
 from steps.core.case.source import Source
 from steps.core.errors import Place
 
+#: The ``dataset_conf`` of prompts that a driver makes up itself.
+RANDOM = "random"
 #: The longest a phase may take: a month.
 MAX_SECONDS = 30 * 86400.0
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -145,6 +147,7 @@ class Benchmark:
     dataset_conf: str = ""
     num_prompts: int | None = None
     max_out_len: int = 512
+    input_len: int = 0
     batch_size: int = 1
     request_rate: float = 0.0
     baseline: float | None = None
