@@ -133,7 +133,7 @@ def told(point: Point) -> str:
     if point.wrong:
         words.append(f"does not count: {point.wrong}")
     elif point.held is not None:
-        words.append("holds" if point.held else "does not hold")
+        words.append("holds" if point.held else f"misses {point.missed}")
     return ", ".join(words)
 
 

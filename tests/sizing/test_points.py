@@ -193,3 +193,13 @@ def test_engines_whose_caches_cannot_be_reset_are_known_before_they_start(tmp_pa
         run.supervisor.environment = lambda process: process.env
         told = [text for text in problems(run) if "several loads" in text]  # type: ignore[arg-type]
         assert bool(told) == bool(said)
+
+
+def test_a_point_says_which_limit_it_missed_and_a_limit_nobody_measures_is_not_held() -> None:
+    plan = points.at(entry(), {"batch_size": 8})
+    plan = replace(plan, benchmark=replace(plan.benchmark, find=FIND))
+    point = points.judged(plan, {"batch_size": 8}, found(tpot_p99_ms=73.0), "p")
+    assert not point.held and point.missed == "tpot_p99_ms <= 50 (73)"
+    point = points.judged(plan, {"batch_size": 8}, found(), "p")
+    assert not point.held and point.missed == "tpot_p99_ms <= 50 (not measured)"
+    assert points.seen(FIND, point).broke

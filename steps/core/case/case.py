@@ -171,14 +171,20 @@ class Benchmark:
         """Whether it is measured at several loads."""
         return bool(self.sweep or self.find)
 
+    @property
+    def compared(self) -> str:
+        """The metric that its baseline is one of."""
+        if self.case_type == "accuracy":
+            return "accuracy"
+        return "capacity" if self.find else "output_throughput"
+
 
 def conditions(entry: Benchmark) -> tuple[gates.Gate, ...]:
     """All gates of a benchmark, upstream's baseline rule among them."""
     if entry.no_gate_reason:
         return entry.gates
-    judged = "capacity" if entry.find else "output_throughput"
-    usual = gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates, judged)
-    return (*usual, *entry.gates)
+    known = entry.case_type, entry.baseline, entry.threshold, entry.rates
+    return (*gates.upstream(*known, entry.compared), *entry.gates)
 
 
 @dataclass(frozen=True)
