@@ -183,15 +183,23 @@ def choose(case: Case, asked: Wishes) -> Wishes:
         UsageError: nothing says where to run.
     """
     asked = asked.of_case(case)
-    if asked.place:
-        return asked
+    asked = replace(asked, place=asked.place or _place(case, asked))
+    if asked.image and asked.place != "k8s":
+        raise UsageError(
+            "--image works with --on k8s, where pods are made of it",
+            "Elsewhere run the command inside of the image.",
+        )
+    return asked
+
+
+def _place(case: Case, asked: Wishes) -> str:
     if asked.rehearsal is not None:
-        return replace(asked, place="local")
+        return "local"
     if asked.hosts or case.cluster_hosts:
-        return replace(asked, place="hosts")
+        return "hosts"
     found = settings.read()
     if found.kubeconfig or found.kubeconfig_b64 or (Path.home() / ".kube" / "config").is_file():
-        return replace(asked, place="k8s")
+        return "k8s"
     raise UsageError("no cluster: no kubeconfig, no cluster_hosts in the case", WAYS)
 
 

@@ -14,6 +14,7 @@ from steps.tasks import call
     help={
         "hosts": "addresses, or a hosts file; neither this nor a case: this machine",
         "case": "a case with cluster_hosts",
+        "only": "NAME of a case, in a file of several",
         "directory": "where runs will be; default: as the hosts file says, else /tmp",
         "ports": "ports that must be free, comma separated",
         "model": "a model's directory that must be there",
@@ -24,6 +25,7 @@ def hosts_check(
     c: Context,
     hosts: str = "",
     case: str = "",
+    only: str = "",
     directory: str = "",
     ports: str = "",
     model: str = "",

@@ -149,7 +149,9 @@ def refuse_well() -> None:
     Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
 
 
+_ONLY = {"only": "NAME of a case, in a file of several"}
 _SHAPE = {
+    **_ONLY,
     "rehearse": "stand-ins play the engines, on this machine",
     "fault": "inject a fault in a rehearsal (may be repeated)",
     "bench": "benchmark driver, such as smoke; `python -m steps.bench --help` lists them",
@@ -165,10 +167,19 @@ _PLAN = {
 }
 
 
-@task(help={"files": "cases; default: all of configs/", "format": "text, json, github, sarif"})
-def validate(c: Context, files: str = "", format: str = "text", explain: str = "") -> None:
+@task(
+    help={
+        "files": "cases; default: all of configs/",
+        "format": "text, json, github, sarif",
+        **_ONLY,
+    }
+)
+def validate(
+    c: Context, files: str = "", format: str = "text", explain: str = "", only: str = ""
+) -> None:
     """Find every mistake in cases: schema, plan and the rules of fleets."""
-    call("steps.validate", {"format": format, "explain": explain}, *files.split())
+    options = {"format": format, "explain": explain, "only": only}
+    call("steps.validate", options, *files.split())
 
 
 @task(help={"files": "cases; default: all of configs/", "dry_run": "only show the diff"})
@@ -194,6 +205,7 @@ def plan(
     format: str = "text",
     output: str = "",
     run_dir: str = "",
+    only: str = "",
     rehearse: bool = False,
     fault: list[str] | None = None,
     bench: str = "",
@@ -210,6 +222,7 @@ def _step(name: str, doc: str, module: str = "") -> Task[Any]:
         c: Context,
         plan: str = "",
         case: str = "",
+        only: str = "",
         node_index: int | None = None,
         run_dir: str = "",
         rehearse: bool = False,
@@ -233,6 +246,7 @@ def _hold(name: str, doc: str, module: str = "") -> Task[Any]:
         c: Context,
         plan: str = "",
         case: str = "",
+        only: str = "",
         node_index: int | None = None,
         run_dir: str = "",
         rehearse: bool = False,

@@ -255,7 +255,7 @@ os.execv(argv[0], argv)
 
 
 def test_what_the_page_adds_runs_together(copy: Path, tmp_path: Path) -> None:
-    """A split fleet of the tests' engine: the new backend, proxy, driver, step and field."""
+    """A split fleet of the tests' engine: the new backend, proxy, driver, check, step and field."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("vllm", CLIENT), ("even-proxy", PROXY)):
@@ -263,7 +263,8 @@ def test_what_the_page_adds_runs_together(copy: Path, tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     env = fleet.environment(tmp_path)
     env |= {"PATH": f"{programs}:{env['PATH']}", "PYTHONPATH": f"{copy}:{env['PYTHONPATH']}"}
-    case = fleet.written(tmp_path, fleet.split(2, proxy={"kind": "even-proxy"}, warm=True))
+    asked = {"warm": True, "test_content": ["same_answer"]}
+    case = fleet.written(tmp_path, fleet.split(2, proxy={"kind": "even-proxy"}, **asked))
     words = [str(case), "--on", "bare", "--bench", "vllm-bench", "--run-dir", str(tmp_path / "run")]
     done = python(copy, "-m", "ci.run", *words, **env)
     assert done.returncode == 0, done.stdout
@@ -273,7 +274,9 @@ def test_what_the_page_adds_runs_together(copy: Path, tmp_path: Path) -> None:
     [proxy] = [p for p in plan["nodes"][0]["processes"] if p["kind"] == "proxy"]
     assert (proxy["argv"][0], plan["warm"]) == ("even-proxy", True)
     record = json.loads((tmp_path / "run" / "node-0" / "record.json").read_text())
-    assert "warm" in [phase["name"] for phase in record["phases"]]
+    assert {"checks", "warm"} <= {phase["name"] for phase in record["phases"]}
+    made = {check["name"]: check["status"] for check in record["checks"]}
+    assert made["content same_answer"] == "pass"
     [result] = record["benchmarks"]
     assert (result["driver"], result["requests"]["ok"]) == ("vllm-bench", 6)
     assert result["metrics"]["tpot_mean_ms"] == 0.5

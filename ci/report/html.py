@@ -22,7 +22,7 @@ from typing import Any
 
 from ci.nightly.history import Result, case_key, open_store
 from ci.nightly.trend import main_metrics, series
-from ci.report import logs, timeseries
+from ci.report import logs, sizing, timeseries
 from ci.report.requests import Sample, samples
 from ci.tools import plots
 from ci.tools.plots import Bar, Row
@@ -56,20 +56,27 @@ class BenchView:
     percentiles: tuple[tuple[str, ...], ...]
     plots: tuple[str, ...]
     runs: tuple[tuple[str, ...], ...]
+    points: tuple[tuple[str, ...], ...] = ()
 
 
-def write(over: Finished, history: Sequence[Result] = (), remarks: Sequence[str] = ()) -> Path:
+def write(
+    over: Finished,
+    history: Sequence[Result] = (),
+    remarks: Sequence[str] = (),
+    against: Path | None = None,
+) -> Path:
     """Make ``report.html`` in a run's directory.
 
     Args:
         history: results of the case before this run, oldest first.
         remarks: what the runner said about the verdict, as Markdown paragraphs.
+        against: another run, whose loads are laid beside.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
     path = over.run_dir.path / "report.html"
-    write_text(path, render(over, history, remarks))
+    write_text(path, render(over, history, remarks, sizing.beside(over, against)))
     return path
 
 
@@ -121,7 +128,12 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     return path
 
 
-def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) -> str:
+def render(
+    over: Finished,
+    history: Sequence[Result],
+    remarks: Sequence[str],
+    others: Sequence[sizing.Other] = (),
+) -> str:
     """The page as text."""
     from markupsafe import Markup
 
@@ -140,7 +152,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         timeline=timeline(over, records),
         phases=phase_table(verdict),
         spent=over.spent,
-        benchmarks=[bench_view(run_dir, result) for result in verdict.benchmarks],
+        benchmarks=[bench_view(over, result, others) for result in verdict.benchmarks],
         trends=list(trends(plan, history)),
         check_rows=[(check.name, check.status, check.detail) for check in verdict.checks],
         node_rows=[_node_row(node, records.get(node.index)) for node in plan.nodes],
@@ -269,7 +281,9 @@ def phase_table(verdict: Verdict) -> tuple[list[int], list[tuple[str, list[str]]
 # Benchmarks
 
 
-def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
+def bench_view(
+    over: Finished, result: BenchResult, beside: Sequence[sizing.Other] = ()
+) -> BenchView:
     """Tables and plots of one benchmark."""
     metrics = result.metrics
     timed = {f"{key}_{stat}_ms" for key in TIMES for stat in STATS}
@@ -287,20 +301,26 @@ def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
     gates = tuple(
         tuple(_bare(cell) for cell in summary.gate_cells(gate, result)) for gate in result.gates
     )
-    found = samples(run_dir.node(0).bench / result.directory) if result.directory else []
+    place = over.run_dir.node(0).bench / result.directory
+    found = samples(place) if result.directory and not result.points else []
     names = list(dict.fromkeys(gate.metric for gate in result.gates)) or ["output_throughput"]
     runs = tuple(
         (str(number + 1), *(_cell(run.get(name)) for name in names))
         for number, run in enumerate(result.runs)
     )
+    drawn = request_plots(result.name, found, len(result.runs))
+    heads, rows = summary.points_table(result)
+    if result.points:
+        drawn = sizing.pictures(result, sizing.devices_of(over.plan), beside)
     return BenchView(
         result,
         summary.sentence(result),
         gates,
         others,
         percentiles,
-        tuple(request_plots(result.name, found, len(result.runs))),
+        tuple(drawn),
         (("measurement", *names), *runs) if runs else (),
+        (heads, *rows) if rows else (),
     )
 
 
@@ -392,6 +412,7 @@ def known_of(run_dir: RunDir) -> list[str]:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", nargs="?", default="runs/latest", help="default: runs/latest")
+    parser.add_argument("--against", type=Path, help="a run whose loads are laid beside")
     parser.add_argument("--store", default="", help="history; default: $MULTINODE_HISTORY")
 
 
@@ -407,7 +428,7 @@ def work(arguments: argparse.Namespace) -> int:
         if where
         else []
     )
-    print(write(over, history, known_of(run_dir)))
+    print(write(over, history, known_of(run_dir), arguments.against))
     return 0
 
 

@@ -52,6 +52,8 @@ PHASE_COLOURS = {
     "hold": "idle",
 }
 MAX_ROWS = 100
+#: Of a chart's share of its axes; its name has the rest.
+CHART_HEIGHT = 0.74
 _COUNTER = itertools.count(1)
 
 
@@ -103,6 +105,24 @@ class Curve:
     unit: str
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A load that was measured."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The loads of one run, and which of them no other beats, in order."""
+
+    name: str
+    dots: tuple[Dot, ...]
+    front: tuple[int, ...]
+
+
 def warm() -> None:
     """Load matplotlib and its fonts, which takes longer than a plot.
 
@@ -127,9 +147,9 @@ def timeline(
     """
     shown = rows[:MAX_ROWS]
     titles: dict[str, str] = {}
-    top, below = 1.15 + 0.27 * len(shown), 1.1 * len(charts)
-    with _figure(9.6, top + below, 1 + len(charts), (top, *[1.1] * len(charts))) as (figure, found):
-        every = list(found) if charts else [found]
+    heights = [1.15 + 0.27 * len(shown), *([1.1 * len(charts)] if charts else [])]
+    left = min(0.25 + 0.066 * max((len(row.name) for row in shown), default=0), 4.0)
+    with _figure(9.6, heights, left, shared=True) as (figure, every):
         axes = every[0]
         span = max((bar.end for row in shown for bar in row.bars), default=1.0) or 1.0
         _draw_rows(axes, shown, span, titles)
@@ -149,10 +169,10 @@ def timeline(
                 annotation_clip=False,
             )
         axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
-        for each, chart in zip(every[1:], charts, strict=True):
-            for start, end in shades:
-                each.axvspan(start, end, color=_ink("c"), alpha=0.12, linewidth=0)
-            _draw_chart(each, chart, titles)
+        for start, end in shades if charts else ():
+            every[1].axvspan(start, end, color=_ink("c"), alpha=0.12, linewidth=0)
+        if charts:
+            _draw_charts(every[1], charts, titles)
         axes.set_xlim(0, span * 1.01)
         every[-1].set_xlabel("seconds into the run")
         return _svg(figure, "Timeline of all nodes and processes", titles)
@@ -182,28 +202,49 @@ def _draw_rows(axes: Any, shown: Sequence[Row], span: float, titles: dict[str, s
     axes.grid(axis="y", visible=False)
 
 
-def _draw_chart(axes: Any, chart: Chart, titles: dict[str, str]) -> None:
+def _draw_charts(axes: Any, charts: Sequence[Chart], titles: dict[str, str]) -> None:
+    """One below the other on common axes, each with a scale from 0 to its highest value.
+
+    Axes of their own would take most of a report's time.
+    """
+    places, words = [], []
+    for at, chart in enumerate(charts):
+        tall = max((value for value in chart.highs if not math.isnan(value)), default=0.0) or 1.0
+        places += [-at, -at + CHART_HEIGHT]
+        words += ["0", f"{tall:,.4g}"]
+        _draw_chart(axes, chart, -at, CHART_HEIGHT / tall, titles)
+    axes.set_yticks(places, words)
+    axes.set_ylim(1 - len(charts) - 0.06, 1.06)
+
+
+def _draw_chart(axes: Any, chart: Chart, base: float, scale: float, titles: dict[str, str]) -> None:
     """Mean and spread over the engines of a side; a strip for each stretch says its values."""
+
+    def placed(values: Sequence[float]) -> list[float]:
+        # A gap is no number, and nothing is drawn there.
+        return [base + value * scale for value in values]
+
     middles = [(low + high) / 2 for low, high in itertools.pairwise(chart.edges)]
-    axes.fill_between(middles, chart.lows, chart.highs, color=_ink("a"), alpha=0.25, linewidth=0)
-    axes.plot(middles, chart.means, color=_ink("a"), linewidth=1, marker=".", markersize=3)
+    lows, highs = placed(chart.lows), placed(chart.highs)
+    axes.fill_between(middles, lows, highs, color=_ink("a"), alpha=0.25, linewidth=0)
+    axes.plot(middles, placed(chart.means), color=_ink("a"), linewidth=1, marker=".", markersize=3)
     if chart.outlier:
-        axes.plot(middles, chart.outlier, color=_ink("b"), linewidth=0.8)
-    # A gap is no number, and nothing is drawn there.
-    tall = max((value for value in chart.highs if not math.isnan(value)), default=0.0) * 1.08 or 1.0
-    axes.set_ylim(0, tall)
-    axes.set_title(foreign.plot(chart.name), loc="left", fontsize=8, pad=2)
+        axes.plot(middles, placed(chart.outlier), color=_ink("b"), linewidth=0.8)
+    name = foreign.plot(chart.name)
+    across = axes.get_yaxis_transform()
+    axes.text(0, base + CHART_HEIGHT + 0.03, name, fontsize=8, va="bottom", transform=across)
     widths = [high - low for low, high in itertools.pairwise(chart.edges)]
-    strips = axes.bar(middles, [tall] * len(middles), widths, color=_ink("a"), alpha=0, linewidth=0)
-    for strip, words in zip(strips, chart.titles, strict=True):
+    tall = [CHART_HEIGHT] * len(middles)
+    strips = axes.bar(middles, tall, widths, base, color=_ink("a"), alpha=0, linewidth=0)
+    for strip, said in zip(strips, chart.titles, strict=True):
         gid = f"bar-{len(titles)}"
         strip.set_gid(gid)
-        titles[gid] = words
+        titles[gid] = said
 
 
 def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Points (second sent, ms taken) of every request, by what was measured."""
-    with _figure(4.7, 3.0) as (figure, axes):
+    with _figure(4.7, [3.0]) as (figure, (axes,)):
         for colour, (name, points) in zip("abcd", values.items(), strict=False):
             xs, ys = _dots(points)
             axes.plot(
@@ -226,7 +267,7 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
     """Each series' values by percentile, on a logarithmic axis."""
     from matplotlib.ticker import LogLocator
 
-    with _figure(4.7, 3.0) as (figure, axes):
+    with _figure(4.7, [3.0]) as (figure, (axes,)):
         for colour, (name, found) in zip("abcd", values.items(), strict=False):
             ordered = sorted(found)
             points = _thin(ordered)
@@ -245,21 +286,50 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
         return _svg(figure, title)
 
 
+def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = False) -> str:
+    """Every load of each run, those that no other beats joined; what is last is hollow."""
+    titles: dict[str, str] = {}
+    with _figure(4.7, [3.0]) as (figure, (axes,)):
+        for number, (colour, loads) in enumerate(zip("abd", runs, strict=False)):
+            ink = _ink(colour)
+            best = [loads.dots[index] for index in loads.front]
+            name = foreign.plot(f"{loads.name}: front")
+            xs, ys = [dot.x for dot in best], [dot.y for dot in best]
+            style = "--" if number else "-"
+            axes.plot(xs, ys, color=ink, linewidth=1.4, linestyle=style, label=name)
+            for index, dot in enumerate(loads.dots):
+                full = ink if index in loads.front else "none"
+                (mark,) = axes.plot(
+                    [dot.x], [dot.y], marker="o", markersize=5, color=ink, markerfacecolor=full
+                )
+                gid = f"bar-{len(titles)}"
+                mark.set_gid(gid)
+                titles[gid] = dot.title
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _legend(axes, 1)
+        return _svg(figure, title, titles)
+
+
 def trend(
     title: str, points: Sequence[tuple[float, float]], unit: str, baseline: float | None = None
 ) -> str:
     """A metric over time, with its level, where that changed, and the baseline."""
-    with _figure(9.6, 2.5) as (figure, axes):
+    with _figure(9.6, [2.5]) as (figure, (axes,)):
         _draw_trend(axes, points, unit, baseline)
         return _svg(figure, title)
 
 
 def save_trends(curves: Sequence[Curve], path: Path) -> None:
     """Write all curves as one SVG picture with colours of its own."""
-    with _figure(9.6, 2.6 * len(curves), rows=len(curves)) as (figure, axes):
-        for axis, curve in zip(axes if len(curves) > 1 else [axes], curves, strict=True):
+    with _figure(9.6, [2.6] * len(curves), gap=0.85) as (figure, every):
+        for axis, curve in zip(every, curves, strict=True):
             _draw_trend(axis, curve.points, curve.unit, None)
-            axis.set_title(foreign.plot(curve.title), loc="left")
+            axis.set_title(foreign.plot(curve.title), loc="left", pad=20)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", facecolor="white")
     text = buffer.getvalue()
@@ -332,9 +402,16 @@ def _ink(name: str) -> str:
 
 @contextmanager
 def _figure(
-    width: float, height: float, rows: int = 1, ratios: Sequence[float] | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in the style of all plots; inches, with ``ratios`` on one x axis."""
+    width: float,
+    heights: Sequence[float],
+    left: float = 0.75,
+    gap: float = 0.1,
+    shared: bool = False,
+) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """A figure and its axes, from above, in the style of all plots; inches.
+
+    Margins are given: a layout engine draws everything once more to find them.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -366,18 +443,24 @@ def _figure(
         "legend.frameon": False,
     }
     with rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        tall, count = sum(heights), len(heights)
+        figure = Figure(figsize=(width, tall), dpi=72)
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots(rows, 1, sharex=bool(ratios), height_ratios=ratios)
+        grid = {
+            "left": left / width,
+            "right": 1 - 0.12 / width,
+            "bottom": 0.45 / tall,
+            "top": 1 - (0.2 + gap) / tall,
+            "hspace": gap * count / tall,
+            "height_ratios": heights,
+        }
+        made = figure.subplots(count, 1, sharex=shared, squeeze=False, gridspec_kw=grid)
+        yield figure, list(made[:, 0])
 
 
 def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> str:
     """The figure as SVG for a page: named, without fixed size, ids and colours of its own."""
     buffer = io.StringIO()
-    # Laid out once: savefig would draw everything twice for it.
-    figure.set_dpi(72)
-    figure.get_layout_engine().execute(figure)
-    figure.set_layout_engine("none")
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -84,6 +84,6 @@ def run_tool(
 def _end(run: NodeRun, running: Running, marker: str) -> None:
     """KILL its group, and what of it has left the group."""
     run.supervisor.stop([running.process.name], lambda: 0.0)
-    for pid in marked(marker, MARKER):
+    for pid in marked(marker, name=MARKER):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

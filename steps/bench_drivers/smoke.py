@@ -15,6 +15,7 @@ throughput is output tokens over the wall time of the whole load.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -62,6 +63,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             box.append(error)
         finally:
             loop.close()
+            run.ended.stir()
 
     thread = threading.Thread(target=work, name="smoke", daemon=True)
     thread.start()
@@ -72,7 +74,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         if load.moved != seen:
             seen = load.moved
             run.progress()
-        return not thread.is_alive()
+        return bool(box)
 
     def tell() -> None:
         if watch.due():
@@ -83,15 +85,15 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         run.until(
             done,
             lambda: f"{entry.name}: {load.finished} of {load.total} requests answered",
-            every=0.02,
             logs=False,
             blame=lambda: (run.me, "proxy" if job.endpoint.kind == "proxy" else "server"),
             tell=tell,
         )
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(load.cancel)
-            thread.join(2)
+        if not box:
+            with contextlib.suppress(RuntimeError):  # it ends just now
+                loop.call_soon_threadsafe(load.cancel)
+        thread.join(2)
         with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
             for sample in sorted(load.samples, key=lambda sample: sample.index):
                 out.write(dumps(asdict(sample)) + "\n")

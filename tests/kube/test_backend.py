@@ -43,6 +43,11 @@ def test_pass_with_every_record_verified(kube: KubeDouble, tmp_path: Path) -> No
     assert plan["cluster"]["backend"] == "k8s"
     assert {node["address"].split(".")[0] for node in plan["nodes"]} == {"127"}
     assert not list(done.run_dir.rglob("*.part*"))
+    asked = kube.api.requests
+    assert sum("/exec?" in target for _, target in asked) == 2, "one command a pod brings all"
+    parts = [target.split("?")[0] for _, target in asked if "-bundle-" in target]
+    uploads = {part: parts.count(part) for part in parts}
+    assert {*uploads.values()} == {3}, "uploaded, given its owner, deleted"
 
 
 def test_cases_of_one_file_run_one_after_another(kube: KubeDouble, tmp_path: Path) -> None:

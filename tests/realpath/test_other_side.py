@@ -25,14 +25,14 @@ from ci import run as ci_run
 from ci.backends import hosts, local
 from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
-from steps import bench, prove, resolve, wait
+from steps import bench, prove, proxy, resolve, wait
 from steps.bench_drivers import aisbench
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
-from steps.core.plan import budgets, clusters
+from steps.core.plan import budgets, clusters, resolver
 from steps.core.plan.cluster import STAND_IN_ROUTER, Cluster, Rehearsal, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.proxies import KINDS, choose
@@ -49,7 +49,11 @@ PLACES = {
     "times.compare": "test_checks.py::test_a_check_fails",
     "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
-    "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "cluster.Cluster.installs": "test_products.py::test_two_nodes_run_the_commit",
+    "cluster.Cluster.skipped": "test_products.py::test_two_nodes_run_the_commit",
+    "install.needed": "test_local.py::test_a_worker_s_install_that_fails",
+    "install.left_out": "test_products.py::test_two_nodes_run_the_commit",
+    "sizing.beside": "test_fronts.py::test_only_a_run_of_the_same_kind_is_laid_beside",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -71,12 +75,11 @@ PLACES = {
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
-    "node.lead": "test_local.py::test_one_node_installs",
-    "node.follow": "test_local.py::test_a_worker_s_install_that_fails",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
     "preflight._bound": "test_ports.py::test_where_the_command_says_it_listens",
     "preflight.models": "test_local.py::test_what_preflight_finds",
-    "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
+    "identity.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
+    "proxy.late": "test_only_a_rehearsal_holds_a_real_router_back",
     "prove.judge": "test_a_handoff_over_files_is_judged",
     "proxies.choose": "test_nothing_stands_in_for_a_script",
     "proxies.encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
@@ -85,14 +88,14 @@ PLACES = {
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
     "resolve._far": "test_a_plan_for_hosts",
-    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "wishes.Wishes.of_case": "test_only_a_case_of_stand_ins_rehearses_unasked",
-    "run.choose": "test_only_a_case_of_stand_ins_rehearses_unasked",
+    "run._place": "test_only_a_case_of_stand_ins_rehearses_unasked",
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
     "noderun.stage": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
@@ -106,7 +109,6 @@ PLACES = {
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
-    "wait._probe": "test_a_real_server_is_asked_less_often",
 }
 
 
@@ -297,6 +299,17 @@ def test_only_a_rehearsal_takes_the_rehearsals_own_proxy(monkeypatch, tmp_path):
     assert identify.at_home(given, case_of(SPLIT)).router == given.router
 
 
+def test_only_a_rehearsal_holds_a_real_router_back():
+    def late(router: str, rehearsal: Rehearsal | None) -> bool:
+        case = case_of(SPLIT + "proxy:\n  kind: vllm-router\n")
+        cluster = replace(cluster_of(2), rehearsal=rehearsal, router=router)
+        return proxy.late(resolver.resolve(case, cluster, resolver.Options("run-1")))
+
+    assert late("/envs/bin/vllm-router", Rehearsal())
+    assert not late(STAND_IN_ROUTER, Rehearsal())
+    assert not late("/envs/bin/vllm-router", None)
+
+
 @pytest.mark.parametrize(
     ("kind", "script", "words"),
     [
@@ -422,16 +435,6 @@ def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
         wait.completion(run)
     assert limits == [wait.ATTEMPT_SECONDS_REAL] * wait.ATTEMPTS_REAL
     assert wait.ATTEMPTS_REAL > wait.ATTEMPTS
-
-
-def test_a_real_server_is_asked_less_often(run, monkeypatch):
-    waited: list[float] = []
-    ended = SimpleNamespace(is_set=lambda: bool(waited), wait=waited.append)
-    monkeypatch.setattr(run, "ended", ended)
-    monkeypatch.setattr(wait, "look", lambda _: Answer(False, "refused"))
-    node, process = next(iter(run.plan.probes()))
-    wait._probe(run, wait._Watch(node, process), 0.0)
-    assert waited == [wait.PROBE_EVERY_REAL]
 
 
 def test_a_handoff_over_files_is_judged():

@@ -7,12 +7,14 @@ Touches nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.asked import SAMPLING
 from steps.core.case.case import Benchmark
-from steps.core.case.source import cut
+from steps.core.case.parts import sizing
+from steps.core.errors import cut
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]
@@ -51,6 +53,7 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         hint = "Upstream judges it, and no fleet passes: write a limit, or remove it."
         problem("MN023", "found 0, which no answer can keep", hint, *path, "tpot_threshold")
     own_gates += _upstream_limits(entry)
+    wrong = partial(_of_loads, problem, name)
     return Benchmark(
         name=name,
         case_type=entry["case_type"],
@@ -77,7 +80,14 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         no_gate_reason=entry.get("reason", "") if entry.get("gate") else "",
         repeat=entry.get("repeat", 1),
         confirm=entry.get("confirm", 2),
+        sweep=sizing.sweep(entry, wrong),
+        find=sizing.find(entry, wrong),
     )
+
+
+def _of_loads(problem: Report, name: str, message: str, hint: str, *at: Any) -> None:
+    rule = "MN019" if "subject_to" in at else "MN023"
+    problem(rule, message, hint, "benchmarks", name, *at)
 
 
 def _sampling(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,6 +59,11 @@ def _indices(doc: str) -> Field:
     return _field("list", doc, schema=_index("A node index."))
 
 
+def _texts(doc: str) -> Field:
+    text = {"type": "string", "empty": False}
+    return _field("list", doc, ours=True, schema=text, maxlength=100)
+
+
 #: What a case may name as its ``proxy``; each is an entry of ``steps.core.plan.proxies``.
 PROXIES = ("vllm-router", "script")
 
@@ -127,6 +132,27 @@ _COMMON: Field = {
         "boolean",
         "Check after the benchmarks that every side and rank served requests (default true).",
         ours=True,
+    ),
+    "variants": _field(
+        "dict",
+        "What `compare` compares when nothing else is said, by name; each changes the case.",
+        ours=True,
+        maxlength=100,
+        keysrules={"type": "string", "regex": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}$"},
+        valuesrules=_field(
+            "dict",
+            "A variant; empty: the case as it stands.",
+            nullable=True,
+            schema={
+                "set": _texts("Changes: `PATH=VALUE`, or `PATH+=MORE TEXT`."),
+                "products": _texts("Products under test, `NAME=REF`, as `--product` takes them."),
+                "image": _field("string", "Image of every node.", ours=True, empty=False),
+                "gates": _texts(
+                    "`metric op share * variant(NAME)`, such as "
+                    "`output_throughput >= 0.97 * variant(v1)`."
+                ),
+            },
+        ),
     ),
     "lint": _field(
         "dict",
@@ -323,7 +349,7 @@ SINGLE: Field = {
         key: _COMMON[key]
         for key in ("inherit", "special_dependencies", "timeouts", "engine", "rehearse")
     },
-    **{key: _COMMON[key] for key in ("proof", "lint")},
+    **{key: _COMMON[key] for key in ("cluster_hosts", "proof", "variants", "lint")},
     "benchmarks": {**_COMMON["benchmarks"], "required": False},
     "kv_pool": _KV_POOL,
     **checks("prompts", nullable=True),

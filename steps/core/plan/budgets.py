@@ -60,6 +60,10 @@ def of(
     known = DRIVERS.get(driver)
     if cluster.rehearsal and known and known.rehearsal_budget:
         base = {**base, "bench": known.rehearsal_budget}
+    if cluster.installs:
+        spent = sum(product.seconds for product in cluster.products if product.moves)
+        both = base["install"].seconds + spent
+        base = {**base, "install": Budget(both, both)}
     said = {**cluster.timeouts, **({} if cluster.rehearsal else case.timeouts), **given}
     return {
         phase: Budget(said[phase], min(budget.stall, said[phase])) if phase in said else budget

@@ -6,7 +6,9 @@ Touches nothing: what measures is in the driver's own module, see ``steps.bench_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.case import Benchmark
@@ -16,6 +18,10 @@ from steps.core.plan.plan import Budget
 
 #: A load that only proves something works is no larger than this.
 SMALL_PROMPTS, SMALL_TOKENS, SMALL_CONCURRENCY, SMALL_SECONDS = 32, 64, 16, 4.0
+#: A request rate is asked for that long, where load is not small.
+SECONDS = 30.0
+#: Of several loads the largest that is small.
+SMALL_LOADS = {"batch_size": 64, "request_rate": 64.0, "max_out_len": SMALL_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,11 @@ class Driver:
 
     def load(self, entry: Benchmark, rehearsed: bool) -> tuple[Benchmark, str]:
         """The benchmark with the load this driver sends, and what is smaller than the case says."""
-        small = self.always_small or (rehearsed and self.module)
-        return _scaled(entry) if small else (entry, "")
+        return _scaled(entry) if self.small(rehearsed) else (entry, "")
+
+    def small(self, rehearsed: bool) -> bool:
+        """Whether the load only proves that something works."""
+        return self.always_small or bool(rehearsed and self.module)
 
     def skips_gates(self, entry: Benchmark, rehearsed: bool) -> str:
         """Why the baseline gates are not judged; empty when they are."""
@@ -105,8 +114,17 @@ def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
     rate = entry.request_rate
     if rate and prompts / rate > SMALL_SECONDS:
         rate = prompts / SMALL_SECONDS
+    sweep, find = _small_points(entry), entry.find
+    if find:
+        find = replace(find, high=max(min(find.high, SMALL_LOADS[find.knob]), 1.01 * find.low))
     small = replace(
-        entry, num_prompts=prompts, max_out_len=tokens, batch_size=width, request_rate=rate
+        entry,
+        num_prompts=prompts,
+        max_out_len=tokens,
+        batch_size=width,
+        request_rate=rate,
+        sweep=sweep,
+        find=find,
     )
     changes = [
         f"{name} {after:g} for {'all' if before is None else format(before, 'g')}"
@@ -115,7 +133,21 @@ def _scaled(entry: Benchmark) -> tuple[Benchmark, str]:
             ("max_out_len", entry.max_out_len, tokens),
             ("batch_size", entry.batch_size, width),
             ("request_rate", entry.request_rate, rate),
+            ("points", len(entry.sweep), len(sweep)),
+            ("loads to", entry.find and entry.find.high, find and find.high),
         )
         if before != after
     ]
     return small, ", ".join(changes)
+
+
+def _small_points(entry: Benchmark) -> tuple[Mapping[str, Any], ...]:
+    """The points of a sweep with small loads, none twice."""
+    found: list[Mapping[str, Any]] = []
+    for point in entry.sweep:
+        small = {
+            name: min(value, SMALL_LOADS[name]) if name in SMALL_LOADS else value
+            for name, value in point.items()
+        }
+        found += [] if small in found else [small]
+    return tuple(found)

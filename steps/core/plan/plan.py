@@ -181,6 +181,7 @@ class BenchmarkPlan:
         skip_gates: why the gates are not judged; empty when they are.
         judged: metrics whose gates are judged in any case.
         scaled: what was made smaller than the case says, for the reader.
+        lasts: seconds for which a point of a request rate sends requests, at least.
     """
 
     benchmark: Benchmark
@@ -189,6 +190,7 @@ class BenchmarkPlan:
     skip_gates: str = ""
     judged: tuple[str, ...] = ("success_ratio",)
     scaled: str = ""
+    lasts: float = 30.0
 
 
 @dataclass(frozen=True)

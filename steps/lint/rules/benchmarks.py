@@ -38,10 +38,11 @@ def is_warmup(entry: Benchmark) -> bool:
 
 @rule("MN701", WARNING, "No benchmark")
 def any_benchmark(fleet: Fleet) -> Iterator[Finding]:
-    """Nothing is measured: the case only proves that the fleet starts and answers once."""
+    """Nothing is measured: the case proves that the fleet starts and answers, and its checks of
+    content."""
     if not fleet.case.benchmarks:
         yield Finding(
-            "no benchmark: only start and one answer are tested",
+            "no benchmark: nothing is measured",
             fleet.case.place("benchmarks"),
             "Add one, or say why not with an ignore.",
         )

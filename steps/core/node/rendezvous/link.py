@@ -19,8 +19,7 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN
-from steps.core.node.rendezvous.messages import Aged, Beat, Hello, Look, State
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, Aged, Beat, Hello, Look, State
 from steps.core.system import proc
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from steps.core.record.records import Cause
 
+#: Where a worker asks the leader.
+BEAT, DONE, STATE, PLAN = "/v1/beat", "/v1/done", "/v1/state", "/v1/plan"
+
 
 @dataclass(frozen=True)
 class Hello:
