@@ -356,13 +356,14 @@ def _cell(value: float | None) -> str:
 
 def trends(plan: Plan, history: Sequence[Result]) -> Iterator[tuple[str, str]]:
     """(title, plot) of each benchmark's main metric over the runs before and this one."""
-    baselines = {e.benchmark.name: e.benchmark.baseline for e in plan.benchmarks}
+    asked = {entry.benchmark.name: entry.benchmark for entry in plan.benchmarks}
     for name, metric in main_metrics(history):
         points = [(point.time, point.value) for point in series(history, name, metric)]
         if len(points) > 1:
             unit = METRICS.get(metric, ("", True))[0]
-            compared = metric in ("output_throughput", "accuracy")
-            base = baselines.get(name) if compared else None
+            benchmark = asked.get(name)
+            compared = benchmark is not None and metric == benchmark.compared
+            base = benchmark.baseline if benchmark and compared else None
             base = None if base in (0.0, 1.0) else base
             title = f"{name} {metric}, {len(points)} runs"
             yield title, plots.trend(title, points, unit, base)
