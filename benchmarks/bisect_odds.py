@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ci.compare import nights
 from ci.compare.pair import Finding, Pair, Started
 from ci.compare.search import Answer, Kind, Search, Seen, Start
 
@@ -39,6 +40,7 @@ class Truth:
     crash: float = 0.0
     out: frozenset[int] = frozenset()
     odd: frozenset[int] = frozenset()
+    nights: tuple[Seen, ...] = ()
 
     def start(self, commit: int, rng: random.Random) -> tuple[float, bool]:
         """The measured value, and whether the fleet crashed."""
@@ -92,6 +94,21 @@ def otherwise(rng: random.Random) -> Truth:
     return Truth((at,), lambda commit: 0.95 if commit >= at else 1.0, 0.015, odd=odd)
 
 
+def after_nights(same: bool) -> Callable[[random.Random], Truth]:
+    """A loss of 5 %; twelve nights saw it, or another loss where something else had changed."""
+
+    def made(rng: random.Random) -> Truth:
+        at = rng.randint(1, CANDIDATES)
+        seen_at = at if same else rng.randint(1, CANDIDATES)
+        seen = tuple(
+            Seen(k, (0.95 if k >= seen_at else 1.0) * (1 + rng.gauss(0, 0.015)))
+            for k in sorted(rng.sample(range(1, CANDIDATES), 12))
+        )
+        return Truth((at,), lambda commit: 0.95 if commit >= at else 1.0, 0.015, nights=seen)
+
+    return made
+
+
 ROWS: dict[str, Callable[[random.Random], Truth]] = {
     "1.00 and 0.90, noise 2 %": step(0.90, 0.02),
     "1.00 and 0.95, noise 1 %": step(0.95, 0.01),
@@ -106,6 +123,8 @@ ROWS: dict[str, Callable[[random.Random], Truth]] = {
     "0.95, 20 % cannot be built": unbuildable,
     "no change, noise 1.5 %": step(1.0, 0.015),
     "0.95, 20 % crash otherwise": otherwise,
+    "0.95, nights saw it": after_nights(True),
+    "0.95, nights saw another": after_nights(False),
 }
 
 
@@ -123,7 +142,8 @@ class Tally:
 
 def ours(truth: Truth, rng: random.Random) -> tuple[str, int]:
     """Whether the answer is right, a set that holds it, wrong, or none; and the starts it took."""
-    search = Search(CANDIDATES, out=truth.out)
+    weights = nights.weights(truth.nights, CANDIDATES, True)
+    search = Search(CANDIDATES, out=truth.out, weights=weights)
     if truth.crash:
         search = Search(CANDIDATES, by_value=False, ends=(3, 16), starts=100)
     seen: list[Seen] = []
