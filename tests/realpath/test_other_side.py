@@ -108,6 +108,8 @@ PLACES = {
     "summary._phases": "test_what_a_run_says_of_itself",
     "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
+    "bisect.run": "test_bisect.py::test_the_last_good_night_is_good_and_nights_shorten",
+    "nights.comparable": "test_bisect.py::test_the_last_good_night_is_good_and_nights_shorten",
     "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
