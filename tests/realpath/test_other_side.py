@@ -110,6 +110,7 @@ PLACES = {
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "bisect.run": "test_bisect.py::test_the_last_good_night_is_good_and_nights_shorten",
     "nights.comparable": "test_bisect.py::test_the_last_good_night_is_good_and_nights_shorten",
+    "backend.run": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
     "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
