@@ -84,6 +84,7 @@ PLACES = {
     "prove.judge": "test_a_handoff_over_files_is_judged",
     "proxies.choose": "test_nothing_stands_in_for_a_script",
     "proxies.encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
+    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "resolver._Resolver._encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
