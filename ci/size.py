@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from ci import run as ci_run
+from steps.bench_drivers.caches import RESETS
 from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.errors import UsageError
@@ -37,8 +38,6 @@ MAXIMISED = ("batch_size", "request_rate", "output_throughput")
 RATES, WIDTH = (0.25, 64.0), 256
 #: What a benchmark judges at its own load.
 JUDGES = ("baseline", "threshold", "gates", "gate", "reason", "sweep", "find", "repeat", "confirm")
-#: Without it vLLM has no way to reset its prefix cache between two measurements.
-RESETS = "VLLM_SERVER_DEV_MODE"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ from steps.core.node.noderun import (
 )
 from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.meeting import Meeting, meet
-from steps.core.node.sampler import sampling
+from steps.core.node.sampler import Sampler, sampling
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
@@ -216,15 +216,15 @@ def lead(run: NodeRun, leader: Leader) -> None:
             serve.pool(run)
     run.checks += install.left_out(run.plan, run.me)
     leader.tell(phase="load", go=True)
-    with sampling(run):
-        _measure(run, leader)
+    with sampling(run) as sampler:
+        _measure(run, leader, sampler)
     from steps import prove
 
     with run.phase("proof"):
         prove.run(run)
 
 
-def _measure(run: NodeRun, leader: Leader) -> None:
+def _measure(run: NodeRun, leader: Leader, sampler: Sampler) -> None:
     """The leader's phases from the servers' start to the last benchmark."""
     with run.phase("load"):
         serve.servers(run)
@@ -238,6 +238,7 @@ def _measure(run: NodeRun, leader: Leader) -> None:
         proxy.run(run)
         wait.ready(run, proxy=True if late else None)
     leader.tell(phase="probe", serving=True)
+    sampler.quicken()
     with run.phase("probe"):
         wait.completion(run)
     if run.plan.content.before:
@@ -257,12 +258,18 @@ def follow(run: NodeRun, told: threading.Event) -> None:
         with run.phase("install"):
             install.run(run)
     run.until(lambda: run.state.go, lambda: "the leader's word to start", every=SELDOM)
-    with sampling(run):
+
+    def over() -> bool:
+        if run.state.serving:
+            sampler.quicken()
+        return told.is_set()
+
+    with sampling(run) as sampler:
         with run.phase("load"):
             serve.servers(run)
             _read_ahead()
         with run.phase("hold"):
-            run.until(told.is_set, lambda: "", every=1.0)
+            run.until(over, lambda: "", every=1.0)
 
 
 def _read_ahead() -> None:

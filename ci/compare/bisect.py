@@ -31,11 +31,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ci.compare import axis, commits, nights, trial
+from ci.compare import axis, commits, nights, pages, trial
 from ci.compare.axis import Axis
 from ci.compare.pair import Started
 from ci.compare.search import Answer, Kind, Search, Seen, Start, unclear
 from ci.nightly.history import Result, case_key, open_store
+from ci.report import closing
 from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS
 from steps.core.case.values import decode
@@ -194,6 +195,8 @@ class Walk:
                 continue
             one = self._start(step.commit)
             unfit = 0 if one else unfit + 1
+            if one and trial.uninstalled(one) and 0 < step.commit < len(self._commits) - 1:
+                self._out.add(step.commit)
             self._seen += [one] if one else []
             self._keep(None)
             if unfit >= trial.UNFIT:
@@ -215,12 +218,13 @@ class Walk:
         directory = self._home / f"{count + 1:02d}-{self._commits[index].short}"
         if axis.mentioned(self._asked.set):
             self._write(index)
-        bins = [str(clone.path / (self._asked.bin or "bin")) for clone in self._clones.values()]
+        folder = self._asked.bin or "bin"
+        bins = [str(c.path / folder) for name, c in self._clones.items() if self._here(name)]
         env = {"PATH": os.pathsep.join([*bins, settings.inherited()["PATH"]])}
         began = time.monotonic()
         one = trial.start(self._home / "case.yaml", index, self._words(index), directory, env)
         self._purse.pay(directory, time.monotonic() - began)
-        told = "the infrastructure failed it; it does not count"
+        told = f"does not count, infrastructure: {trial.reason(directory)}"
         if one is not None:
             value = self._value(one)
             told = one.failure or (
@@ -228,6 +232,10 @@ class Walk:
             )
         self._say(f"  {directory.name}: {told}")
         return one
+
+    def _here(self, name: str) -> bool:
+        """Whether a product is run from its checkout; otherwise the nodes install it."""
+        return name == axis.UNNAMED or bool(self._asked.bin or self._install)
 
     def _write(self, index: int) -> None:
         """The case as it is for a place of the axis."""
@@ -251,7 +259,7 @@ class Walk:
                 continue
             if one.repository is None:
                 words += ["--image", f"{{{one.name}}}"]
-            elif one.name != axis.UNNAMED and not self._asked.bin and not self._install:
+            elif not self._here(one.name):
                 words += ["--product", f"{one.name}={{{one.name}.dir}}@{{{one.name}}}"]
         return self._filled((*words, *self._asked.more), index)
 
@@ -332,7 +340,7 @@ class Walk:
         values = ((one, self._value(one)) for one in self._seen)
         return [Seen(one.variant, value, None if value is None else False) for one, value in values]
 
-    def _keep(self, answer: Answer | None) -> None:
+    def _keep(self, answer: Answer | None) -> dict[str, Any]:
         """Write all that is known; a search that dies is taken up from it."""
         told: Mapping[str, Any] | None = None
         if answer:
@@ -348,6 +356,7 @@ class Walk:
         content = {
             "schema": SCHEMA,
             "key": self._key,
+            "by": "failure" if self._failure() else "value",
             "searched": self._failure() or self._metric(),
             "answer": told,
             "commits": [asdict(one) for one in self._commits],
@@ -358,10 +367,12 @@ class Walk:
             "updated": time.time(),
         }
         write_json(self._home / "bisect.json", content)
+        return content
 
     def conclude(self, answer: Answer) -> int:
         """Write and print the answer; the exit code."""
-        self._keep(answer)
+        content = self._keep(answer)
+        closing.attempt("the page", lambda: pages.searched(self._home, content), self._say)
         if len(self._axis.moved) == len(self._clones) == 1:
             write_text(self._home / "bisect.log", self._git_log(answer))
         text = self._comment(answer)

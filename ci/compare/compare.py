@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ci.compare import axis, trial
+from ci.compare import axis, pages, trial
 from ci.compare.pair import Finding, Judged, Pair, Started, worst
+from ci.report import closing
 from steps.core import door, foreign
 from steps.core.case.build import load_case
 from steps.core.case.case import Against, Variant
@@ -187,7 +188,8 @@ class Starts:
             self._purse.pay(directory, time.monotonic() - began)
             if one is None:
                 unfit += 1
-                self._say(f"{directory.name}: the infrastructure failed it; it does not count")
+                why = trial.reason(directory)
+                self._say(f"{directory.name}: does not count, infrastructure: {why}")
                 if unfit >= trial.UNFIT:
                     raise InfraError(
                         f"{unfit} starts failed for reasons that are not the product's",
@@ -212,18 +214,17 @@ class Starts:
         """Write ``compare.json``, print the table."""
         pair = self.pair
         judged, finding = pair.judged(self._seen), pair.finding(self._seen)
-        write_json(
-            self._home / "compare.json",
-            {
-                "schema": 1,
-                "finding": finding.name.lower(),
-                "margin": self._margin,
-                "device_minutes": round(self._purse.total, 2),
-                "variants": [asdict(variant) for variant in self._variants],
-                "metrics": [to_dict(one) for one in judged],
-                "starts": [asdict(one) for one in self._seen],
-            },
-        )
+        content = {
+            "schema": 1,
+            "finding": finding.name.lower(),
+            "margin": self._margin,
+            "device_minutes": round(self._purse.total, 2),
+            "variants": [asdict(variant) for variant in self._variants],
+            "metrics": [to_dict(one) for one in judged],
+            "starts": [asdict(one) for one in self._seen],
+        }
+        write_json(self._home / "compare.json", content)
+        closing.attempt("the page", lambda: pages.compared(self._home, content), self._say)
         for one in judged:
             self._say(line(one))
         a, b = (foreign.line(one.name) for one in self._variants)

@@ -35,11 +35,13 @@ class Started:
         variant: 0 is A, 1 is B.
         values: metric -> a value for each repeat.
         failure: class and signature of the product's failure; empty: it served.
+        run: the name of its directory.
     """
 
     variant: int
     values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     failure: str = ""
+    run: str = ""
 
 
 class Test(enum.Enum):

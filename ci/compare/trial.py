@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ci.compare.pair import Started
-from steps.core import settings
+from steps.core import foreign, settings
 from steps.core.case.build import cases_in, load_case
 from steps.core.case.parts import variants
 from steps.core.case.source import load_yaml
@@ -137,6 +137,18 @@ def start(
     return seen(number, directory)
 
 
+def reason(directory: Path) -> str:
+    """Why a run says nothing of the product, in a line."""
+    verdict = read_json(RunDir(directory).verdict)
+    cause = verdict.get("cause") if isinstance(verdict, dict) else None
+    return foreign.line((cause or {}).get("reason", "it left no verdict"))[:300]
+
+
+def uninstalled(one: Started) -> bool:
+    """Whether the product could not even be installed, which another start would not change."""
+    return one.failure.split(" ")[1:2] == ["install"]
+
+
 def _wait(child: subprocess.Popen[bytes]) -> int:
     """The exit code; Ctrl-C reaches the child by itself, which stops its fleet first."""
     while True:
@@ -152,9 +164,9 @@ def seen(number: int, directory: Path) -> Started | None:
     if not isinstance(verdict, dict):
         return None
     if verdict["verdict"] in MEASURED:
-        return Started(number, dict(_values(verdict["benchmarks"])))
+        return Started(number, dict(_values(verdict["benchmarks"])), run=directory.name)
     if verdict["verdict"] in FAILED:
-        return Started(number, failure=signature(verdict))
+        return Started(number, failure=signature(verdict), run=directory.name)
     return None
 
 

@@ -103,11 +103,15 @@ def objections(asked: Asked, said: Comment, pull: Pull, home: str, own: bool) ->
         yield f"{pull.source} was pushed to after your comment: name the commit that you have read"
 
 
-def about(asked: Asked, said: Comment, pull: Pull, pinned: Pinned | None, url: str) -> str:
-    """What was asked and is tested, a line of Markdown."""
+def about(said: Comment, pull: Pull, pinned: Pinned | None, url: str, base: str) -> str:
+    """What was asked and is tested, a line of Markdown.
+
+    Args:
+        base: what it is compared with; empty: nothing.
+    """
     name = pinned.product if pinned else "this harness"
     tested = f"[`{pull.sha[:12]}`]({url}/commit/{pull.sha})"
-    against = f" against {foreign.code(asked.compare)}" if asked.compare else ""
+    against = f" against {foreign.code(base[:80])}" if base else ""
     who = foreign.code(said.login)
     return f"{foreign.code(said.line)} by {who} tests {name} at {tested}{against}."
 
@@ -124,7 +128,8 @@ def plan(hub: Hub, said: Comment, asked: Asked, arguments: argparse.Namespace, u
     for why in objections(asked, said, pull, hub.repository, not product):
         raise UsageError(why, f"{said.body.split()[0]} ... {pull.sha}")
     pinned = Pinned(product, url, pull.sha) if product else None
-    words = comment.words(asked, pinned)
+    base = hub.commit(asked.compare) if pinned and comment.moves(asked) else ""
+    words = comment.words(asked, pinned, base)
     for option, word in itertools.pairwise(words):
         if option in ("--product", "--a", "--b"):
             products.read(word)
@@ -142,7 +147,7 @@ def plan(hub: Hub, said: Comment, asked: Asked, arguments: argparse.Namespace, u
         words,
         arguments.harness if pinned else hub.repository,
         arguments.harness_ref if pinned else pull.sha,
-        about(asked, said, pull, pinned, url),
+        about(said, pull, pinned, url, base or asked.compare),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NoReturn
@@ -67,7 +67,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Pinned:
-    """The product that a pull request changes, pinned."""
+    """The product that a pull request changes, pinned.
+
+    Attributes:
+        repository: the one that the request is for: the commit stays there if a fork goes.
+    """
 
     product: str
     repository: str
@@ -76,12 +80,7 @@ class Pinned:
     @property
     def word(self) -> str:
         """As ``--product`` takes it."""
-        return f"{self.product}={self.reference}"
-
-    @property
-    def reference(self) -> str:
-        """The commit in the repository that the request is for: it stays there if a fork goes."""
-        return f"{self.repository}@{self.sha}"
+        return f"{self.product}={self.repository}@{self.sha}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,11 +211,17 @@ def session(asked: Asked) -> str:
     return "compare" if asked.compare else "multinode"
 
 
-def words(asked: Asked, tested: Pinned | None) -> tuple[str, ...]:
+def moves(asked: Asked) -> bool:
+    """Whether the base of the comparison is a reference of the request's own repository."""
+    return bool(asked.compare) and not re.search(r"@|^pip:|^image$", asked.compare)
+
+
+def words(asked: Asked, tested: Pinned | None, base: str = "") -> tuple[str, ...]:
     """The options of that session.
 
     Args:
         tested: what the pull request changes; None when that is this harness.
+        base: the commit that the base of a comparison means, where that moves.
 
     Raises:
         UsageError: it asks for two versions of one product, or compares nothing.
@@ -231,16 +236,11 @@ def words(asked: Asked, tested: Pinned | None) -> tuple[str, ...]:
         raise UsageError("--compare: this pull request changes no product that a run tests", USE)
     found: list[str] = []
     if tested and asked.compare:
-        found += _sides(asked, tested)
+        other = f"{tested.repository}@{base}" if base else asked.compare
+        found += ["--a", f"{tested.product}={other}", "--b", tested.word]
+        found += ["--budget", asked.budget] if asked.budget else []
     elif tested:
         found += ["--product", tested.word]
     for name, reference in products.items():
         found += ["--product", f"{name}={reference}"]
     return (*found, *(("--image", asked.image) if asked.image else ()))
-
-
-def _sides(asked: Asked, tested: Pinned) -> Sequence[str]:
-    """What the base and the request are, as ``compare`` takes its variants."""
-    base = asked.compare if "@" in asked.compare else f"{tested.repository}@{asked.compare}"
-    limit = ("--budget", asked.budget) if asked.budget else ()
-    return ("--a", f"{tested.product}={base}", "--b", tested.word, *limit)

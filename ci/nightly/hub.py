@@ -98,6 +98,22 @@ class Hub:
         except (KeyError, TypeError, AttributeError):
             raise InfraError(f"GitHub's answer on pull request {number} is none") from None
 
+    def commit(self, reference: str) -> str:
+        """The commit that a branch, a tag, ``pr/NUMBER`` or a commit means now.
+
+        Raises:
+            UsageError: the repository has none such.
+        """
+        kind, _, number = reference.partition("pr/")
+        if not kind and number.isdecimal() and len(number) < 10:
+            return self.pull(int(number)).sha
+        try:
+            return str(self._ask("GET", f"commits/{quote(reference)}")["sha"])
+        except NotThere:
+            raise UsageError(f"{self.repository} has no {reference}") from None
+        except (KeyError, TypeError):
+            raise InfraError(f"GitHub's answer on {reference} is none") from None
+
     def file(self, path: str, sha: str) -> str:
         """The text of a file at a commit.
 
@@ -199,7 +215,7 @@ def _patience() -> Retry:
 def _refusal(what: str, answer: requests.Response) -> InfraError:
     """Why the API refused."""
     status, heads = answer.status_code, answer.headers
-    if status == 404:
+    if status in (404, 422):  # it answers so to a reference that nobody has
         return NotThere(f"GitHub knows no {what}", "Check the token's permissions.")
     if status in (403, 429) and (
         heads.get("x-ratelimit-remaining") == "0" or "retry-after" in heads

@@ -6,6 +6,7 @@ text. Touches: ``told`` reads the files of the jobs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from steps.core.record.rundir import RunDir, read_bounded, read_json
 
 #: The directory of an entry's verdict, and that of what a search for its commit found.
 SAID, FOUND = "_said-", "_found-"
-#: Rows of a text; GitHub takes 65,536 signs.
-MOST_ROWS, _LONGEST, _FOUND_BYTES = 100, 200, 8000
+#: GitHub takes 65,536 signs.
+MOST = 60_000
+MOST_ROWS, _LONGEST, _MOST_FOUND = 100, 200, 8000
+#: What GitHub makes a mention of, and would tell somebody of.
+_MENTION = re.compile(r"(?<!\w)([@#])(?=\w)")
 _MARKS = {"pass": "✅", "no_worse": "✅", "running": "⏳", "cancelled": "⚪"}
 #: What a comparison found, in words.
 _COMPARED = {
@@ -99,7 +103,7 @@ def _compared(place: Path) -> tuple[str, str] | None:
 
 def _text(path: Path) -> str:
     try:
-        return read_bounded(path, _FOUND_BYTES).decode("utf-8", "replace").strip()
+        return read_bounded(path, 1 << 20).decode("utf-8", "replace").strip()[:_MOST_FOUND]
     except OSError as error:
         return f"its answer cannot be read: {error.strerror or error}"
 
@@ -116,7 +120,7 @@ def text(about: str, rows: Sequence[Row], url: str) -> str:
         about: what was asked and is tested, Markdown of ours.
         url: the workflow's run.
     """
-    return "\n".join(_lines(about, rows, url)) + "\n"
+    return "\n".join(_lines(about, rows, url))[:MOST] + "\n"
 
 
 def _lines(about: str, rows: Sequence[Row], url: str) -> Iterator[str]:
@@ -130,14 +134,20 @@ def _lines(about: str, rows: Sequence[Row], url: str) -> Iterator[str]:
     for row in ordered[:MOST_ROWS]:
         mark = _MARKS.get(row.verdict, "❌")
         word = _COMPARED.get(row.verdict, row.verdict)
-        cells = (row.name, row.soc, word, row.why[:_LONGEST])
+        told = (row.name, row.soc, word, row.why[:_LONGEST])
+        cells = [_quiet(foreign.markdown(cell)) for cell in told]
         links = " ".join(f"[{name}]({link})" for name, link in row.links)
-        yield f"| {mark} | {' | '.join(foreign.markdown(cell) for cell in cells)} | {links} |"
+        yield f"| {mark} | {' | '.join(cells)} | {links} |"
     if len(rows) > MOST_ROWS:
         yield f"\n{len(rows) - MOST_ROWS} more are in the run."
     for row in (row for row in ordered if row.found):
         yield f"\n<details><summary>{foreign.markdown(row.name)}: which commit</summary>\n"
-        yield f"{foreign.plain(row.found)}\n\n</details>"
+        yield f"{_quiet(foreign.plain(row.found))}\n\n</details>"
+
+
+def _quiet(text: str) -> str:
+    """Markdown in which foreign words call nobody and link to no request of this repository."""
+    return _MENTION.sub(r"\1<!-- -->", text)
 
 
 def headline(rows: Sequence[Row]) -> str:

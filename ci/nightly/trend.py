@@ -27,7 +27,7 @@ from steps.core.record import stats
 from steps.core.record.summary import change, with_unit
 
 #: What is followed when nothing else is asked for: the first of these a benchmark has.
-MAIN = ("output_throughput", "accuracy", "ttft_p99_ms")
+MAIN = ("capacity", "output_throughput", "accuracy", "ttft_p99_ms")
 BARS = "▁▂▃▄▅▆▇█"
 #: Fewer good runs than this say nothing about noise.
 ENOUGH = 5

@@ -86,12 +86,13 @@ def warm() -> None:
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
-    _template()
+    template()
     plots.warm()
 
 
 @functools.cache
-def _template(name: str = "report.html") -> Any:
+def template(name: str = "report.html") -> Any:
+    """A template of ours, which escapes whatever it is given."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
@@ -102,7 +103,8 @@ def _template(name: str = "report.html") -> Any:
     return environment.get_template(name)
 
 
-def _style() -> str:
+def style() -> str:
+    """The sheet of every page."""
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
@@ -115,13 +117,13 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     Raises:
         ImportError: jinja2 is not installed.
     """
-    page = _template("refused.html").render(
+    page = template("refused.html").render(
         verdict=verdict,
         cause=verdict.cause,
         headline=summary.headline(verdict),
         when=_when(verdict.started),
         case_lines=case_text.splitlines(),
-        style=_style(),
+        style=style(),
     )
     path = run_dir.path / "report.html"
     write_text(path, foreign.html(page))
@@ -143,7 +145,7 @@ def render(
     records = {index: record for index, record in over.records.items() if record}
     versions = summary.differences({index: record.versions for index, record in records.items()})
     environment = environments(plan)
-    page: str = _template().render(
+    page: str = template().render(
         plan=plan,
         verdict=verdict,
         headline=summary.headline(verdict),
@@ -175,7 +177,7 @@ def render(
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
         when=_when(verdict.started),
-        style=_style(),
+        style=style(),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -354,13 +356,14 @@ def _cell(value: float | None) -> str:
 
 def trends(plan: Plan, history: Sequence[Result]) -> Iterator[tuple[str, str]]:
     """(title, plot) of each benchmark's main metric over the runs before and this one."""
-    baselines = {e.benchmark.name: e.benchmark.baseline for e in plan.benchmarks}
+    asked = {entry.benchmark.name: entry.benchmark for entry in plan.benchmarks}
     for name, metric in main_metrics(history):
         points = [(point.time, point.value) for point in series(history, name, metric)]
         if len(points) > 1:
             unit = METRICS.get(metric, ("", True))[0]
-            compared = metric in ("output_throughput", "accuracy")
-            base = baselines.get(name) if compared else None
+            benchmark = asked.get(name)
+            compared = benchmark is not None and metric == benchmark.compared
+            base = benchmark.baseline if benchmark and compared else None
             base = None if base in (0.0, 1.0) else base
             title = f"{name} {metric}, {len(points)} runs"
             yield title, plots.trend(title, points, unit, base)

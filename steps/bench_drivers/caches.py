@@ -13,15 +13,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from steps.core.node import http
-from steps.core.plan.plan import Access, BenchmarkPlan, Plan, Process
+from steps.core.plan.plan import Access, BenchmarkPlan, NodePlan, Plan, Process
 from steps.core.vllm import commandline, kvports, metrics
 
 PREFIX = "/reset_prefix_cache"
+RESETS = "VLLM_SERVER_DEV_MODE"
 #: What else an engine remembers of a prompt; not every version has these.
 OTHERS = ("/reset_mm_cache", "/reset_encoder_cache")
 ABSENT = (404, 405, 501)
@@ -72,6 +73,21 @@ def way(
     if varies:
         return Way(True, f"each time with other prompts ({reason})", prompts=True)
     return Way(False, reason)
+
+
+def unable(plan: Plan, node: NodePlan, environment: Callable[[Process], Mapping[str, str]]) -> str:
+    """Why a node's engines cannot be brought to the same state again, as it is known before they
+    start; or empty.
+    """
+    if kept := keeps(plan):
+        return kept
+    for server in (process for process in node.processes if process.kind == "server"):
+        if server.api and not _off(server) and environment(server).get(RESETS) in (None, "", "0"):
+            return (
+                f"{node.name} {server.name} has a prefix cache, and {PREFIX} only with {RESETS}=1; "
+                "set that in env_common, or --no-enable-prefix-caching"
+            )
+    return ""
 
 
 def keeps(plan: Plan) -> str:

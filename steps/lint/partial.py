@@ -107,12 +107,12 @@ class _Mender:
         own = _OF_ONE if self.source.only else {}
         if not path or path[0] not in {*self.data, *_REQUIRED, *own}:
             return
-        if path[0] in own:
-            self._of_one(problem.rule, path)
-        elif path[0] == "benchmarks":
+        if path[0] == "benchmarks":
             self._benchmark(path)
         elif problem.rule == "MN005" and "groups" not in path:
             self._forget(path)
+        elif path[0] in own:
+            self._of_one(problem.rule, path)
         elif path[0] in _LISTS and len(path) > 2:
             self._of_node(path)
         elif path[0] == "env_common" and len(path) > 1:
@@ -189,11 +189,11 @@ class _Mender:
             self.unasked |= unasked
 
     def _variable(self, path: DataPath) -> None:
-        """A variable that is there, with a value that nobody knows."""
+        """A variable that is there, with a value that nobody knows; none without a name."""
         self._forget(path)
-        holder = self.at(path[:-1])
-        if isinstance(holder, dict):
-            holder[str(path[-1])] = ""
+        holder, name = self.at(path[:-1]), str(path[-1])
+        if isinstance(holder, dict) and name.isidentifier():
+            holder[name] = ""
         self.unasked |= {"MN303", "MN604", "MN605"}
 
     def _stand_in(self, key: str) -> None:

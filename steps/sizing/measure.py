@@ -22,7 +22,7 @@ from steps.core.record.records import Point
 from steps.sizing import points
 from steps.sizing.search import MOST, Border, Search, Seen
 
-STAND_INS = "measured on stand-ins or with a small load: these are not the product's figures"
+UNJUDGED = "these are no figures to hold the product to"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def measure(run: NodeRun, entry: BenchmarkPlan, series: Series, directory: Path)
                 break
             seen.append(points.seen(find, walk.points[-1]))
         found = sought(entry, find, search, walk.points, walk.broken)
-    notes = (found.note, series.way, STAND_INS if entry.skip_gates else "")
+    notes = (found.note, series.way, f"{entry.skip_gates}: {UNJUDGED}" if entry.skip_gates else "")
     return replace(found, note="; ".join(filter(None, notes)))
 
 
@@ -133,7 +133,7 @@ def told(point: Point) -> str:
     if point.wrong:
         words.append(f"does not count: {point.wrong}")
     elif point.held is not None:
-        words.append("holds" if point.held else "does not hold")
+        words.append("holds" if point.held else f"misses {point.missed}")
     return ", ".join(words)
 
 

@@ -7,7 +7,7 @@ that load, a :class:`Point`, the result of all. Touches nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,10 +49,20 @@ def judged(
     """The point; ``entry`` has its load."""
     found = believed(found)
     limits = entry.benchmark.find
-    held = None if limits is None else not any(_missed(limits, found.metrics))
+    over = [] if limits is None else _missed(limits, found.metrics)
     return Point(
-        dict(changes), found.metrics, found.requests, wrong(entry, changes, found), held, directory
+        dict(changes),
+        found.metrics,
+        found.requests,
+        wrong=wrong(entry, changes, found),
+        held=None if limits is None else not over,
+        missed=", ".join(f"{one.gate} ({_found(one.found)})" for one in over),
+        directory=directory,
     )
+
+
+def _found(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
 
 
 def wrong(entry: BenchmarkPlan, changes: Mapping[str, Any], found: Measurement) -> str:
@@ -82,7 +92,7 @@ def sent(begun: Sequence[float], rate: float) -> str:
     )
 
 
-def _missed(find: Find, metrics: Mapping[str, float]) -> Iterable[gates.GateResult]:
+def _missed(find: Find, metrics: Mapping[str, float]) -> list[gates.GateResult]:
     held = (gates.hold(limit, metrics, None) for limit in find.limits)
     return [one for one in held if one.passed is False]
 

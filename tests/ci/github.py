@@ -31,6 +31,7 @@ class GitHub:
     levels: dict[str, str] = field(default_factory=lambda: {"ann": "write"})
     pulls: dict[int, dict[str, Any]] = field(default_factory=lambda: {7: pull()})
     files: dict[tuple[str, str], str] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=lambda: {"main": "d" * 40})
     comments: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
@@ -61,6 +62,9 @@ class GitHub:
         if head == "pulls":
             found = self.pulls.get(int(words[0]))
             return (200, found) if found else (404, {"message": "Not Found"})
+        if head == "commits":
+            sha = self.commits.get(rest)
+            return (200, {"sha": sha}) if sha else (422, {"message": "No commit found"})
         if head == "contents":
             text = self.files.get((rest, query["ref"]))
             return (200, text) if text is not None else (404, {"message": "Not Found"})

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from ci.nightly import ask, matrix, reply, tell
+from ci.nightly import ask, jobs, matrix, reply, tell
 from ci.nightly.reply import Row
 from tests.ci.github import REPO, SHA, GitHub, comment_of, pull
 from tests.core.cases import ROOT
@@ -76,6 +77,8 @@ def test_a_comment_on_a_product_starts_its_head(
 ) -> None:
     assert job.asks("/nightly deepseek-v3 --product vllm=v0.19.0\r\nthanks", *PRODUCT) == 0
     out = told(capsys.readouterr().out)
+    workflow = yaml.safe_load((ROOT / jobs.FOLDER / "command.yaml").read_text(encoding="utf-8"))
+    assert set(workflow["jobs"]["ask"]["outputs"]) <= set(out)
     assert out["session"] == "multinode" and out["soc-a3-count"] == "1"
     assert [one["name"] for one in json.loads(out["soc-a3"])["include"]] == ["deepseek-v3"]
     url = f"vllm-ascend=https://github.com/{REPO}@{SHA}"
@@ -102,8 +105,9 @@ def test_a_comparison_is_another_session(job: Job, capsys: pytest.CaptureFixture
     assert job.asks("/nightly deepseek-v3 --compare main", *PRODUCT) == 0
     out = told(capsys.readouterr().out)
     assert out["session"] == "compare"
-    assert f"@main --b vllm-ascend=https://github.com/{REPO}@{SHA}" in out["words"]
-    assert "against `main`" in job.replies[0]
+    url = f"vllm-ascend=https://github.com/{REPO}"
+    assert out["words"] == f"--a {url}@{'d' * 40} --b {url}@{SHA}"
+    assert f"against `{'d' * 40}`" in job.replies[0]
 
 
 @pytest.mark.parametrize("login", ["bob", "stranger"])
@@ -144,6 +148,7 @@ def test_another_event_is_no_comment(job: Job, content: Any) -> None:
         ("/nightly", {}, "no case is named"),
         ("/nightly deepseek-v3 --product vllm=pr/x", {}, "expected pr/NUMBER"),
         ("/nightly deepseek-v3 --product other=main", {}, "nothing says where other comes from"),
+        ("/nightly deepseek-v3 --compare gone", {}, "has no gone"),
         ("/nightly deepseek-v3", {"state": "closed"}, "is closed"),
         (f"/nightly deepseek-v3 {OTHER}", {}, f"is {SHA} now, not {OTHER}"),
         ("/nightly deepseek-v3", {"head": {"sha": SHA, "repo": None}}, "the fork is gone"),
@@ -318,6 +323,14 @@ def test_a_known_issue_is_named(tmp_path: Path) -> None:
     assert "(known: https://x/1)" in reply.told({"name": "one", "soc": ""}, tmp_path, {}, {}).why
 
 
+def test_foreign_words_call_nobody() -> None:
+    """A mention in a cause or a subject would tell people, and link to another's request."""
+    rows = [Row("one", "a3", "crash", "@everyone see #12, a@b c#d", (), "fix (#99) by @eve\n")]
+    text = reply.text("", rows, "https://u")
+    assert "@everyone" not in text and "#12" not in text and "#99" not in text
+    assert "@<!-- -->everyone see #<!-- -->12, a@b c#d" in text and text.startswith("### ")
+
+
 def test_a_long_reply_fits() -> None:
     rows = [
         Row(f"n{number}", "a3", "crash", "w" * 5000, (("job", "https://u"),))
@@ -325,3 +338,5 @@ def test_a_long_reply_fits() -> None:
     ]
     text = reply.text("about", rows, "https://u")
     assert len(text) < 60_000 and "150 more are in the run" in text
+    rows = [Row(f"n{number}", "a3", "crash", found="w" * 8000) for number in range(20)]
+    assert 50_000 < len(reply.text("about", rows, "https://u")) < 65_000

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
+from ci import run
+from ci.compare import compare
 from ci.nightly import comment, matrix
 from ci.nightly.comment import Asked, Pinned
 from ci.nightly.matrix import Entry, Matrix
@@ -194,13 +197,32 @@ def test_the_pull_request_is_the_product() -> None:
 
 def test_a_request_is_compared_with_its_base() -> None:
     asked = Asked("nightly", ("x",), compare="main", budget="900")
-    assert comment.session(asked) == "compare"
+    assert comment.session(asked) == "compare" and comment.moves(asked)
     url = "vllm-ascend=https://github.com/o/vllm-ascend"
-    assert comment.words(asked, PR) == (
-        *("--a", f"{url}@main", "--b", f"{url}@{SHA}", "--budget", "900"),
-    )
+    found = comment.words(asked, PR, "d" * 40)
+    assert found == ("--a", f"{url}@{'d' * 40}", "--b", f"{url}@{SHA}", "--budget", "900")
     with pytest.raises(UsageError, match="changes no product"):
         comment.words(asked, None)
+
+
+@pytest.mark.parametrize("base", ["pip:0.18.0", "image", "https://github.com/v/x@main"])
+def test_a_base_from_elsewhere_stays_as_it_was_asked_for(base: str) -> None:
+    asked = Asked("nightly", ("x",), compare=base)
+    assert not comment.moves(asked)
+    assert comment.words(asked, PR)[:2] == ("--a", f"vllm-ascend={base}")
+
+
+def test_the_words_are_those_of_the_sessions() -> None:
+    """What leaves here is taken by the options of the commands that get it."""
+    plain = Asked("nightly", ("x",), (), (("vllm", "v0.19.0"),), "quay.io/x:y")
+    found = run.main.parser().parse_args(["CASE", *comment.words(plain, PR)])
+    assert (found.product, found.image) == ([PR.word, "vllm=v0.19.0"], "quay.io/x:y")
+    asked = replace(plain, compare="main", budget="900")
+    words = comment.words(asked, PR, "d" * 40)
+    told, more = compare.main.parser().parse_known_args(["CASE", *words])
+    assert told.b == [PR.word] and told.budget == 900 and len(told.a) == 1
+    found = run.main.parser().parse_args(["CASE", *more])
+    assert (found.product, found.image) == (["vllm=v0.19.0"], "quay.io/x:y")
 
 
 def test_the_product_of_the_request_has_one_version() -> None:

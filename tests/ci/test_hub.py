@@ -64,6 +64,15 @@ def test_a_file_at_a_commit(github: GitHub) -> None:
         hub(github).file("ci/other.yaml", SHA)
 
 
+def test_a_reference_is_a_commit_now(github: GitHub) -> None:
+    github.commits["feature/x y"] = "e" * 40
+    found = [hub(github).commit(name) for name in ("main", "feature/x y", "pr/7")]
+    assert found == ["d" * 40, "e" * 40, SHA]
+    for name in ("gone", "pr/9", "pr/x"):
+        with pytest.raises(UsageError, match="has no"):
+            hub(github).commit(name)
+
+
 LIMIT = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1764075600"}
 
 
@@ -75,7 +84,7 @@ LIMIT = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1764075600"}
         (429, {"retry-after": "soon"}, "later"),
         (403, {}, "403 no\n    Check the permissions"),
         (401, {}, "401 no"),
-        (422, {}, "422 no"),
+        (409, {}, "409 no"),
     ],
 )
 def test_a_refusal_says_why_and_what_to_do(

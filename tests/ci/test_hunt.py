@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ci.nightly import hunt
+from ci.compare import axis, bisect, trial
+from ci.compare.commits import Commit
+from ci.compare.pair import Started
+from ci.nightly import hunt, reply
 from ci.nightly.history import DirectoryStore, Result
 from ci.nightly.hunt import DAY, Decision, Limits
 from steps.core.record.verdict import PRODUCT_FAULTS
+from tests.compare.test_bisect import NOISE, git, product, steps
+from tests.core.cases import ROOT
 
 OLD, NEW = "a" * 40, "b" * 40
 LIMITS = Limits(2000, 3)
@@ -74,6 +80,7 @@ def test_what_no_commit_explains_is_not_searched(verdict: str) -> None:
         ([night(1, "crash")], {}, "no run of it has passed"),
         ([night(1, cluster="a2")], {}, "no run of it has passed"),
         ([night(1, rehearsed=True)], {}, "no run of it has passed"),
+        ([night(1, asked={"vllm-ascend": "pr/5"})], {}, "no run of it has passed"),
         ([night(-0.1)], {}, "is 3.1 days old, at most 3"),
         ([night(2, case_sha256="x")], {}, "the case has changed"),
         ([night(1), night(2, "performance", NEW)], {}, "is performance since run-2 of "),
@@ -109,6 +116,16 @@ def test_nights_of_another_failure_between_do_not_hinder() -> None:
 def test_noise_between_good_and_bad_takes_the_newest_good() -> None:
     found = decided(BAD, night(1), night(1.5, "performance"), night(2, commit="e" * 40))
     assert found.ends == {"vllm-ascend": ("e" * 40, NEW)}
+
+
+def test_the_words_are_those_of_the_search() -> None:
+    found = bisect.main.parser().parse_known_args(["CASE", *hunt.words(decided(), LIMITS)])
+    assert found[0].repository == ["vllm-ascend=products/vllm-ascend"]
+    assert (found[0].good, found[0].bad) == ([f"vllm-ascend={OLD}"], [f"vllm-ascend={NEW}"])
+    assert found[0].budget == 2000
+    assert found[1] == ["--product", "vllm-ascend={vllm-ascend}"]
+    state = {"vllm-ascend": Commit(NEW, "x")}
+    assert axis.filled(found[1][1], state, {}) == f"vllm-ascend={NEW}"
 
 
 # On a run directory
@@ -169,3 +186,35 @@ def test_limits_that_are_none_are_refused(tmp_path: Path, wrong: list[str]) -> N
 def test_without_a_history_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTINODE_HISTORY", raising=False)
     assert hunt.main(["quickstart.yaml", "--run", str(tmp_path), "--minutes", "1"]) == 2
+
+
+def test_a_red_night_ends_with_its_commit_under_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the night's run to the search to the note; only the fleets of the search are played."""
+    repository = product(tmp_path, steps(12, 7, "100", "90"))
+    old, new = git(repository, "rev-parse", "main~11"), git(repository, "rev-parse", "main")
+    for one in (night(2, commit=old), night(3, "performance", new)):
+        DirectoryStore(tmp_path / "history").append(one)
+    assert go(tmp_path, told(tmp_path), "--minutes", "900000") == 0
+    out = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
+
+    def start(case: Path, number: int, words: Sequence[str], directory: Path, env: Any) -> Started:
+        directory.with_suffix(".log").touch()
+        name, _, sha = words[words.index("--product") + 1].partition("=")
+        assert name == "vllm-ascend" and "a3" in words
+        speed = float(git(repository, "show", f"{sha}:words"))
+        return Started(number, {"chat output_throughput": (speed * next(NOISE),)})
+
+    monkeypatch.setattr(trial, "start", start)
+    monkeypatch.setenv("MULTINODE_HISTORY", str(tmp_path / "history"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "products").mkdir()
+    git(tmp_path, "clone", "--quiet", "--no-checkout", str(repository), "products/vllm-ascend")
+    found = tmp_path / "_found-one"
+    words = [*out["words"].split(), "--on", "k8s", "--profile", "a3", "--dir", str(found)]
+    assert bisect.main([str(ROOT / "configs" / "quickstart.yaml"), *words]) == 0
+    row = reply.told({"name": "one", "soc": "a3"}, tmp_path, {}, {})
+    text = reply.text("", [row], "https://u")
+    assert "**culprit**" in text and r"change 7 \| \<b>" in text
+    assert git(repository, "rev-parse", "--short=10", "main~4") in text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ci.nightly import jobs, matrix
+from ci.nightly import hunt, jobs, matrix, reply
 from steps.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -288,6 +288,21 @@ def test_only_two_jobs_of_a_comment_may_write_and_they_run_nothing_of_the_reques
         assert "--no-install" in steps[held]["run"]
 
 
+def test_what_jobs_leave_is_what_the_reply_reads() -> None:
+    steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
+    [left] = [one for one in steps if one.get("name") == "Keep what the reply needs"]
+    choice = "inputs.session == 'bisect' && 'found' || 'said'"
+    assert left["with"]["name"] == f"_${{{{ {choice} }}}}-${{{{ inputs.name }}}}"
+    assert (reply.SAID, reply.FOUND) == ("_said-", "_found-")
+    files = {Path(line).name for line in left["with"]["path"].split()}
+    assert files == {"verdict.json", "compare.json", "comment.md", hunt.TEXT}
+    for workflow, job in (("nightly.yaml", "tell"), ("command.yaml", "answer")):
+        fetched = [one["with"] for one in load(workflow)["jobs"][job]["steps"] if "with" in one]
+        patterns = [one["pattern"] for one in fetched if "pattern" in one]
+        assert patterns == ["_said-*", "_found-*"][: len(patterns)] and patterns
+        assert not re.match(matrix.NAME, "_said-x")  # no entry's own files are taken for it
+
+
 def test_a_search_is_off_unless_a_variable_says_how_much() -> None:
     case = load("_case.yaml")
     assert "vars.MULTINODE_BISECT_MINUTES || ''" in case["jobs"]["run"]["with"]["bisect"]
@@ -346,17 +361,19 @@ def test_the_kubeconfig_is_readable_by_the_owner_only(tmp_path: Path) -> None:
 
 def test_the_run_shows_its_log_and_keeps_its_exit_code(tmp_path: Path) -> None:
     script = step("_multinode.yaml", "run", "Run")
-    stubs = {"nox": f"{ARGS}; echo working; exit 4"}
+    stubs = {"nox": f"{ARGS}; echo working $GITHUB_STEP_SUMMARY; exit 4"}
     env = {"CASE": "a b.yaml", "PROFILE": "a3", "SESSION": "multinode"}
+    env["GITHUB_STEP_SUMMARY"] = "/the/summary"
     code, output = finish(shell(script, tmp_path, stubs, WORDS="", **env))
     assert code == 4
     assert "-s multinode --no-install -- a b.yaml --on k8s --profile a3 --run-dir run" in output
+    assert "working /the/summary" in output
     env["SESSION"] = "compare"
     code, output = finish(
         shell(script, tmp_path, stubs, WORDS='--b x=y@z $(touch pwned) * "', **env)
     )
     wanted = '-s compare --no-install -- a b.yaml --b x=y@z $(touch pwned) * " --on k8s'
-    assert f"{wanted} --profile a3 --dir run" in output
+    assert f"{wanted} --profile a3 --dir run" in output and "/the/summary" not in output
     assert not (tmp_path / "pwned").exists()
     assert "working" in output
 
@@ -370,9 +387,9 @@ def test_a_cancelled_job_lets_the_run_collect_its_files(tmp_path: Path) -> None:
     run = shell(
         step("_multinode.yaml", "run", "Run"), tmp_path, {"nox": nox}, CASE="c", PROFILE="p"
     )
-    log = tmp_path / "run.log"
-    deadline = time.monotonic() + 30
-    while "started" not in (log.read_text() if log.exists() else ""):
+    known = [(tmp_path / "run.log", "started"), (tmp_path / "run.pid", "\n")]
+    deadline = time.monotonic() + 60
+    while any(text not in (file.read_text() if file.exists() else "") for file, text in known):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     run.kill()

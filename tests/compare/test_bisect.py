@@ -212,7 +212,7 @@ def test_of_several_products_and_the_image_one_is_found_and_searched(
     assert not (tmp_path / "out" / "bisect.log").exists()  # git replays one repository
 
 
-def test_the_last_good_night_is_good_and_nights_shorten_the_search(
+def test_nights_of_the_history_shorten_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = product(tmp_path, steps(64, 40, "100", "97"))

@@ -115,13 +115,15 @@ def test_a_program_killed_for_memory_is_named_as_such_though_its_container_lives
         pytest.skip("cgroups are shown to pods with namespaces of their own only")
     kube.cgroups(version)
     with fleet.start(kube, tmp_path / "user", "--load-seconds", "20") as started:
-        started.until(f"node {node}  load      started server")
+        started.until("node 0  load      started server")
+        phase = "load" if node == 0 else "hold"
+        fleet.await_(lambda: fleet.said(kube, node, f'"phase": "{phase}"'), 40, started.text)
         kube.starve(fleet.pod_name(kube, node), fleet.program(kube, node))
         done = started.finish()
     cause = done.verdict["cause"]
     assert (done.code, cause["node"]) == (3, node), done.text
     assert "out of memory: the cgroup's oom_kill counter rose" in done.reason
-    assert (cause["phase"], cause["signal"]) == ("load" if node == 0 else "hold", "SIGKILL")
+    assert (cause["phase"], cause["signal"]) == (phase, "SIGKILL")
     assert "memory" in cause["hint"]
     assert fleet.leftovers(kube) == []
 

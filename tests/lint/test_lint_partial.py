@@ -37,6 +37,7 @@ FORM = {
     "hosts": ("model:", "cluster_hosts: [a]\nmodel:"),
     "a list as variable": ("OMP_NUM_THREADS: 10", "OMP_NUM_THREADS: [10]"),
     "content": ("model:", "test_content: [poem]\nmodel:"),
+    "no name of a variable": ("OMP_NUM_THREADS: 10", "'A=B': 10"),
 }
 
 
@@ -100,6 +101,8 @@ ODD = SEVERAL.replace('"--max-model-len"', '"--max-model-length"').replace("perf
 ENTRY = {
     "a list as variable": ('LEVEL: "3"', "LEVEL: [3]", {"MN601"}),
     "no variables": ("    envs:\n      <<: *envs\n", "", {"MN601"}),
+    "no name of a variable": ('LEVEL: "3"', '"LE=VEL": 3', {"MN601"}),
+    "a number as name": ('LEVEL: "3"', '5: "3"', {"MN601"}),
     "no port": ('"DEFAULT_PORT"', "eighty", set()),
     "no name": ('name: "first"', "engine: vllm", set()),
     "no model": ("    model: demo/tiny\n", "", set()),
@@ -122,6 +125,13 @@ def test_a_problem_of_form_in_one_of_several_hides_little(name: str, tmp_path: P
     assert {rule for rule, _ in odd - both} <= unasked
     assert {rule for rule, _ in both - odd} <= {f"MN0{n:02}" for n in range(30)}
     assert both - odd
+
+
+def test_what_the_file_and_one_of_its_cases_have_wrong_is_told_once(tmp_path: Path) -> None:
+    both = rules(ODD.replace('LEVEL: "3"', '5: "3"'), tmp_path)
+    assert [message for rule, message in both if rule == "MN005"] == [
+        "envs.5: found the key 5, expected text"
+    ]
 
 
 def test_encoders_with_a_problem_of_form_hide_no_benchmark(tmp_path: Path) -> None:

@@ -25,8 +25,15 @@ TAG = "TAG-4711"
 BROUGHT = ("PATH", "PYTHONPATH", "TEST_PIP_LOG")
 
 
-def run(tmp: Path, data: fleet.Case, *words: str, profile: str = "") -> Outcome:
-    """One run on a double of its own."""
+def run(
+    tmp: Path,
+    data: fleet.Case,
+    *words: str,
+    profile: str = "",
+    verb: tuple[str, str] = ("ci.run", "--run-dir"),
+    seconds: float = 120,
+) -> Outcome:
+    """One run on a double of its own, or what another verb makes of it."""
     here = fleet.environment(tmp)
     for entry in data["deployment"]:
         entry["server_cmd"] = entry["server_cmd"].replace("$MODELS", "/models")
@@ -37,8 +44,8 @@ def run(tmp: Path, data: fleet.Case, *words: str, profile: str = "") -> Outcome:
     mounts = {"/models": here["MODELS"], "/data": here["DATASETS"], "/engine": str(tmp / "opt")}
     listed = [{"path": path, "host_path": path} for path in mounts]
     (tmp / "lab.yaml").write_text(f"{PROFILE}mounts: {json.dumps(listed)}\n{profile}")
-    argv = [sys.executable, "-m", "ci.run", str(fleet.written(tmp, data)), "--on", "k8s"]
-    argv += ["--profile", str(tmp / "lab.yaml"), "--run-dir", str(tmp / "run"), *words]
+    argv = [sys.executable, "-m", verb[0], str(fleet.written(tmp, data)), "--on", "k8s"]
+    argv += ["--profile", str(tmp / "lab.yaml"), verb[1], str(tmp / "run"), *words]
     brought = {name: here[name].replace(str(fleet.ROOT), "/engine") for name in BROUGHT}
     brought["MULTINODE_CACHE"] = "/tmp/multinode-cache"
     image = Image(env=brought)
@@ -53,7 +60,7 @@ def run(tmp: Path, data: fleet.Case, *words: str, profile: str = "") -> Outcome:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
         assert leftovers(kube) == [], done.stdout

@@ -26,7 +26,7 @@ from ci.backends import hosts, local
 from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
 from steps import bench, prove, proxy, resolve, wait
-from steps.bench_drivers import aisbench
+from steps.bench_drivers import client_program
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
@@ -62,7 +62,7 @@ PLACES = {
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
     "init.problems": "test_local.py::test_what_preflight_finds",
-    "init._ask": "test_an_endpoint_has_a_minute_for_one_answer",
+    "client_program.ask": "test_an_endpoint_has_a_minute_for_one_answer",
     "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
     "bench._await_deaths": "test_a_dying_server_gets_its_time",
     "bench._watch_health": "test_health_is_watched_with_real_patience",
@@ -92,6 +92,7 @@ PLACES = {
     "resolve._far": "test_a_plan_for_hosts",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
@@ -108,6 +109,11 @@ PLACES = {
     "summary._phases": "test_what_a_run_says_of_itself",
     "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
+    "backend.run": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
+    "bisect.run": "test_bisect.py::test_a_whole_search_with_real_fleets",
+    "nights.comparable": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
+    "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
+    "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
@@ -418,10 +424,10 @@ def test_a_dying_server_gets_its_time(run, monkeypatch):
 def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        aisbench.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
+        client_program.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
     )
-    aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
-    assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
+    client_program.ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
+    assert asked[0][-1] == client_program.ANSWER_SECONDS > client_program.ANSWER_SECONDS_REHEARSED
 
 
 def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):

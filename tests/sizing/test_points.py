@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from steps import bench
-from steps.bench_drivers import Measurement, goodput
+from steps.bench_drivers import Measurement, caches, goodput, problems
+from steps.core.case.build import load_case
 from steps.core.case.case import Benchmark, Find
 from steps.core.case.gates import Gate, each, parse
 from steps.core.case.numbers import dumps
+from steps.core.plan import clusters
 from steps.core.plan.plan import BenchmarkPlan
+from steps.core.plan.resolver import Options, resolve
 from steps.core.record.records import BenchResult, Check, Point, bench_from, to_dict
 from steps.sizing import measure, points
 from steps.sizing.search import Search
+from tests.sizing.test_form import CASE
+
+SWEEP = "sweep: {batch_size: [1, 2]}"
 
 FIND = Find("batch_size", (parse("tpot_p99_ms <= 50"),), 1, 64)
 
@@ -165,3 +172,34 @@ def test_goodput_counts_requests_that_met_every_limit(tmp_path: Path) -> None:
     assert "goodput" not in goodput.added(found(), entry(), tmp_path).metrics
     searched = entry(find=FIND)
     assert goodput.added(found(), searched, tmp_path).metrics["goodput"] == 4.0
+
+
+def test_engines_whose_caches_cannot_be_reset_are_known_before_they_start(tmp_path: Path) -> None:
+    path = tmp_path / "case.yaml"
+    for words, env, said in (
+        ("", "", "VLLM_SERVER_DEV_MODE=1"),
+        ("", "env_common: {VLLM_SERVER_DEV_MODE: 1}", ""),
+        ("--no-enable-prefix-caching", "", ""),
+    ):
+        text = CASE.replace("$SERVER_PORT", f"$SERVER_PORT {words}")
+        path.write_text(text.format(more=SWEEP, kind="performance") + env)
+        case = load_case(path)
+        plan = resolve(case, clusters.local(case), Options("r"))
+        reason = caches.unable(plan, plan.nodes[0], lambda process: process.env)
+        assert said in reason and bool(said) == bool(reason)
+        run = SimpleNamespace(
+            plan=plan, me=plan.nodes[0], is_leader=True, supervisor=SimpleNamespace()
+        )
+        run.supervisor.environment = lambda process: process.env
+        told = [text for text in problems(run) if "several loads" in text]  # type: ignore[arg-type]
+        assert bool(told) == bool(said)
+
+
+def test_a_point_says_which_limit_it_missed_and_a_limit_nobody_measures_is_not_held() -> None:
+    plan = points.at(entry(), {"batch_size": 8})
+    plan = replace(plan, benchmark=replace(plan.benchmark, find=FIND))
+    point = points.judged(plan, {"batch_size": 8}, found(tpot_p99_ms=73.0), "p")
+    assert not point.held and point.missed == "tpot_p99_ms <= 50 (73)"
+    point = points.judged(plan, {"batch_size": 8}, found(), "p")
+    assert not point.held and point.missed == "tpot_p99_ms <= 50 (not measured)"
+    assert points.seen(FIND, point).broke

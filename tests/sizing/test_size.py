@@ -52,7 +52,7 @@ def test_a_rehearsed_search_ends_with_a_proposal_that_is_a_case(
     words = [str(case), "--slo", "ttft_p99_ms<=20000", "--within", "1,8", "--dir", str(home)]
     assert size.main(words) == 0
     out = capfd.readouterr().out
-    assert "these are not the product's figures" in out and "chat-capacity" in out
+    assert "no figures to hold the product to" in out and "chat-capacity" in out
     run = json.loads((home / "run" / "verdict.json").read_text())
     [result] = run["benchmarks"]
     assert result["metrics"]["capacity"] == 8 and "end of the range" in result["note"]

@@ -68,10 +68,18 @@ BENCHMARK: Field = {
         "string", "AISBench request configuration, such as `vllm_api_stream_chat`."
     ),
     "dataset_conf": field(
-        "string", "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`."
+        "string",
+        "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`; `random`: "
+        "the random prompts of `--bench vllm-bench`.",
     ),
     "num_prompts": field(_WHOLE, "Requests to send; absent: the whole data set.", min_value=1),
     "max_out_len": field(_WHOLE, "Output tokens asked of each request.", min_value=1),
+    "input_len": field(
+        _WHOLE,
+        "Tokens of each prompt, where they are random (`dataset_conf: random`; default 1024).",
+        ours=True,
+        min_value=1,
+    ),
     "batch_size": field(_WHOLE, "Most requests in flight at once.", min_value=1),
     "request_rate": field(_NUMBER, "Requests/s (Poisson); 0: no limit.", min_value=0),
     "baseline": field(

@@ -23,6 +23,8 @@ from steps.core.errors import Place
 if TYPE_CHECKING:  # a node that has a plan reads no case, and YAML takes its time to load
     from steps.core.case.source import Source
 
+#: The ``dataset_conf`` of prompts that a driver makes up itself.
+RANDOM = "random"
 #: The longest a phase may take: a month.
 MAX_SECONDS = 30 * 86400.0
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -147,6 +149,7 @@ class Benchmark:
     dataset_conf: str = ""
     num_prompts: int | None = None
     max_out_len: int = 512
+    input_len: int = 0
     batch_size: int = 1
     request_rate: float = 0.0
     baseline: float | None = None
@@ -170,14 +173,20 @@ class Benchmark:
         """Whether it is measured at several loads."""
         return bool(self.sweep or self.find)
 
+    @property
+    def compared(self) -> str:
+        """The metric that its baseline is one of."""
+        if self.case_type == "accuracy":
+            return "accuracy"
+        return "capacity" if self.find else "output_throughput"
+
 
 def conditions(entry: Benchmark) -> tuple[gates.Gate, ...]:
     """All gates of a benchmark, upstream's baseline rule among them."""
     if entry.no_gate_reason:
         return entry.gates
-    judged = "capacity" if entry.find else "output_throughput"
-    usual = gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates, judged)
-    return (*usual, *entry.gates)
+    known = entry.case_type, entry.baseline, entry.threshold, entry.rates
+    return (*gates.upstream(*known, entry.compared), *entry.gates)
 
 
 @dataclass(frozen=True)

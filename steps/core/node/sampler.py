@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 
 from steps.core.case.numbers import dumps
 from steps.core.node import http
-from steps.core.node.noderun import NodeRun
+from steps.core.node.noderun import Ending, NodeRun
 from steps.core.plan.cluster import url_host
 from steps.core.plan.plan import Access, NodePlan
 from steps.core.record import telemetry
@@ -33,6 +33,8 @@ from steps.core.record.rundir import appending
 from steps.core.vllm import metrics
 
 EVERY, FLUSH_EVERY = 1.0, 5.0
+#: How often is looked before the fleet serves: a machine that only loads tells little.
+SELDOM = 5.0
 #: Seconds an endpoint may take, and bytes of its answer.
 PATIENCE, MOST_ANSWER = 5.0, 4 << 20
 #: Bytes of a node's file.
@@ -106,17 +108,24 @@ class Sampler:
 
     Args:
         head: what the first line says besides.
+        seldom: until :meth:`quicken`.
     """
 
     def __init__(
-        self, sources: Sequence[Source], path: Path, head: dict[str, object], room: int = ROOM
+        self,
+        sources: Sequence[Source],
+        path: Path,
+        head: dict[str, object],
+        room: int = ROOM,
+        seldom: bool = False,
     ) -> None:
         self._sources = sources
         self._began = time.monotonic()
         self._path, self._room = path, room
         self._head = {"schema": telemetry.SCHEMA, **head, "started": round(time.time(), 3)}
         self._box: SimpleQueue[tuple[str, float, list[object]]] = SimpleQueue()
-        self._over, self._closed = threading.Event(), threading.Event()
+        self._over, self._closed = Ending(), threading.Event()
+        self._seldom = seldom
         self._slower = 1
         self._looked = threading.Semaphore(0)
         self._followers = [
@@ -143,6 +152,12 @@ class Sampler:
                 found[short] = found.get(short, 0.0) + value
         return found
 
+    def quicken(self) -> None:
+        """Look now, and from now on each second: the fleet serves."""
+        if self._seldom:
+            self._seldom = False
+            self._over.stir()
+
     def close(self) -> None:
         """Look once more, and write; waits for no slow source, and for no disk that hangs."""
         until = time.monotonic() + _LAST_LOOK
@@ -156,17 +171,19 @@ class Sampler:
 
     def _follow(self, source: Source, offset: float) -> None:
         """Look each second; what takes longer leaves out the seconds it took."""
-        turn, last = -offset, False
+        due, last = 0.0, False
         while not last:
-            last = self._over.wait(max(self._began + turn + offset - time.monotonic(), 0))
+            turn, wait = self._over.turn, self._began + due - time.monotonic()
+            last = self._over.rest(turn, max(wait, 0))
             if last and source.every > EVERY:
                 return
             asked = time.monotonic() - self._began
             if lines := source.look():
                 self._box.put((source.name, asked, lines))
             self._looked.release()
-            every = source.every * self._slower
-            turn = every * (math.floor((time.monotonic() - self._began - offset) / every) + 1)
+            every = max(source.every * self._slower, SELDOM if self._seldom else 0.0)
+            turns = math.floor((time.monotonic() - self._began - offset) / every) + 1
+            due = every * turns + offset
 
     def _write(self) -> None:
         packer = zlib.compressobj(6, wbits=31)
@@ -186,7 +203,7 @@ class Sampler:
                 written += len(raw)
                 while self._room > written > self._room * (1 - 0.5 / self._slower):
                     self._slower *= 2
-                last = self._closed.wait(EVERY * self._slower)
+                last = self._closed.wait(SELDOM if self._seldom else EVERY * self._slower)
                 lines = list(self._drained())
 
     def _drained(self) -> Iterator[str]:
@@ -204,14 +221,15 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def sampling(run: NodeRun) -> Iterator[None]:
-    """Sample this node's own engines and devices meanwhile."""
+def sampling(run: NodeRun) -> Iterator[Sampler]:
+    """Sample this node's own engines and devices meanwhile, seldom until it is told to hurry."""
     head = {"run": run.plan.run, "node": run.me.index}
-    sampler = Sampler([*engines(run.me), *machine()], run.dir.path / telemetry.NAME, head)
+    path = run.dir.path / telemetry.NAME
+    sampler = Sampler([*engines(run.me), *machine()], path, head, seldom=True)
     sampler.start()
     run.load = sampler.load
     try:
-        yield
+        yield sampler
     finally:
         sampler.close()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steps.core.case import gates
-from steps.core.case.case import Benchmark
+from steps.core.case.case import RANDOM, Benchmark
 from steps.core.errors import UsageError
 from steps.core.plan.cluster import AIS_BENCH, Tool
 from steps.core.plan.plan import Budget
@@ -37,6 +37,7 @@ class Driver:
         other_prompts: it heeds ``Job.prompts``.
         tool: the program it runs on the leader, where a runner can build that.
         verifies: it looks at the certificate of a server.
+        own_data: the ``dataset_conf`` of benchmarks whose numbers count, though it is ungated.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Driver:
     other_prompts: bool = False
     tool: Tool | None = None
     verifies: bool = False
+    own_data: str = ""
 
     def load(self, entry: Benchmark, rehearsed: bool) -> tuple[Benchmark, str]:
         """The benchmark with the load this driver sends, and what is smaller than the case says."""
@@ -61,7 +63,8 @@ class Driver:
         """Why the baseline gates are not judged; empty when they are."""
         if rehearsed and self.module:
             return "rehearsed"
-        return self.ungated or entry.no_gate_reason
+        own = self.own_data and entry.dataset_conf == self.own_data
+        return ("" if own else self.ungated) or entry.no_gate_reason
 
     def judges(self, rehearsed: bool) -> tuple[str, ...]:
         """Metrics whose gates are judged where the others are skipped: stand-ins draft as told."""
@@ -83,6 +86,14 @@ _ALL = (
         rehearsal_budget=Budget(900, 300),
         tool=AIS_BENCH,
         verifies=True,
+    ),
+    Driver(
+        "vllm-bench",
+        "steps.bench_drivers.vllm_bench",
+        rehearses=False,
+        ungated="vllm-bench sends random prompts, not the case's",
+        other_prompts=True,
+        own_data=RANDOM,
     ),
     Driver("none", ungated="benchmarks were switched off (--bench none)"),
 )

@@ -82,6 +82,7 @@ class Point:
         load: what it changes in the benchmark.
         wrong: why its numbers do not count; empty: they do.
         held: whether the limits of a search held; None: there are none.
+        missed: those that did not, with what was found.
     """
 
     load: Mapping[str, Any]
@@ -89,6 +90,7 @@ class Point:
     requests: Mapping[str, int] = field(default_factory=dict)
     wrong: str = ""
     held: bool | None = None
+    missed: str = ""
     directory: str = ""
 
     def __str__(self) -> str:

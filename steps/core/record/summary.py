@@ -128,7 +128,8 @@ def points_table(result: BenchResult) -> tuple[tuple[str, ...], list[tuple[str, 
     rows = []
     for point in result.points:
         cells = [f"{point.metrics[n]:.2f}" if n in point.metrics else "" for n in shown]
-        judged = {None: "counts", True: "holds", False: "does not hold"}[point.held]
+        judged = f"missed: {point.missed}" if point.missed else "counts"
+        judged = "holds" if point.held else judged
         rows.append(
             (str(point), *cells, f"does not count: {point.wrong}" if point.wrong else judged)
         )
@@ -174,7 +175,8 @@ def gate_cells(gate: GateResult, result: BenchResult) -> tuple[str, ...]:
         judged += f": {gate.reason}"
     limit = "" if gate.limit is None or "baseline" not in gate.gate else f" ({gate.limit:g})"
     value = "" if found is None else with_unit(gate.metric, found)
-    compared = gate.metric in ("accuracy", "output_throughput") or "baseline" in gate.gate
+    usual = gate.metric in ("accuracy", "output_throughput") and "capacity" not in result.metrics
+    compared = usual or "baseline" in gate.gate
     base = result.baseline if compared else None
     return (
         gate.metric,

@@ -151,7 +151,7 @@ class Listener:
         now = time.monotonic()
         # All that are due at once: one wake-up costs less than one a worker.
         for connection, since in list(self.held.items()):
-            if now - since > pace.BEAT - pace.TICK:
+            if now - since > pace.BEAT - pace.TICK / 2:
                 connection.let_go()
         self.ledger.tick(now - before - pace.TICK)
         self.loop.call_later(pace.TICK, self._tick, now)
