@@ -92,7 +92,6 @@ PLACES = {
     "resolve._far": "test_a_plan_for_hosts",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
-    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
