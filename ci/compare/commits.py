@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core.errors import UsageError
+from steps.core.node.products import pin
 from steps.core.plan.products import NATIVE
 from steps.core.system.git import git
 
@@ -82,12 +83,7 @@ def resolve(repository: Path, name: str, ref: str) -> str:
     Raises:
         UsageError: there is none.
     """
-    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    hint = "git branch -a and git tag list what there is; git fetch brings more."
-    try:
-        return git(repository, *words, refused=UsageError).strip()
-    except UsageError:
-        raise UsageError(f"--{name}: {repository} has no commit {ref!r}", hint) from None
+    return pin.commit_in(repository, ref, f"--{name}")
 
 
 def _log(repository: Path, first: str, last: str, product: str) -> list[Commit]:
