@@ -22,7 +22,7 @@ from invoke.exceptions import ParseError
 from steps.core import door
 from steps.core.errors import Exit
 
-_LISTS = ["fault", "timeout"]
+_LISTS = ["fault", "timeout", "product"]
 
 
 #: Steps that still happen in a row after one has failed.
@@ -156,6 +156,8 @@ _SHAPE = {
     "fault": "inject a fault in a rehearsal (may be repeated)",
     "bench": "benchmark driver, such as smoke; `python -m steps.bench --help` lists them",
     "timeout": "PHASE=SECONDS, a phase's budget (may be repeated)",
+    "product": "NAME=REF, test this state of a product (may be repeated); docs/products.md",
+    "profile": "a cluster profile, for its products",
 }
 _PLAN = {
     "plan": "a plan.json; default: runs/latest/plan.json",
@@ -210,6 +212,8 @@ def plan(
     fault: list[str] | None = None,
     bench: str = "",
     timeout: list[str] | None = None,
+    product: list[str] | None = None,
+    profile: str = "",
 ) -> None:
     """Make and print the plan of a case, in a run directory; nothing is started."""
     call("ci.plan", {key: value for key, value in locals().items() if key != "c"})
@@ -229,6 +233,8 @@ def _step(name: str, doc: str, module: str = "") -> Task[Any]:
         fault: list[str] | None = None,
         bench: str = "",
         timeout: list[str] | None = None,
+        product: list[str] | None = None,
+        profile: str = "",
         verbose: bool = False,
     ) -> None:
         options = {key: value for key, value in locals().items() if key in _PLAN}
@@ -253,6 +259,8 @@ def _hold(name: str, doc: str, module: str = "") -> Task[Any]:
         fault: list[str] | None = None,
         bench: str = "",
         timeout: list[str] | None = None,
+        product: list[str] | None = None,
+        profile: str = "",
         verbose: bool = False,
         detach: bool = False,
         limit: str = "",
@@ -273,7 +281,7 @@ _HELD = {
 
 node = _step("node", "Run one node's whole share of a run.")
 preflight = _step("preflight", "Look at ports, devices, programs and disks; starts nothing.")
-install = _step("install", "Install the case's special_dependencies on a node.")
+install = _step("install", "Install products under test and special_dependencies on a node.")
 serve = _hold("serve", "Start servers and hold them; without a node, the whole local fleet.")
 proxy = _hold("proxy", "Start the proxy of a split fleet and hold it.")
 pool = _hold("pool", "Start the KV pool of a fleet and hold it.", "steps.byhand.pool")

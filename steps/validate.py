@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,13 +22,14 @@ from steps.core import door, settings
 from steps.core.case.build import build_case, cases_in, cases_left, choose
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import Source, enough, load_yaml
+from steps.core.case.source import Source, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
     Problem,
     Severity,
     UsageError,
+    enough,
     errors_of,
     sort_problems,
 )
@@ -43,6 +45,8 @@ MATRIX = Path("ci/nightly.yaml")
 PROFILES = "clusters"
 #: Directories under ``configs`` that hold no cases.
 NOT_CASES = (PROFILES, "data")
+#: Files that are worth a process of their own.
+SHARE = 40
 
 #: What images for Ascend are known to define; a case may use it in its commands.
 IMAGE_VARIABLES = (
@@ -88,6 +92,10 @@ def validate(
     paths: Iterable[Path | str], matrix: Path | str | None = None, only: str = ""
 ) -> list[Problem]:
     """Every problem of the cases, and of the matrix if one is named; in reading order."""
+    paths = list(paths)
+    processes = min(os.cpu_count() or 1, len(paths) // SHARE)
+    if matrix is None and processes > 1:
+        return _side_by_side(paths, processes)
     problems: list[Problem] = []
     cases: dict[Path, Case] = {}
     for path in paths:
@@ -98,6 +106,33 @@ def validate(
     if matrix is not None:
         problems += enough(lint_matrix(Path(matrix), cases))
     return sort_problems(problems)
+
+
+def _side_by_side(paths: Sequence[Path | str], processes: int) -> list[Problem]:
+    """Every problem of many files, on all cores; what is a secret in one is hidden in all."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    shares = [paths[at : at + SHARE] for at in range(0, len(paths), SHARE)]
+    pool = ProcessPoolExecutor(processes, initializer=_heed_no_interrupt)
+    problems: list[Problem] = []
+    try:
+        for told, learned in pool.map(_share, shares):
+            problems += told
+            for secret, name in learned:
+                here().learn([secret], name)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return sort_problems(problems)
+
+
+def _heed_no_interrupt() -> None:
+    """The command itself is interrupted, and ends its helpers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _share(paths: Sequence[Path | str]) -> tuple[list[Problem], tuple[tuple[str, str], ...]]:
+    problems = [problem for path in paths for problem in validate_one(Path(path))[1]]
+    return problems, here().learned
 
 
 def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]:

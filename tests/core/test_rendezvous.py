@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from steps.core.case.numbers import loads
+from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.listener import MAX_BODY
-from steps.core.node.rendezvous.messages import End, Hello, Look, State, Told
+from steps.core.node.rendezvous.messages import Beat, End, Hello, Look, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 from tests.core.waiting import eventually
@@ -689,3 +691,21 @@ def test_a_leader_left_open_has_no_task_to_complain_of(fleet: Callable[..., Flee
     run.worker(1)
     eventually(lambda: run.states[1])
     assert not asyncio.all_tasks(run.leader.listener.loop)
+
+
+def test_who_is_known_says_no_more_of_itself(fleet: Callable[..., Fleet]) -> None:
+    said: list[Hello] = []
+    made = fleet(2)
+    answer = made.leader.answer
+
+    def listen(path: str, body: bytes) -> Any:
+        said.append(decode(Beat, loads(body)).hello)
+        return answer(path, body)
+
+    made.leader.answer = listen  # type: ignore[method-assign]
+    link = made.worker(1)
+    eventually(lambda: len(said) >= 3)
+    assert (said[0].plan, said[1], said[2]) == ("p", Hello(), Hello())
+    assert made.leader.members[1].hello.plan == "p"
+    link.report()  # over a connection of its own
+    eventually(lambda: [hello.plan for hello in said].count("p") == 2)

@@ -14,10 +14,10 @@ from typing import Any
 
 from steps.core.case import benchmark, check, content, fields, shellwords
 from steps.core.case.case import Case, CaseNode, Ranks, Split, seconds
-from steps.core.case.parts import pool, proxy, single
+from steps.core.case.parts import pool, proxy, single, variants
 from steps.core.case.shellwords import Word
-from steps.core.case.source import Source, enough, load_yaml
-from steps.core.errors import CaseError, Place, Problem, UsageError, errors_of
+from steps.core.case.source import Source, load_yaml
+from steps.core.errors import CaseError, Place, Problem, UsageError, enough, errors_of
 
 #: Servers of a fleet; words and variables that a command, and all servers together, have.
 MAX_SERVERS = 4096
@@ -216,6 +216,7 @@ class _Builder:
             inherit=tuple(data.get("inherit") or ()),
             source=self.source,
             only=self.source.only,
+            variants=variants.build(data, self._problem),
         )
 
     def _name(self) -> str:

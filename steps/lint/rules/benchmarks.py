@@ -54,7 +54,7 @@ def gates_something(fleet: Fleet) -> Iterator[Finding]:
     (tokens a second) every fleet passes. Without any baseline or gate nothing is judged either.
     Warm-ups are left alone. `gate: none` with a `reason` says that it is meant so."""
     for entry in fleet.case.benchmarks:
-        if entry.gates or entry.rates or entry.no_gate_reason or is_warmup(entry):
+        if entry.gates or entry.rates or entry.no_gate_reason or entry.find or is_warmup(entry):
             continue
         performance = entry.case_type == "performance"
         if entry.baseline is None:

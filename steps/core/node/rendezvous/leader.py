@@ -22,8 +22,8 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN, STATE, Answer, Listener, refusal
-from steps.core.node.rendezvous.messages import Beat, Hello, State, Told
+from steps.core.node.rendezvous.listener import Answer, Listener, refusal
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, STATE, Beat, Hello, State, Told
 from steps.core.record.records import Cause
 from steps.core.system import proc
 
@@ -52,6 +52,7 @@ class Member:
     done: bool = False
     reported: int = 0
     progress: Mapping[str, int] = field(default_factory=dict)
+    load: Mapping[str, float] = field(default_factory=dict)
     causes: list[Told] = field(default_factory=list)
     hello: Hello = field(default_factory=Hello)
     skew: float = 0.0
@@ -59,6 +60,9 @@ class Member:
 
 class Leader:
     """The leader's side: a ledger of members and the state they are told.
+
+    Attributes:
+        on_change: called when a member joins, or has passed another phase.
 
     Args:
         refuse: asked with each joining node's hello; a sentence refuses it.
@@ -97,6 +101,7 @@ class Leader:
         self._on_join = on_join
         self._on_record = on_record
         self._on_starved = on_starved
+        self.on_change: Callable[[], None] = lambda: None
         self.members: dict[int, Member] = {}
         self.plan = ""
         self.state = State(where=proc.here())
@@ -222,6 +227,7 @@ class Leader:
             self.members[beat.node] = member
             self._changed.notify_all()
         self._on_join(member)
+        self.on_change()
         return member
 
     def _note(self, member: Member, beat: Beat, now: float) -> bool:
@@ -234,7 +240,9 @@ class Leader:
             with self._changed:
                 member.passed = member.passed.union(beat.passed)
                 self._changed.notify_all()
+            self.on_change()
         member.progress = beat.progress or member.progress
+        member.load = beat.load
         fresh = beat.causes[member.reported :]
         member.reported += len(fresh)
         for aged in fresh:

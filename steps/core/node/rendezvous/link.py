@@ -19,8 +19,7 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.listener import BEAT, DONE, PLAN
-from steps.core.node.rendezvous.messages import Aged, Beat, Hello, Look, State
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, Aged, Beat, Hello, Look, State
 from steps.core.system import proc
 
 
@@ -117,7 +116,7 @@ class Link:
                 refused_since = (refused_since or now) if closed else 0.0
                 if last or (closed and now - refused_since > pace.GONE_AFTER):
                     return False
-                self._hurried.wait(pace.TICK)
+                self._hurried.wait(pace.AGAIN)
         return False
 
     def plan(self) -> str:
@@ -132,7 +131,10 @@ class Link:
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self._target, timeout=timeout)
 
-    def _beat(self, *, seq: int, main: bool = False, record: Any = None) -> Beat:
+    def _beat(
+        self, *, seq: int, main: bool = False, record: Any = None, known: bool = False
+    ) -> Beat:
+        """What is said; to a leader that knows this node no more of itself than is new."""
         # First the roll: what is looked at after it answers it.
         roll = self.state.roll
         seen = self._look()
@@ -141,11 +143,12 @@ class Link:
             node=self.node,
             process=self._process,
             address=self._own,
-            hello=self._hello,
+            hello=Hello() if known else self._hello,
             where=self._where,
             phase=seen.phase,
             passed=seen.passed,
             progress=seen.progress,
+            load=seen.load,
             causes=tuple(Aged(told.cause, now - told.mono) for told in seen.causes),
             seq=seq,
             roll=roll,
@@ -183,12 +186,13 @@ class Link:
         starved = False
         while not self._stop.is_set():
             try:
+                known = connection is not None and self.joined.is_set()
                 if connection is None:
                     connection = self._connect(pace.LOST_AFTER)
                     connection.connect()
                     if connection.sock is not None:
                         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                beat = self._beat(seq=self.state.seq, main=True)
+                beat = self._beat(seq=self.state.seq, main=True, known=known)
                 state = decode(State, self._post(connection, BEAT, beat))
                 self._heard, late, refused_since = time.monotonic(), self._clock.late(), 0.0
                 self.joined.set()
@@ -220,7 +224,7 @@ class Link:
                 if excused and silent > pace.LOST_AFTER and not starved:
                     starved = True
                     self._on_starved()
-                self._stop.wait(pace.TICK if self.joined.is_set() else pace.TICK / 4)
+                self._stop.wait(pace.AGAIN if self.joined.is_set() else pace.AGAIN / 4)
         if connection is not None:
             connection.close()
 

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, STATE
 
 #: Seconds a connection may take to its first request with the right token.
 SILENT = 10.0
 MAX_HEADER = 16 << 10
 MAX_BODY = 4 << 20
-BEAT, DONE, STATE, PLAN = "/v1/beat", "/v1/done", "/v1/state", "/v1/plan"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Listener:
         now = time.monotonic()
         # All that are due at once: one wake-up costs less than one a worker.
         for connection, since in list(self.held.items()):
-            if now - since > pace.BEAT - pace.TICK:
+            if now - since > pace.BEAT - pace.TICK / 2:
                 connection.let_go()
         self.ledger.tick(now - before - pace.TICK)
         self.loop.call_later(pace.TICK, self._tick, now)
