@@ -19,7 +19,17 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, Aged, Beat, Hello, Look, State
+from steps.core.node.rendezvous.messages import (
+    BEAT,
+    DONE,
+    PLAN,
+    Aged,
+    Beat,
+    Hello,
+    Look,
+    State,
+    unpacked,
+)
 from steps.core.system import proc
 
 
@@ -100,8 +110,13 @@ class Link:
 
     def done(self, record: Any, seconds: float = 10.0) -> bool:
         """Hand the node's record over; false when the leader did not take it."""
+        try:
+            return self._done(record, seconds)
+        finally:
+            self._stop.set()  # not before: who is silent, though its record waits, is lost
+
+    def _done(self, record: Any, seconds: float) -> bool:
         began, refused_since = time.monotonic(), 0.0
-        self._stop.set()
         while (now := time.monotonic()) < began + seconds:
             # One that is lost, or was never there, gets a last chance.
             last = self._hurried.is_set() or self._lost or not self.joined.is_set()
@@ -126,7 +141,7 @@ class Link:
             OSError, ValueError, Refused: the leader does not answer, or not so.
         """
         answer = self._post(self._connect(pace.LOST_AFTER), PLAN)
-        return str(answer["plan"])
+        return unpacked(str(answer["plan"]))
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self._target, timeout=timeout)
