@@ -31,9 +31,9 @@ from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import CaseError, UsageError
-from steps.core.plan import budgets, drivers
+from steps.core.plan import budgets, drivers, products
 from steps.core.plan.plan import Plan, from_json, to_dict
-from steps.core.plan.profile import masked
+from steps.core.plan.profile import load_profile, masked
 from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
 from steps.core.redaction import MASK
 
@@ -57,7 +57,8 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
     path = case_of(before, plan)
     directory = Path(given) if given else before.path.parent / new_run_id()
     profile = profile_of(before, plan)
-    words = [str(path), *options(plan, path, profile), "--run-dir", str(directory), *more]
+    words = [str(path), *options(plan, path, profile), *tested(before, plan)]
+    words += ["--run-dir", str(directory), *more]
     for text in warnings(plan, profile):
         door.warn(text)
     print(foreign.line(f"replay of {before.path}: multinode {shlex.join(words)}"), flush=True)
@@ -147,6 +148,20 @@ def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:
     network = _network(plan)
     if network:
         yield from ("--network", network)
+
+
+def tested(run_dir: RunDir, plan: Plan) -> Iterator[str]:
+    """The options that bring the products of the run, at the commits that it had."""
+    kept = run_dir.profile(products.KEPT)
+    if not plan.cluster.products or not kept.is_file():
+        return
+    if plan.cluster.backend != "k8s":
+        yield from ("--profile", str(kept))
+        return
+    for name, entry in load_profile(kept).products.items():
+        yield from ("--product", f"{name}={entry['ref']}")
+    if plan.cluster.image:
+        yield from ("--image", plan.cluster.image)
 
 
 def _timeouts(plan: Plan, case: Case) -> dict[str, float]:

@@ -14,12 +14,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from k8s import cleanup, fetch, manifest, preflight, render
+from k8s import bundle, cleanup, fetch, manifest, preflight, render
 from k8s.api import client
 from k8s.api.client import Api, ApiError, Json, path
 from k8s.api.follow import LAST_WORDS, Follower
@@ -38,7 +38,7 @@ from steps.core.plan.profile import Profile, find_profile, load_profile, masked
 from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, write_text
+from steps.core.record.rundir import RunDir, write_json, write_text
 from steps.core.redaction import here
 
 #: Seconds without any answer of the API after which the run is given up.
@@ -79,10 +79,14 @@ def run(request: Request) -> tuple[Cause, ...]:
     """
     profile = load_profile(find_profile(request.wishes.profile))
     _keep(request, profile)
-    api = client.connect()
+    with ThreadPoolExecutor(1) as pool:  # compressed while the client is imported
+        packed = pool.submit(bundle.make, request.wishes.rehearsal is not None)
+        api = client.connect()
     namespace = profile.namespace or api.namespace
     order = render.order(
-        request.case, profile, request.wishes, request.run, namespace, output="events"
+        *(request.case, profile, request.wishes, request.run, namespace),
+        output="events",
+        packed=packed.result(),
     )
     return Run(request, api, order).main()
 
@@ -112,6 +116,7 @@ class Run:
         self.watches: list[Watch] = []
         self.followers: dict[int, Follower] = {}
         self.observed: list[Cause] = []
+        self.images: dict[str, str] = {}
         self.began = time.time()
         self.harvest = Harvest(request, api, order, self.triage, self.lock)
         self._troubled = 0.0
@@ -135,17 +140,22 @@ class Run:
                 self._end()
             results = self.harvest.fetch()
         finally:
-            for watch in self.watches:
-                watch.close()
             patience = time.monotonic() + (0.0 if self.api.hurry.is_set() else 1.0)
             for follower in self.followers.values():
                 follower.close(max(patience - time.monotonic(), 0.0))
             # Nothing of the report depends on it.
-            removal = threading.Thread(target=self.harvest.remove, name="delete")
+            removal = threading.Thread(target=self._remove, name="delete")
             removal.start()
             self.request.ends.append(removal.join)
+        write_json(self.request.run_dir.images, self.images)
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
+
+    def _remove(self) -> None:
+        """Delete everything; the watch of the pods tells when they have gone."""
+        self.harvest.remove()
+        for watch in self.watches:
+            watch.close()
 
     @contextlib.contextmanager
     def _cluster_trouble(self) -> Any:
@@ -227,10 +237,13 @@ class Run:
             "name": names.base,
             "uid": lws["metadata"]["uid"],
         }
+        service = next(document for document in found if document["kind"] == "Service")
+        service["metadata"]["ownerReferences"] = [owner]
         with ThreadPoolExecutor(4) as pool:
-            owned = [*first, next(d for d in found if d["kind"] == "Service")]
-            for owning in [pool.submit(self._own, document, owner) for document in owned]:
-                owning.result()
+            made: list[Future[Any]] = [pool.submit(self._create, service)]
+            made += [pool.submit(self._own, document, owner) for document in first]
+            for future in made:
+                future.result()
 
     def _watch(
         self,
@@ -249,8 +262,7 @@ class Run:
 
     def _own(self, document: Json, owner: Json) -> None:
         """Make the LeaderWorkerSet the owner, so that whoever deletes it deletes all."""
-        meta = {**document["metadata"], "ownerReferences": [owner]}
-        self._create({**document, "metadata": meta})
+        self.api.merge(_target(document), {"metadata": {"ownerReferences": [owner]}})
 
     # Watching
 
@@ -258,9 +270,13 @@ class Run:
         with self.lock:
             self.triage.pod(kind, pod, time.monotonic())
             index = self.names.index(pod["metadata"]["name"])
+            if index is not None and (digest := manifest.digest_of(pod)):
+                self.images[str(index)] = digest
             known = index in self.triage.pods
             started = known and self.triage.pods[index or 0].started
             gone = index in self.triage.gone()
+        if kind == "DELETED":
+            self.harvest.went.set()
         if gone and index in self.followers:
             self.followers[index].no_more_lives()
         if started and not gone and index is not None and index not in self.followers:

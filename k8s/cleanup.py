@@ -7,6 +7,7 @@ that only this run gives.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -94,6 +95,7 @@ def remove(
     seconds: float,
     over: Callable[[], bool] = lambda: False,
     force: bool = False,
+    went: threading.Event | None = None,
 ) -> list[str]:
     """Delete, and look until all is gone; returns the names left after ``seconds``, and why.
 
@@ -102,10 +104,11 @@ def remove(
     Args:
         over: whether nobody wants to wait any more.
         force: pods that never ran and do not go are taken out of the API.
+        went: set by whoever watches the pods when one is gone; else they are looked for more often.
     """
     deadline = time.monotonic() + seconds
     failed = delete(api, names, parts)
-    delay, stuck = 0.1, 0.0
+    told, delay, stuck = went or threading.Event(), 0.4 if went else 0.1, 0.0
     while True:
         if failed:
             failed = delete(api, names, parts)
@@ -129,5 +132,6 @@ def remove(
             reasons = {f"pods/{p['metadata']['name']}": f": {_why(api, p, now)}" for p in pods}
             left = [name + reasons.get(name, "") for name in remaining]
             return [*failed, *unknown, *left, *refused]
-        time.sleep(delay)
-        delay = min(delay * 1.5, 1.0)
+        # Once a pod is gone, what made it goes soon.
+        delay = 0.1 if told.wait(delay) else min(delay * 1.5, 1.0)
+        told.clear()

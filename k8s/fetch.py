@@ -24,7 +24,7 @@ from typing import Any
 from k8s import manifest
 from k8s.api import client
 from k8s.api.client import Api, ApiError
-from k8s.pod import OFFSET
+from k8s.pod import END, OFFSET
 from steps import report
 from steps.core import door, foreign
 from steps.core.case.numbers import loads, whole
@@ -36,6 +36,8 @@ from steps.core.record.rundir import RunDir, read_json, sha256_of, write_json
 #: Transfers at once: more would not be faster through one API server.
 AT_ONCE = 8
 TRIES = 5
+#: For how many seconds one command waits in a pod; deadlines may come nearer meanwhile.
+WAIT = 5.0
 #: Seconds for which an API server may be away without costing a try; what it says then.
 OUTAGE = 300.0
 _AWAY = (0, 429, 502, 503, 504)
@@ -45,6 +47,10 @@ BROKEN = (
     *(ApiError, OSError, EOFError, ValueError, Overrun),
     *(tarfile.TarError, zlib.error, RecursionError, OverflowError),
 )
+
+
+class _Runs(Exception):
+    """The node's program has not ended yet."""
 
 
 @dataclass
@@ -78,6 +84,7 @@ class Fetch:
     Args:
         python: the interpreter in the image.
         deadline: by the monotonic clock; asked again and again, since it may come nearer.
+        patience: for how many seconds the end of the node's program is still waited for.
     """
 
     def __init__(
@@ -89,17 +96,19 @@ class Fetch:
         run_dir: Path,
         python: str,
         deadline: Callable[[], float],
+        patience: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.api = api
         self.where = (namespace, pod, manifest.CONTAINER)
         self.run_dir = run_dir
         self.python = python
         self.deadline = deadline
+        self.patience = patience
+        self.wanted: list[Wanted] | None = None
         self.result = Fetched(node)
 
     def run(self) -> Fetched:
         """Fetch as much as can be fetched."""
-        wanted: list[Wanted] = []
         why = ""
         tries, away_until, delay = 0, time.monotonic() + OUTAGE, 0.0
         while tries < TRIES:
@@ -109,29 +118,51 @@ class Fetch:
             if time.monotonic() > self.deadline():
                 why = why or "no time was left"
                 break
+            wait = min(self.patience(), WAIT) if self.wanted is None else 0.0
             try:
-                if not wanted:
-                    wanted = self._list()
-                self._transfer(wanted)
+                self._transfer(wait)
+            except _Runs:
+                delay = 0.0
+                continue
             except BROKEN as error:
                 why = str(error) or type(error).__name__
-                away = isinstance(error, ApiError) and error.code in _AWAY
-                tries += not (away and time.monotonic() < away_until)
+                code = error.code if isinstance(error, ApiError) else -1
+                if code in (403, 404):
+                    self.patience = lambda: 0.0
+                if wait > 0 and code >= 0:  # a container that died may come back to hold
+                    delay = 0.3
+                else:
+                    tries += not (code in _AWAY and time.monotonic() < away_until)
                 continue
             tries += 1
-            if all(entry.whole or entry.lost for entry in wanted):
+            if all(entry.whole or entry.lost for entry in self.wanted or ()):
                 break
             why = "was not verified: its sha256 is not the record's"
-        self._conclude(wanted, why)
+        self._conclude(self.wanted or [], why)
         return self.result
 
     def _command(self, *words: str) -> list[str]:
         return [self.python, "-I", "-S", manifest.POD, *words]
 
-    def _list(self) -> list[Wanted]:
-        code, text = self.api.run(*self.where, self._command("list"), IDLE)
-        if code:
-            raise ApiError(0, "", f"listing failed: {text.strip()[-200:]}")
+    def _listed(self, command: client.Exec) -> bytes:
+        """Read the list in front of the archive; what of the archive came with it."""
+        text, end = bytearray(), END.encode()
+        while end not in text:
+            if time.monotonic() > self.deadline():
+                raise Overrun("no time was left")
+            data = command.read()
+            if not data and not text and command.code == 1:
+                raise _Runs
+            if not data or len(text) > client.OUTPUT_LIMIT:
+                said = bytes(text or command.errors).decode("utf-8", "replace")
+                raise ApiError(0, "", f"listing failed: {said.strip()[-200:]}")
+            text += data
+        found, _, rest = text.partition(end)
+        if self.wanted is None:
+            self.wanted = self._read_list(found.decode("utf-8", "replace"))
+        return bytes(rest)
+
+    def _read_list(self, text: str) -> list[Wanted]:
         self.result.problems.clear()
         found: dict[Path, Wanted] = {}
         for line in text.splitlines():
@@ -161,33 +192,50 @@ class Fetch:
             return self.run_dir / f"node-{self.result.node}" / name
         return arrivals.place(RunDir(self.run_dir), self.result.node, name)
 
-    def _transfer(self, wanted: list[Wanted]) -> None:
-        """One stream: from the first file that is not whole to the end."""
-        left = [entry for entry in wanted if not (entry.whole or entry.lost)]
-        if not left:
+    def _left(self) -> list[Wanted]:
+        return [entry for entry in self.wanted or () if not (entry.whole or entry.lost)]
+
+    def _transfer(self, wait: float) -> None:
+        """One stream: the list of files and all of them, or from the first that is not whole on.
+
+        Raises:
+            _Runs: the node's program has not ended after ``wait`` seconds.
+        """
+        left = self._left()
+        if self.wanted and not left:
             return
-        first = left[0]
+        words = ["wait", f"{wait:.1f}"] if wait > 0 else ["send"]
         # A name may be none for a command line: then all comes from the start.
-        words = ["send", *([first.name] if first.name.isprintable() else [])]
-        words += [str(first.have)] * bool(first.have and words[1:])
-        by_name = {entry.name: entry for entry in left}
-        listed = sum(entry.size + 4096 for entry in wanted)
+        if left and left[0].name.isprintable():
+            words += [left[0].name, *([str(left[0].have)] if left[0].have else [])]
         with self.api.exec(*self.where, self._command(*words), IDLE) as command:
-            stream: Any = Inflated(command.read, 2 * listed + SLACK, self.deadline)
-            archive: Any = tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK)  # noqa: SIM115
-            with archive as tar:
-                for member in tar:
-                    entry = by_name.pop(member.name, None)
-                    source = tar.extractfile(member) if member.isreg() else None
-                    if entry is not None and source is not None:
-                        self._receive(entry, member, source)
-                    # A stream keeps every member it has seen, which nobody asks for again.
-                    tar.members = []
-            while command.read():  # what is behind the archive, and the exit code
-                if time.monotonic() > self.deadline():
-                    raise Overrun("no time was left")
+            rest = self._listed(command) if len(words) == 1 or wait > 0 else b""
+            self._unpack(command, rest)
         if command.code:
             raise ApiError(0, "", f"sending failed: {command.errors.decode(errors='replace')}")
+
+    def _unpack(self, command: client.Exec, rest: bytes) -> None:
+        """Files out of an archive whose first bytes are ``rest``."""
+        by_name = {entry.name: entry for entry in self._left()}
+        listed = sum(entry.size + 4096 for entry in self.wanted or ())
+        begun = [rest]
+
+        def read() -> bytes:
+            return begun.pop() or command.read() if begun else command.read()
+
+        stream: Any = Inflated(read, 2 * listed + SLACK, self.deadline)
+        archive: Any = tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK)  # noqa: SIM115
+        with archive as tar:
+            for member in tar:
+                entry = by_name.pop(member.name, None)
+                source = tar.extractfile(member) if member.isreg() else None
+                if entry is not None and source is not None:
+                    self._receive(entry, member, source)
+                # A stream keeps every member it has seen, which nobody asks for again.
+                tar.members = []
+        while command.read():  # what is behind the archive, and the exit code
+            if time.monotonic() > self.deadline():
+                raise Overrun("no time was left")
 
     def _receive(self, entry: Wanted, member: tarfile.TarInfo, source: Any) -> None:
         """Write one member, from the byte at which it begins."""

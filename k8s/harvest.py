@@ -7,11 +7,11 @@ directory, and nothing on the cluster. Touches the API: exec, delete.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 from k8s import cleanup, fetch, manifest
@@ -38,10 +38,13 @@ class Harvest:
 
     Attributes:
         triage: what is known of the pods, read under ``lock``.
+        went: set when a pod is gone.
         deadline: when even an unfinished transfer must stop; an interrupt moves it.
     """
 
-    def __init__(self, request: Any, api: Api, order: Order, triage: Triage, lock: RLock) -> None:
+    def __init__(
+        self, request: Any, api: Api, order: Order, triage: Triage, lock: threading.RLock
+    ) -> None:
         self.request = request
         self.api = api
         self.order = order
@@ -49,6 +52,7 @@ class Harvest:
         self.events = request.events
         self.triage = triage
         self.lock = lock
+        self.went = threading.Event()
         self.deadline = float("inf")
         self.pool = ThreadPoolExecutor(fetch.AT_ONCE, thread_name_prefix="fetch")
         self.fetches: dict[int, Future[Fetched]] = {}
@@ -78,10 +82,17 @@ class Harvest:
         def deadline() -> float:
             return min(began + FETCH_SECONDS, self.deadline)
 
-        self._await_end(index, min(began + stop, self._share(deadline())))
+        with self.lock:
+            dead = self.triage.pods[index].death is not None
+        # A container that died may come back to hold.
+        end = min(began + (REVIVAL if dead else stop), self._share(deadline()))
+
+        def patience() -> float:
+            return min(end, self.deadline) - time.monotonic()
+
         place, python = self.request.run_dir.path, self.order.profile.python
         pod, space = self.names.pod(index), self.names.namespace
-        return fetch.Fetch(self.api, space, pod, index, place, python, deadline).run()
+        return fetch.Fetch(self.api, space, pod, index, place, python, deadline, patience).run()
 
     def fetch(self) -> list[Fetched]:
         """Every node's files, each as soon as its program has ended."""
@@ -123,25 +134,6 @@ class Harvest:
         now = time.monotonic()
         return now + max(deadline - now, 0.0) * 2 / 3
 
-    def _await_end(self, index: int, deadline: float) -> None:
-        """Wait until a node's program has ended; a container that died may come back to hold."""
-        with self.lock:
-            if index in self.triage.finished():
-                return
-            dead = self.triage.pods[index].death is not None
-        if dead:
-            deadline = min(deadline, time.monotonic() + REVIVAL)
-        while (left := min(deadline, self.deadline) - time.monotonic()) > 0:
-            try:
-                code, _ = self.exec(index, "wait", f"{min(left, 5.0):.1f}")
-            except ApiError as error:
-                if error.code in (403, 404):
-                    return
-                time.sleep(min(0.3, left))
-                continue
-            if code == 0:
-                return
-
     def _previous_logs(self) -> None:
         """What the former lives of restarted containers said."""
         with self.lock:
@@ -174,6 +166,7 @@ class Harvest:
             len(self.order.bundle.parts),
             seconds,
             lambda: self.request.interrupts > 3,
+            went=self.went,
         )
         if rest:
             self.events.emit(

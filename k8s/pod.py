@@ -8,9 +8,9 @@ have nothing but Python.
     pod.py              the main process: never ends by itself, since a container that ends is
                         started again; holds until SIGTERM (the pod's deletion)
     pod.py tell WORDS   says WORDS to the node program: ``stop``, or ``lost I HOW``
-    pod.py wait S       waits up to S seconds until the node program has ended
-    pod.py list         files of the run directory, a JSON line each
-    pod.py send [P O]   those files as a compressed tar, from file P and its byte O on
+    pod.py send [P O]   files of the run directory as a compressed tar, from file P and its byte O
+                        on; without P their list comes first: a JSON line each, then a zero byte
+    pod.py wait S       the same once the node program has ended; 1 when that takes over S seconds
 
 The readiness probe tests ``done.json``: ready means that this member has finished.
 """
@@ -52,6 +52,8 @@ TOKEN = ROOT / "secret" / "token"
 CHUNK = 1 << 18
 #: Where a tar member of a file that is sent in part begins.
 OFFSET = "MULTINODE.offset"
+#: Ends the list of files, which is JSON and has no such sign.
+END = "\0"
 
 
 class Broken(Exception):
@@ -307,7 +309,7 @@ def wait(seconds: float) -> int:
     while not DONE.exists():
         if time.monotonic() > deadline:
             return 1
-        time.sleep(0.05)
+        time.sleep(0.02)
     return 0
 
 
@@ -361,8 +363,15 @@ def listing() -> Iterator[dict[str, Any]]:
 
 
 def send(first: str, offset: int) -> int:
-    """The files as a tar on standard output, from byte ``offset`` of file ``first`` on."""
+    """The files as a tar on standard output, from byte ``offset`` of file ``first`` on.
+
+    Without ``first`` all of them, and their list in front.
+    """
     waiting = bool(first)
+    if not waiting:
+        for entry in listing():
+            print(json.dumps(entry, allow_nan=False))
+        print(end=END, flush=True)
     with (
         gzip.GzipFile(fileobj=sys.stdout.buffer, mode="wb", compresslevel=1, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
@@ -407,11 +416,7 @@ def main(argv: list[str]) -> int:
     if word == "tell":
         return tell(" ".join(rest))
     if word == "wait":
-        return wait(float(rest[0]))
-    if word == "list":
-        for entry in listing():
-            print(json.dumps(entry, allow_nan=False))
-        return 0
+        return wait(float(rest[0])) or send("", 0)
     if word == "send":
         return send(rest[0] if rest else "", int(rest[1]) if rest[1:] else 0)
     return Main().main()

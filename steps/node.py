@@ -4,8 +4,8 @@ Enters: a plan or a case, a node index. Leaves: a run directory with this
 node's record, logs and events; on the leader the verdict too. Touches:
 through the steps it chains: processes, ports, the node's directory.
 
-    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) -> checks,
-    benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
+    preflight -> install -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) ->
+    checks, benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
 
 The same program runs on one machine, on plain hosts and in a pod; only who
 starts it differs.
@@ -205,17 +205,16 @@ def lead(run: NodeRun, leader: Leader) -> None:
     with run.phase("preflight"):
         preflight.run(run)
         _barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
-    installing = [] if run.plan.rehearsed else [n.index for n in run.plan.nodes if n.packages]
+    installing = [n.index for n in run.plan.nodes if run.plan.installs(n)]
     if installing:
         with run.phase("install"):
-            if run.me.packages:
+            if run.me.index in installing:
                 install.run(run)
             _barrier(run, leader, "install", installing)
     if run.plan.nodes[LEADER].processes[0].kind == "pool":
         with run.phase("pool"):
             serve.pool(run)
-    if run.me.packages and run.plan.rehearsed:
-        run.checks.append(install.NOT_INSTALLED)
+    run.checks += install.left_out(run.plan, run.me)
     leader.tell(phase="load", go=True)
     with sampling(run) as sampler:
         _measure(run, leader, sampler)
@@ -255,7 +254,7 @@ def follow(run: NodeRun, told: threading.Event) -> None:
     """A worker's phases; it holds until it is told of the end."""
     with run.phase("preflight"):
         preflight.run(run)
-    if run.me.packages and not run.plan.rehearsed:
+    if run.plan.installs(run.me):
         with run.phase("install"):
             install.run(run)
     run.until(lambda: run.state.go, lambda: "the leader's word to start", every=SELDOM)

@@ -40,6 +40,7 @@ from steps.core.record.records import Cause
 from steps.core.record.rundir import appending, read_json, write_text
 from steps.core.system import ancestry, guard, scratch
 from steps.core.system.tail import Tail
+from steps.core.vllm.installed import PROGRAM
 
 #: Seconds after the leader's end when another program is late, and when it is given up.
 LATE, PATIENCE = 2.0, 20.0
@@ -97,12 +98,13 @@ def make_plan(request: Request) -> Plan:
     """The plan on loopback addresses, with the tools it needs built first."""
     asked = request.wishes
     options = asked.options(request.run)
-    profile = _profile(request, asked.rehearsal is not None)
+    brought = any(one.name == PROGRAM and one.moves for one in asked.products)
+    profile = _profile(request, asked.rehearsal is not None or brought)
     network = asked.network or clusters.free_network(settings.read().control_port)
     kept = _kept_router() if asked.rehearsal and request.case.split else {}
 
     def cluster(**tools: str) -> Cluster:
-        return clusters.local(
+        made = clusters.local(
             request.case,
             rehearsal=asked.rehearsal,
             network=network,
@@ -111,6 +113,7 @@ def make_plan(request: Request) -> Plan:
             paths=profile.paths,
             name=profile.name,
         )
+        return asked.placed(made)
 
     plan = resolve(request.case, cluster(), options)
     built = {tool.field: _built(request, tool) for tool in _absent(plan)}

@@ -242,9 +242,13 @@ def program(kube: KubeDouble, node: int) -> int:
 
 
 def said(kube: KubeDouble, node: int, words: str) -> bool:
-    """Whether a node's events say ``words``, as its volume has them on this machine."""
-    files = kube.directory.glob(f"pods/*/volumes/work/run/node-{node}/events.jsonl")
-    return any(words in path.read_text() for path in files)
+    """Whether a node's events say ``words``, as its volume has them on this machine.
+
+    The volumes of pods that are gone may still be there.
+    """
+    name = f"volumes/work/run/node-{node}/events.jsonl"
+    files = [kube.directory / "pods" / pod["metadata"]["uid"] / name for pod in kube.pods()]
+    return any(words in path.read_text() for path in files if path.exists())
 
 
 def running(kube: KubeDouble) -> list[dict[str, str]]:

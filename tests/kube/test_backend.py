@@ -43,6 +43,11 @@ def test_pass_with_every_record_verified(kube: KubeDouble, tmp_path: Path) -> No
     assert plan["cluster"]["backend"] == "k8s"
     assert {node["address"].split(".")[0] for node in plan["nodes"]} == {"127"}
     assert not list(done.run_dir.rglob("*.part*"))
+    asked = kube.api.requests
+    assert sum("/exec?" in target for _, target in asked) == 2, "one command a pod brings all"
+    parts = [target.split("?")[0] for _, target in asked if "-bundle-" in target]
+    uploads = {part: parts.count(part) for part in parts}
+    assert {*uploads.values()} == {3}, "uploaded, given its owner, deleted"
 
 
 def test_cases_of_one_file_run_one_after_another(kube: KubeDouble, tmp_path: Path) -> None:
@@ -110,13 +115,15 @@ def test_a_program_killed_for_memory_is_named_as_such_though_its_container_lives
         pytest.skip("cgroups are shown to pods with namespaces of their own only")
     kube.cgroups(version)
     with fleet.start(kube, tmp_path / "user", "--load-seconds", "20") as started:
-        started.until(f"node {node}  load      started server")
+        started.until("node 0  load      started server")
+        phase = "load" if node == 0 else "hold"
+        fleet.await_(lambda: fleet.said(kube, node, f'"phase": "{phase}"'), 40, started.text)
         kube.starve(fleet.pod_name(kube, node), fleet.program(kube, node))
         done = started.finish()
     cause = done.verdict["cause"]
     assert (done.code, cause["node"]) == (3, node), done.text
     assert "out of memory: the cgroup's oom_kill counter rose" in done.reason
-    assert (cause["phase"], cause["signal"]) == ("load" if node == 0 else "hold", "SIGKILL")
+    assert (cause["phase"], cause["signal"]) == (phase, "SIGKILL")
     assert "memory" in cause["hint"]
     assert fleet.leftovers(kube) == []
 

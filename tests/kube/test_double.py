@@ -3,6 +3,7 @@ bite, nothing is left."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import signal
@@ -11,6 +12,7 @@ import tarfile
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 
 from tests.core.waiting import alive
 
+from . import fleet
 from .double import Image, KubeDouble, Timing
+from .test_fetch import connected
 from .test_replay import ask, run, until
 
 kubernetes = pytest.importorskip("kubernetes")
@@ -179,6 +183,29 @@ def test_exec_streams_a_tar_and_takes_one(kube: KubeDouble) -> None:
         ]["3"]
     )
     assert run(kube, "set-0", ["cat", "/tmp/in.txt"])["text"]["1"] == b"hello"
+
+
+@pytest.fixture
+def nobody_buries() -> Iterator[None]:
+    """Orphans become ours, who bury nobody: as with some machines' first process."""
+    subreaper = ctypes.CDLL(None).prctl
+    subreaper(36, 1)
+    yield
+    subreaper(36, 0)
+
+
+def test_a_command_that_is_cut_keeps_no_pod(nobody_buries: None, kube: KubeDouble) -> None:
+    """Until all of a container's processes are buried, its first one cannot end."""
+    kube.create(lws("exec sleep 60", size=1))
+    fleet.await_(lambda: running(kube, 1), 40)
+    api = connected(kube)
+    for _ in range(12):
+        command = api.exec("rec", "set-0", "node", ["sh", "-c", "echo $$; sleep 50 & sleep 51"])
+        assert command.read()
+        command.cut()
+    kube.evict("set-0")
+    uid = kube.pods()[0]["metadata"]["uid"]
+    fleet.await_(lambda: fleet.gone(kube, uid), 20)
 
 
 def test_follow_ends_with_the_container_and_previous_has_the_former_life(kube: KubeDouble) -> None:

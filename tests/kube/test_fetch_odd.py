@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,6 @@ from typing import Any
 import pytest
 
 from k8s import fetch, harvest
-from k8s.api.client import ApiError
 from steps.core import foreign
 from steps.core.record import arrivals
 from steps.core.record.rundir import RunDir
@@ -57,17 +57,14 @@ class Pod:
         self.raw = raw
         self.sent: list[list[str]] = []
 
-    def run(self, *_: Any) -> tuple[int, str]:
-        return 0, self.listing
-
     def exec(self, *where: Any) -> Command:
         words = where[3][4:]
         self.sent.append(words)
         for word in words:
             word.encode()
-        if self.raw is not None:
-            return Command(self.raw())
-        return Command(pieces(packed(self.files)))
+        listed = [] if words[1:] else [self.listing.encode() + b"\0"]
+        archive = pieces(packed(self.files)) if self.raw is None else self.raw()
+        return Command(itertools.chain(listed, archive))
 
 
 def entry(name: Any, data: bytes = b"", **more: Any) -> str:
@@ -248,9 +245,55 @@ def test_a_damaged_archive_is_no_traceback(
 
 def test_a_failure_of_ours_names_the_files_too(tmp_path: Path) -> None:
     pod = Pod()
-    pod.run = lambda *_: (_ for _ in ()).throw(AssertionError("ours"))  # type: ignore[assignment]
+    pod.exec = lambda *_: (_ for _ in ()).throw(AssertionError("ours"))  # type: ignore[method-assign]
     assert "ours" in taken(pod, tmp_path).problems[0]
-    pod.run = lambda *_: (_ for _ in ()).throw(ApiError(404, "", "gone"))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "why"),
+    [
+        ([b"Traceback"], 2, "listing failed: Traceback"),
+        ([], 127, "listing failed: no such program"),
+        (itertools.repeat(b"x" * (1 << 20)), -1, "listing failed: xxx"),
+    ],
+    ids=["an error", "nothing", "no end"],
+)
+def test_a_list_that_does_not_come_is_said_once(
+    tmp_path: Path, content: Any, code: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    monkeypatch.setattr(fetch, "_AWAY", ())
+    monkeypatch.setattr("k8s.api.client.OUTPUT_LIMIT", 4 << 20)
+    pod, command = Pod(), Command(iter(content))
+    command.code, command.errors = code, b"no such program"
+    pod.exec = lambda *_: command  # type: ignore[method-assign]
+    (problem,) = taken(pod, tmp_path).problems
+    assert why in problem
+    assert len(problem) < 400
+
+
+def test_one_command_waits_for_the_end_lists_and_sends(tmp_path: Path) -> None:
+    """The one that finds the program still at work is asked again, without a pause."""
+    pod = Pod()
+    ready, asked = pod.exec, []
+
+    def late(*where: Any) -> Command:
+        asked.append(where[3][4])
+        if len(asked) > 2:
+            return ready(*where[:3], where[3][:5])
+        runs = Command(iter(()))
+        runs.code = 1
+        return runs
+
+    pod.exec = late  # type: ignore[method-assign]
+    api: Any = pod
+    deadline = time.monotonic() + 20
+    began = time.monotonic()
+    made = fetch.Fetch(*(api, "ns", "x-0", 0, tmp_path, "python3"), lambda: deadline, lambda: 10.0)
+    assert made.run().problems == []
+    assert time.monotonic() - began < 0.5
+    assert asked == ["wait"] * 3
+    assert {name: kept(tmp_path).get(name) for name in GOOD} == GOOD
 
 
 def test_every_lost_file_is_named_before_it_is_deleted(tmp_path: Path) -> None:
@@ -283,10 +326,13 @@ def test_a_pod_lists_what_does_not_travel(tmp_path: Path) -> None:
     (node / "there").symlink_to("/etc")
     os.mkfifo(node / "pipe")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(ROOT / "k8s" / "pod.py"), "list"],
-        env={"MULTINODE_ROOT": str(tmp_path)}, capture_output=True, text=True, check=True,
+        [sys.executable, "-I", "-S", str(ROOT / "k8s" / "pod.py"), "send"],
+        env={"MULTINODE_ROOT": str(tmp_path)}, capture_output=True, check=True,
     )  # fmt: skip
-    rows = {row["path"]: row.get("odd", "") for row in map(json.loads, done.stdout.splitlines())}
+    listed, _, archive = done.stdout.partition(b"\0")
+    rows = {row["path"]: row.get("odd", "") for row in map(json.loads, listed.splitlines())}
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        assert tar.getnames() == ["node-0/a.log"]
     assert set(rows) == {f"node-0/{name}" for name in ("a.log", "link", "there", "pipe")}
     assert not rows.pop("node-0/a.log")
     assert all(rows.values())

@@ -67,7 +67,10 @@ class Source:
     only: str = ""
 
     def entries(self, key: str) -> list[Source]:
-        """Each entry of the list at ``key`` as if it were a file of its own, places kept."""
+        """Each entry of the list at ``key`` as if it were a file of its own, places kept; none
+        where there is no list.
+        """
+        entries = self.data[key] if isinstance(self.data[key], list) else ()
         marks: dict[Any, dict[DataPath, tuple[int, int]]] = {}
         spans: dict[Any, dict[DataPath, tuple[int, int, int, str]]] = {}
         for path, mark in self.marks.items():
@@ -78,7 +81,7 @@ class Source:
                 spans.setdefault(path[1], {})[path[2:]] = span
         return [
             replace(self, data=data, marks=marks.get(at, {}), spans=spans.get(at, {}))
-            for at, data in enumerate(self.data[key])
+            for at, data in enumerate(entries)
         ]
 
     def place(self, *path: Any) -> Place:

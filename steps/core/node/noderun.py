@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from steps.core import settings
 from steps.core.node import causes
+from steps.core.node.products import placed
 from steps.core.node.rendezvous.messages import Look, State, Told
 from steps.core.node.supervisor import Running, Supervisor
 from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
@@ -114,6 +115,9 @@ class NodeRun:
         step: the step that runs alone.
     """
 
+    #: What this node's engines do at present, added up; nothing until somebody samples them.
+    load: Callable[[], dict[str, float]] = dict
+
     def __init__(
         self,
         plan: Plan,
@@ -173,6 +177,7 @@ class NodeRun:
             nice,
             plan.hosts(),
         )
+        self.supervisor.prefer(placed.paths(run_dir, index))
 
     @property
     def is_leader(self) -> bool:
@@ -252,11 +257,13 @@ class NodeRun:
         every: float = POLL,
         blame: Callable[[], tuple[NodePlan, str]] | None = None,
         logs: bool = True,
+        tell: Callable[[], None] | None = None,
     ) -> None:
         """Wait until ``done``; say ``what`` is missing now and then.
 
         Args:
             every: seconds between two looks, unless something stirs the run.
+            tell: called all the while; it says itself how things go, in place of ``what``.
             blame: the node and process to name when the phase's budget ends.
             logs: whether a growing log is progress; not where servers log our own probes.
 
@@ -275,7 +282,9 @@ class NodeRun:
             self._hold_disk(now)
             if logs:
                 self._watch_progress()
-            if now - said >= SAY_EVERY:
+            if tell:
+                tell()
+            elif now - said >= SAY_EVERY:
                 said = now
                 missing = what()
                 if missing:
@@ -443,9 +452,8 @@ class NodeRun:
 
     def look(self) -> Look:
         """What a beat says."""
-        return Look(
-            self.phase_name, tuple(sorted(self.passed)), self.log_sizes(), self.own_causes()
-        )
+        passed = tuple(sorted(self.passed))
+        return Look(self.phase_name, passed, self.log_sizes(), self.own_causes(), self.load())
 
     # Record
 

@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -68,29 +68,39 @@ class Source:
     ask: Callable[[], Found | None]
     every: float = EVERY
     stop: Callable[[], None] = _nothing
-    _keys: Sequence[str] = ()
-    _before: Sequence[str] = field(default=())
+    _said: Found = ((), ())
+    _told: Sequence[tuple[int, str]] = ()
 
     def look(self) -> list[object]:
         """Lines to write: new keys, then what has changed; nothing when it did not answer."""
         found = self.ask()
         if found is None:
             return []
-        keys, words = found
+        (keys, words), (known, said) = found, self._said
         lines: list[object] = []
-        if keys is not self._keys and tuple(keys) != tuple(self._keys):
-            self._before = [""] * len(keys)
+        if keys is not known and tuple(keys) != tuple(known):
+            said = [""] * len(keys)
             lines.append({"s": self.name, "keys": list(keys)})
-        self._keys = keys
+            shown = ((place, key.split("|")[0]) for place, key in enumerate(keys))
+            self._told = [(place, short) for place, short in shown if short in metrics.LOAD]
         pairs: list[float] = []
-        for place, (word, before) in enumerate(zip(words, self._before, strict=True)):
+        for place, (word, before) in enumerate(zip(words, said, strict=True)):
             if word != before:
                 with contextlib.suppress(ValueError, IndexError):
                     value = float(word.split()[0])
                     if math.isfinite(value) and abs(value) < 1e18:
                         pairs += [place, int(value) if value.is_integer() else round(value, 6)]
-        self._before = words
+        self._said = found
         return [*lines, pairs]
+
+    def load(self) -> Iterator[tuple[str, float]]:
+        """What it told last of :data:`metrics.LOAD`; of a change of keys just now perhaps less."""
+        words = self._said[1]
+        for place, short in self._told:
+            with contextlib.suppress(ValueError, IndexError):
+                value = float(words[place].split()[0])
+                if math.isfinite(value):
+                    yield short, value
 
 
 class Sampler:
@@ -133,6 +143,14 @@ class Sampler:
             thread.start()
         for _ in self._followers:
             self._looked.acquire(timeout=max(until - time.monotonic(), 0))
+
+    def load(self) -> dict[str, float]:
+        """What the engines do at present, added up."""
+        found: dict[str, float] = {}
+        for source in self._sources:
+            for short, value in source.load():
+                found[short] = found.get(short, 0.0) + value
+        return found
 
     def quicken(self) -> None:
         """Look now, and from now on each second: the fleet serves."""
@@ -209,6 +227,7 @@ def sampling(run: NodeRun) -> Iterator[Sampler]:
     path = run.dir.path / telemetry.NAME
     sampler = Sampler([*engines(run.me), *machine()], path, head, seldom=True)
     sampler.start()
+    run.load = sampler.load
     try:
         yield sampler
     finally:

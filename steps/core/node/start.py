@@ -140,8 +140,9 @@ def _cluster(case: Case, asked: Wishes) -> Cluster:
     if asked.cluster:
         return identify.at_home(identify.read_cluster(Path(asked.cluster)), case)
     if asked.rehearsal is not None:
-        return clusters.local(case, rehearsal=asked.rehearsal, network=asked.network or "71.9")
-    return identify.by_hand(case)
+        network = asked.network or "71.9"
+        return asked.placed(clusters.local(case, rehearsal=asked.rehearsal, network=network))
+    return asked.placed(identify.by_hand(case))
 
 
 def _token(asked: Wishes) -> str:

@@ -205,6 +205,12 @@ class Supervisor:
             env[name] = str(self._dir.path / file)
         return exempt(env, self._direct)
 
+    def prefer(self, paths: Mapping[str, Sequence[str]]) -> None:
+        """Put directories in front of path variables of all that is started from now on."""
+        for name, parts in paths.items():
+            before = self._inherited.get(name)
+            self._inherited[name] = ":".join([*parts, *([before] if before else [])])
+
     def check(self) -> None:
         """Notice exits now, and wait until what they mean has been told."""
         for running in self.running:

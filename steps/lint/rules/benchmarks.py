@@ -38,10 +38,11 @@ def is_warmup(entry: Benchmark) -> bool:
 
 @rule("MN701", WARNING, "No benchmark")
 def any_benchmark(fleet: Fleet) -> Iterator[Finding]:
-    """Nothing is measured: the case only proves that the fleet starts and answers once."""
+    """Nothing is measured: the case proves that the fleet starts and answers, and its checks of
+    content."""
     if not fleet.case.benchmarks:
         yield Finding(
-            "no benchmark: only start and one answer are tested",
+            "no benchmark: nothing is measured",
             fleet.case.place("benchmarks"),
             "Add one, or say why not with an ignore.",
         )
@@ -53,7 +54,7 @@ def gates_something(fleet: Fleet) -> Iterator[Finding]:
     (tokens a second) every fleet passes. Without any baseline or gate nothing is judged either.
     Warm-ups are left alone. `gate: none` with a `reason` says that it is meant so."""
     for entry in fleet.case.benchmarks:
-        if entry.gates or entry.rates or entry.no_gate_reason or is_warmup(entry):
+        if entry.gates or entry.rates or entry.no_gate_reason or entry.find or is_warmup(entry):
             continue
         performance = entry.case_type == "performance"
         if entry.baseline is None:

@@ -246,8 +246,12 @@ class Api:
 
     @staticmethod
     def _parse(request: Request) -> Any:
+        kind = request.headers.get("content-type", "")
+        if "yaml" in kind:
+            # Most YAML that comes is JSON, and is read a hundred times as fast as such.
+            with contextlib.suppress(ValueError):
+                return json.loads(request.body)
         try:
-            kind = request.headers.get("content-type", "")
             return (
                 yaml.safe_load(request.body)
                 if "yaml" in kind

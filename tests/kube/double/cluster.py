@@ -515,7 +515,11 @@ class KubeDouble:
         elif what == "restart":
             await request.answer(202, {})
             asyncio.get_running_loop().create_task(
-                self._restart(float(body.get("downtime", 0.5)), bool(body.get("forget", True)))
+                self._restart(
+                    float(body.get("downtime", 0.5)),
+                    bool(body.get("forget", True)),
+                    float(body.get("lag", 0.0)),
+                )
             )
         else:
             await request.answer(404, {"error": f"no such switch: {what}"})

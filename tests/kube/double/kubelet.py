@@ -660,8 +660,7 @@ class Worker:
         try:
             out, _ = await child.communicate()
         except asyncio.CancelledError:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+            process.cut(child.pid)
             raise
         return child.returncode or 0, out.decode(errors="replace")
 

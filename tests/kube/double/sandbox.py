@@ -171,6 +171,21 @@ class Process:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
+    def cut(self, pid: int) -> None:
+        """Kill a command that was started by ``inside``, with all it started.
+
+        What runs in the container goes first, so that its parent outside buries it and ends.
+        Orphaned, it would wait for this machine's first process, which may bury nobody; and until
+        it is buried the container's first process cannot end.
+        """
+        inner = below(pid) if self.mode == "namespaces" else []
+        for each in inner:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        if not inner:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
     def find(self, program: str) -> bool:
         """Whether the container could run the program."""
         root = f"/proc/{self.pid}/root" if self.mode == "namespaces" else ""
@@ -434,34 +449,32 @@ def _clean(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
+def below(pid: int) -> list[int]:
+    """All that descends from a process, nearest first."""
+    found, pending = [], [pid]
+    while pending:
+        for task in Path(f"/proc/{pending.pop(0)}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(child) for child in task.read_text().split()]
+                pending += children
+                found += children
+    return found
+
+
 def memory_hog(process: Process, limit: float) -> int:
     """The PID of the biggest process of the container when all together are over the limit
     (bytes), else 0."""
-    total, biggest, hog = 0, 0, 0
-    pending = [process.pid]
-    page = os.sysconf("SC_PAGE_SIZE")
-    while pending:
-        pid = pending.pop()
-        try:
-            size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-        except (OSError, IndexError):
-            continue
-        total += size
-        if size > biggest:
-            biggest, hog = size, pid
-    return hog if total > limit else 0
+    page, sizes = os.sysconf("SC_PAGE_SIZE"), {}
+    for pid in (process.pid, *below(process.pid)):
+        with contextlib.suppress(OSError, IndexError):
+            sizes[pid] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
+    return max(sizes, key=lambda pid: sizes[pid]) if sum(sizes.values()) > limit else 0
 
 
 def descendant(pid: int, word: str) -> int:
     """The first process below ``pid`` whose command line has ``word``; LookupError without one."""
-    pending = [pid]
-    while pending:
-        parent = pending.pop(0)
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                if word in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
-                    return child
-                pending.append(child)
+    for child in below(pid):
+        with contextlib.suppress(OSError):
+            if word in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
+                return child
     raise LookupError(f"no process below {pid} has {word!r} in its command line")

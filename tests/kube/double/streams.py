@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import time
 from datetime import datetime
@@ -229,8 +227,7 @@ async def serve_exec(
         await socket.close()
     finally:
         if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            process.cut(child.pid)
             await child.wait()
 
 

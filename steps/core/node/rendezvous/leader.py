@@ -66,6 +66,7 @@ class Member:
     done: bool = False
     reported: int = 0
     progress: Mapping[str, int] = field(default_factory=dict)
+    load: Mapping[str, float] = field(default_factory=dict)
     causes: list[Told] = field(default_factory=list)
     hello: Hello = field(default_factory=Hello)
     skew: float = 0.0
@@ -281,6 +282,7 @@ class Leader:
                 self._changed.notify_all()
             self.on_change()
         member.progress = beat.progress or member.progress
+        member.load = beat.load
         fresh = beat.causes[member.reported :]
         member.reported += len(fresh)
         for aged in fresh:

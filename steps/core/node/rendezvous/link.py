@@ -163,6 +163,7 @@ class Link:
             phase=seen.phase,
             passed=seen.passed,
             progress=seen.progress,
+            load=seen.load,
             causes=tuple(Aged(told.cause, now - told.mono) for told in seen.causes),
             seq=seq,
             roll=roll,

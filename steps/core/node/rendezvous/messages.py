@@ -80,12 +80,14 @@ class Look:
     Attributes:
         passed: names of the phases it has passed; they only grow.
         progress: bytes in the log of each of its processes.
+        load: what its engines do, added up (``steps.core.vllm.metrics.LOAD``).
     """
 
     phase: str
     passed: tuple[str, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
     causes: tuple[Told, ...] = ()
+    load: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Beat:
     phase: str = ""
     passed: tuple[str, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
+    load: Mapping[str, float] = field(default_factory=dict)
     causes: tuple[Aged, ...] = ()
     seq: int = -1
     roll: int = 0
