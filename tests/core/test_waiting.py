@@ -84,4 +84,4 @@ def test_the_longer_a_server_loads_the_less_often_it_is_asked(run: NodeRun, monk
     monkeypatch.setattr(run, "progress", lambda: None)
     node, process = next(iter(run.plan.probes()))
     wait._probe(run, wait._Watch(node, process), 0.0)
-    assert waited == [wait.PROBE_LEAST, pytest.approx(0.3), wait.PROBE_MOST]
+    assert waited == [wait.PROBE_LEAST, pytest.approx(0.5), wait.PROBE_MOST]
