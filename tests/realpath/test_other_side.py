@@ -108,6 +108,8 @@ PLACES = {
     "summary._phases": "test_what_a_run_says_of_itself",
     "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
+    "compare.Starts.conclude": "test_compare.py::test_a_rehearsed_comparison_says_so",
+    "trial.rehearsed": "test_compare.py::test_a_rehearsed_comparison_says_so",
     "bisect.run": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
     "nights.comparable": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
     "backend.run": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
