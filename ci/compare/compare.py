@@ -33,6 +33,7 @@ from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.record.rundir import new_run_id, write_json
+from steps.core.redaction import here
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
@@ -231,7 +232,7 @@ class Starts:
             "metrics": [to_dict(one) for one in judged],
             "starts": [asdict(one) for one in self._seen],
         }
-        write_json(self._home / "compare.json", content)
+        write_json(self._home / "compare.json", here().value(content))
         closing.attempt("the page", lambda: pages.compared(self._home, content), self._say)
         for one in judged:
             self._say(line(one))
