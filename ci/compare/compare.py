@@ -113,8 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
             trial.write(case, one.settings, arguments.repeats, target, arguments.only, benchmark)
         all_starts.append(Starts(where, two, purse, arguments))
     for starts in all_starts:
-        starts.carry_out()
-        found.append(starts.conclude())
+        try:
+            starts.carry_out()
+        finally:  # what was measured is kept, whatever ended it
+            found.append(starts.conclude())
     return worst(found).value
 
 
