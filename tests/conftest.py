@@ -5,9 +5,11 @@ Enters: reports of tests. Leaves: ``.pytest_cache/v/multinode/failed``. Touches:
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,10 +37,20 @@ PROCESSES = frozenset(
     ]
 )
 HERE = Path(__file__).parent
+#: Folders whose modules the programs of the tests import.
+ROOMS = ("ci", "k8s", "rehearsal", "steps", "tests/engine")
 
 # What is started in the background of a shell ignores Ctrl-C, and so would all that tests start.
 with contextlib.suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the checkout once: hundreds of interpreters read it, and most may write none."""
+    sys.dont_write_bytecode = False  # pytest keeps its rewritten test modules for the next run
+    if not hasattr(config, "workerinput"):
+        for room in ROOMS:
+            compileall.compile_dir(HERE.parent / room, quiet=2)
 
 
 @pytest.fixture(autouse=True)
