@@ -6,7 +6,6 @@ Touches: reads the repository; makes and changes a clone of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from steps.core.errors import UsageError
 from steps.core.node.products import pin
-from steps.core.plan.products import NATIVE
+from steps.core.plan import products
 from steps.core.system.git import git
 
 MOST = 5000
@@ -122,13 +121,7 @@ class Clone:
 
     def native(self, sha: str) -> str:
         """What a build of this commit is made of."""
-        lines = git(self.path, "ls-tree", "-r", sha).splitlines()
-        wanted = [
-            line
-            for line in lines  # a submodule, or a file
-            if line.startswith("160000") or NATIVE.search(line.partition("\t")[2])
-        ]
-        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+        return products.native_key(git(self.path, "ls-tree", "-r", sha), products.Product(""), "")
 
     def install(self, words: Sequence[str], log: Path, seconds: float) -> bool:
         """Run the command in the checkout; whether it ended well in time."""
