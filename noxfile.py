@@ -85,6 +85,35 @@ def bisect(session: nox.Session) -> None:
     run_module(session, "ci.compare.bisect")
 
 
+@nox.session(default=False)
+def ask(session: nox.Session) -> None:
+    """Make jobs of a comment on a pull request: [--product NAME]; a job of GitHub's types it."""
+    install(session, "node")
+    run_module(session, "ci.nightly.ask")
+
+
+@nox.session(default=False)
+def tell(session: nox.Session) -> None:
+    """Say how the jobs of a comment, or of a night, went: DIR --entries JSON [--issue N]."""
+    install(session, "node")
+    run_module(session, "ci.nightly.tell")
+
+
+@nox.session(default=False)
+def hunt(session: nox.Session) -> None:
+    """Decide whether a red run is followed by a search: CASE --run DIR --minutes N."""
+    install(session, "node")
+    run_module(session, "ci.nightly.hunt")
+
+
+@nox.session
+def size(session: nox.Session) -> None:
+    """Find the largest load that holds limits: CASE --slo 'tpot_p99_ms<=50' [--rehearse | --on]."""
+    where = [*session.posargs, *unsaid(session.posargs)]
+    install(session, "node", "runner", "report", *backend_extras(where))
+    run_module(session, "ci.size")
+
+
 @nox.session
 def doctor(session: nox.Session) -> None:
     """Say what this machine lacks for each backend: [--for BACKEND]."""

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,12 +36,9 @@ def programs(path: Path) -> dict[int, psutil.Process]:
     return found
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=15.0)
-    arguments = parser.parse_args()
-    load = str(int(arguments.seconds + 25))
+def measure(seconds: float) -> Iterator[dict[str, Any]]:
+    """A row for each node."""
+    load = str(int(seconds + 25))
     with tempfile.TemporaryDirectory(prefix="node-idle-") as place:
         path = Path(place) / "run"
         argv = [sys.executable, "-m", "ci.run", "quickstart.yaml", "--rehearse", "--run-dir"]
@@ -51,21 +50,30 @@ def main() -> None:
             time.sleep(5)
             nodes = programs(path)
             before = {i: (time.monotonic(), p.cpu_times()) for i, p in nodes.items()}
-            time.sleep(arguments.seconds)
+            time.sleep(seconds)
             for index, process in sorted(nodes.items()):
                 since, then = before[index]
                 now = process.cpu_times()
                 busy = now.user + now.system - then.user - then.system
-                row = {
+                took = time.monotonic() - since
+                yield {
                     "node": index,
                     "role": "leader, in load" if index == 0 else "worker, in hold",
                     "rss_mb": round(process.memory_info().rss / 1e6, 1),
-                    "cpu_percent": round(100 * busy / (time.monotonic() - since), 2),
+                    "cpu_percent": round(100 * busy / took, 2),
+                    "cpu_ms_a_second": round(1000 * busy / took, 2),
                 }
-                print(json.dumps(row), flush=True)
         finally:
             run.send_signal(signal.SIGINT)
             run.wait(60)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=15.0)
+    for row in measure(parser.parse_args().seconds):
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

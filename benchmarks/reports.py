@@ -1,4 +1,4 @@
-"""Figures of reports, the matrix and the history (issue 8), measured.
+"""Figures of reports, of an hour of telemetry, the matrix and the history, measured.
 
     python -m benchmarks.reports            all of them
     python -m benchmarks.reports matrix     one
@@ -8,7 +8,9 @@ Each is measured in a process of its own; memory is that process's peak (RSS).
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 import re
 import resource
 import shutil
@@ -17,7 +19,9 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG_BYTES = 1_000_000_000
@@ -56,6 +60,69 @@ def big_run(path: Path) -> None:
             out.write(b"ERROR at last\n" + block)
 
 
+def hour(path: Path, nodes: int = 16, ranks: int = 4, seconds: int = 3600) -> None:
+    """A split fleet of ``nodes * ranks`` engines, sampled each second for an hour of load."""
+    from steps.core.case.build import load_case
+    from steps.core.node.sampler import Source
+    from steps.core.plan.resolver import Options, resolve
+    from steps.core.record import telemetry
+    from steps.core.record.records import PhaseRecord, to_dict
+    from steps.core.record.rundir import write_json
+    from steps.core.vllm import metrics
+    from tests.ci import runs
+    from tests.core.cases import cluster_of
+    from tests.core.records import records_of
+    from tests.realpath import fleet
+    from tests.telemetry.fakes import page
+
+    case = fleet.routing(21_000)
+    groups = {"prefiller": list(range(nodes // 2)), "decoder": list(range(nodes // 2, nodes))}
+    case["routing"]["groups"], case["num_nodes"], case["npu_per_node"] = groups, nodes, ranks
+    shape = {**case["config"][0], "dp_size": ranks, "dp_size_local": ranks}
+    case["config"] = [
+        {**shape, "node_index": i, "dp_address": f"${{NODE_{i}_IP}}"} for i in range(nodes)
+    ]
+    case["templates"] = [{**case["templates"][0], "node_index": i} for i in range(nodes)]
+    file = path / "case.yaml"
+    file.write_text(json.dumps(case), encoding="utf-8")
+    known = {"HOME": "/root", "MODELS": "/models", "DATASETS": "/datasets"}
+    plan = resolve(load_case(file), cluster_of(nodes, known=known), Options("run-1", "", {}))
+    result = runs.bench(directory="00-chat", started=1060.0, seconds=seconds - 80.0)
+    run_dir = runs.make(path / "run", plan, benchmarks=(result,))
+    runs.requests(run_dir.node(0).bench / "00-chat" / "requests.jsonl", 2800, 1500)
+    reader = metrics.Reader()
+    reader.read(page(1))
+    rng = random.Random(7)
+    for node in plan.nodes:
+        record = records_of(plan, benchmarks=(result,))[node.index]
+        assert record is not None
+        phases = (PhaseRecord("load", 1000.0, 60.0), PhaseRecord("bench", 1060.0, seconds - 80.0))
+        record = replace(record, phases=phases, started=1000.0, ended=1000.0 + seconds)
+        write_json(run_dir.node(node.index).record, to_dict(record))
+        counts: dict[str, list[float]] = {}
+
+        def ask(name: str) -> tuple[Any, list[str]]:
+            values = counts.setdefault(name, [0.0] * len(reader.keys))  # noqa: B023
+            for place, key in enumerate(reader.keys):
+                gauge = key.split("|")[0] in ("running", "waiting", "kv_usage")
+                values[place] = rng.random() * 64 if gauge else values[place] + rng.randrange(900)
+            return reader.keys, [str(value) for value in values]
+
+        sources = [
+            Source(server.name, partial(ask, server.name))
+            for server in node.processes
+            if server.kind == "server"
+        ]
+        head = {"schema": telemetry.SCHEMA, "started": 1000.0}
+        with gzip.open(run_dir.node(node.index).path / telemetry.NAME, "wt", 6) as out:
+            out.write(json.dumps(head) + "\n")
+            for moment in range(seconds):
+                for source in sources:
+                    for line in source.look():
+                        told = {"t": moment, "v": {source.name: line}}
+                        out.write(json.dumps(line if isinstance(line, dict) else told) + "\n")
+
+
 def in_process(code: str) -> tuple[str, float]:
     """What a Python process that runs ``code`` took: seconds by the clock and of CPU, and MB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -70,10 +137,23 @@ def in_process(code: str) -> tuple[str, float]:
 def report(scratch: Path) -> None:
     """Time, memory and size of a large run's report, and when a browser has it."""
     big_run(scratch / "run")
-    took, memory = in_process(f"from ci import html; html.main([{str(scratch / 'run')!r}])")
+    _whole_page(scratch, "a large run: at most 10 s, 300 MB, 5 MB")
+
+
+def telemetry(scratch: Path) -> None:
+    """The same of 64 engines that were sampled for an hour."""
+    hour(scratch)
+    sizes = [path.stat().st_size for path in scratch.glob("run/node-*/telemetry.jsonl.gz")]
+    print(f"telemetry: {len(sizes)} nodes, {max(sizes) / 1e6:.2f} MB the largest file")
+    _whole_page(scratch, "64 engines, one hour: at most 15 s, 400 MB, 8 MB")
+
+
+def _whole_page(scratch: Path, limits: str) -> None:
+    code = f"from ci.report import html; raise SystemExit(html.main([{str(scratch / 'run')!r}]))"
+    took, memory = in_process(code)
     page = scratch / "run" / "report.html"
     size = page.stat().st_size / 1e6
-    print(f"report: {took}, {memory:.0f} MB, {size:.2f} MB (at most 10 s, 300 MB, 5 MB)")
+    print(f"report: {took}, {memory:.0f} MB, {size:.2f} MB ({limits})")
     chromium = shutil.which("chromium")
     if chromium is None:
         print("report in a browser: not measured, chromium is not installed")
@@ -115,7 +195,7 @@ def matrix(scratch: Path) -> None:
     file = scratch / "nightly.yaml"
     file.write_text(json.dumps({"a3": entries}), encoding="utf-8")
     took, _ = in_process(
-        f"from ci import matrix; assert matrix.main(['--file', {str(file)!r}]) == 0"
+        f"from ci.nightly import matrix; assert matrix.main(['--file', {str(file)!r}]) == 0"
     )
     print(f"matrix of 200 entries: {took} (at most 1 s)")
 
@@ -137,12 +217,13 @@ def history(scratch: Path) -> None:
             name = f"{time.strftime('%Y%m%dT%H%M%S', moment)}-{result.run}.json"
             (folder / name).write_text(encode(result), encoding="utf-8")
         took, _ = in_process(
-            f"from ci import trend; assert trend.main(['case-0', '--store', {str(store)!r}]) == 0"
+            "from ci.nightly import trend; "
+            f"assert trend.main(['case-0', '--store', {str(store)!r}]) == 0"
         )
         print(f"trend of one of {cases} cases, 100,000 results: {took} (at most 1 s)")
 
 
-FIGURES = {"matrix": matrix, "history": history, "report": report}
+FIGURES = {"matrix": matrix, "history": history, "report": report, "telemetry": telemetry}
 
 
 def main() -> None:

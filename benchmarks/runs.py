@@ -38,6 +38,11 @@ class Ran:
 def rehearse(case: str, path: Path, *options: str) -> Ran:
     """Run a rehearsal to its end."""
     argv = [sys.executable, "-m", "ci.run", case, "--run-dir", str(path), "--rehearse", *options]
+    return timed(argv, path)
+
+
+def timed(argv: list[str], path: Path) -> Ran:
+    """Run a command to its end; what it says is not shown."""
     began = time.monotonic()
     done = subprocess.run(
         argv, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=600

@@ -31,9 +31,9 @@ from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.case.numbers import dumps, loads
 from steps.core.errors import CaseError, UsageError
-from steps.core.plan import budgets, drivers
+from steps.core.plan import budgets, drivers, products
 from steps.core.plan.plan import Plan, from_json, to_dict
-from steps.core.plan.profile import masked
+from steps.core.plan.profile import load_profile, masked
 from steps.core.record.rundir import RunDir, new_run_id, read_bounded, read_json
 from steps.core.redaction import MASK
 
@@ -57,8 +57,9 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
     path = case_of(before, plan)
     directory = Path(given) if given else before.path.parent / new_run_id()
     profile = profile_of(before, plan)
-    words = [str(path), *options(plan, path, profile), "--run-dir", str(directory), *more]
-    for text in warnings(plan, profile):
+    words = [str(path), *options(plan, path, profile), *tested(before, plan)]
+    words += ["--run-dir", str(directory), *more]
+    for text in warnings(plan, profile, str(before.profile(products.KEPT))):
         door.warn(text)
     print(foreign.line(f"replay of {before.path}: multinode {shlex.join(words)}"), flush=True)
     code = ci_run.main(words)
@@ -149,6 +150,20 @@ def options(plan: Plan, path: Path, profile: str = "") -> Iterator[str]:
         yield from ("--network", network)
 
 
+def tested(run_dir: RunDir, plan: Plan) -> Iterator[str]:
+    """The options that bring the products of the run, at the commits that it had."""
+    kept = run_dir.profile(products.KEPT)
+    if not plan.cluster.products or not kept.is_file():
+        return
+    if plan.cluster.backend != "k8s":
+        yield from ("--profile", str(kept))
+        return
+    for name, entry in load_profile(kept).products.items():
+        yield from ("--product", f"{name}={entry['ref']}")
+    if plan.cluster.image:
+        yield from ("--image", plan.cluster.image)
+
+
 def _timeouts(plan: Plan, case: Case) -> dict[str, float]:
     """The budgets that neither the defaults nor cluster and case explain."""
     usual = budgets.of(case, plan.cluster, {})
@@ -174,10 +189,11 @@ def _network(plan: Plan) -> str:
     return ".".join(first[1:3])
 
 
-def warnings(plan: Plan, profile: str = "") -> Iterator[str]:
+def warnings(plan: Plan, *profiles: str) -> Iterator[str]:
     """What may make the new run another one."""
-    if Path(profile).is_file() and MASK in Path(profile).read_text(encoding="utf-8"):
-        yield f"secrets are left out of {profile}: add --profile with the profile of the run"
+    for profile in profiles:
+        if Path(profile).is_file() and MASK in Path(profile).read_text(encoding="utf-8"):
+            yield f"secrets are left out of {profile}: add --profile with the profile of the run"
     if plan.harness != VERSION:
         yield (
             f"the run was made by version {plan.harness or 'unknown'} of the harness, this is "

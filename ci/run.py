@@ -43,10 +43,11 @@ from steps.core.errors import (
 )
 from steps.core.node import contract, wishes
 from steps.core.node.wishes import Wishes
+from steps.core.plan import products
 from steps.core.record import cleaning, portable
 from steps.core.record.events import RUNNER, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, new_run_id, write_text
+from steps.core.record.rundir import RunDir, new_run_id, write_json, write_text
 from steps.core.record.verdict import Verdict
 from steps.core.redaction import here
 from steps.validate import validate_one
@@ -62,7 +63,6 @@ WAYS = (
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--on", choices=tuple(BACKENDS), help="where to run it")
-    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--hosts", default="", help="with --on hosts: addresses, or a hosts file")
     parser.add_argument("--run-dir", help="default: runs/<run id>")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="add the run's JUnit to FILE")
@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
-    return row.run(asked, path, cases, _one)
+    # Looked up once: all cases of a file test the same commit of a branch.
+    return row.run(asked.with_products(), path, cases, _one)
 
 
 def _one(asked: Wishes, path: Path) -> int:
@@ -99,16 +100,18 @@ def _one(asked: Wishes, path: Path) -> int:
     try:
         warnings = check(path, asked.only)  # which says more than loading, of a refused case
         case = load_case(path, only=asked.only)
+        asked = choose(case, asked)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today(), case.only)
-    asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
     write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
+    if asked.products:
+        _keep_products(run_dir, asked)
     closing.latest(run_dir)
     live = Live(asked.verbose)
     warmer = closing.Warmer()
@@ -140,6 +143,16 @@ def _one(asked: Wishes, path: Path) -> int:
     closing.attempt("the collected JUnit", partial(_collect, asked, run_dir), door.warn)
     closing.attempt("the summary on the terminal", partial(closing.show, run_dir), door.warn)
     return code
+
+
+def _keep_products(run_dir: RunDir, asked: Wishes) -> None:
+    """The products under test as a profile has them, so that a replay tests the same."""
+    entries = {product.name: products.entry(product) for product in asked.products}
+    path = run_dir.profile(products.KEPT)
+    path.parent.mkdir(exist_ok=True)
+    content = {"image": asked.image or "none", "products": entries}
+    here().study(content)
+    write_json(path, here().value(content))
 
 
 def _collect(asked: Wishes, run_dir: RunDir) -> None:
@@ -183,15 +196,23 @@ def choose(case: Case, asked: Wishes) -> Wishes:
         UsageError: nothing says where to run.
     """
     asked = asked.of_case(case)
-    if asked.place:
-        return asked
+    asked = replace(asked, place=asked.place or _place(case, asked))
+    if asked.image and asked.place != "k8s":
+        raise UsageError(
+            "--image works with --on k8s, where pods are made of it",
+            "Elsewhere run the command inside of the image.",
+        )
+    return asked
+
+
+def _place(case: Case, asked: Wishes) -> str:
     if asked.rehearsal is not None:
-        return replace(asked, place="local")
+        return "local"
     if asked.hosts or case.cluster_hosts:
-        return replace(asked, place="hosts")
+        return "hosts"
     found = settings.read()
     if found.kubeconfig or found.kubeconfig_b64 or (Path.home() / ".kube" / "config").is_file():
-        return replace(asked, place="k8s")
+        return "k8s"
     raise UsageError("no cluster: no kubeconfig, no cluster_hosts in the case", WAYS)
 
 

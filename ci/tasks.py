@@ -14,6 +14,7 @@ from steps.tasks import call
     help={
         "hosts": "addresses, or a hosts file; neither this nor a case: this machine",
         "case": "a case with cluster_hosts",
+        "only": "NAME of a case, in a file of several",
         "directory": "where runs will be; default: as the hosts file says, else /tmp",
         "ports": "ports that must be free, comma separated",
         "model": "a model's directory that must be there",
@@ -24,6 +25,7 @@ def hosts_check(
     c: Context,
     hosts: str = "",
     case: str = "",
+    only: str = "",
     directory: str = "",
     ports: str = "",
     model: str = "",
@@ -56,3 +58,34 @@ def replay(
 def doctor(c: Context, for_: str = "", format: str = "text") -> None:
     """Say what this machine lacks for each backend, and what to do."""
     call("ci.doctor", {"for": for_, "format": format})
+
+
+@task(
+    iterable=["slo"],
+    help={
+        "case": "a case: a path, or a name in configs/",
+        "only": "NAME of a case, in a file of several",
+        "slo": "a limit, such as 'tpot_p99_ms<=50'; may be given several times",
+        "maximise": "batch_size (default), request_rate or output_throughput",
+        "within": "the range of loads, such as 1,256",
+        "on": "where to run it",
+        "rehearse": "stand-ins play the engines, on this machine",
+        "bench": "benchmark driver",
+        "dir": "default: runs/size-<id>",
+    },
+)
+def size(
+    c: Context,
+    case: str,
+    slo: list[str],
+    only: str = "",
+    maximise: str = "",
+    within: str = "",
+    on: str = "",
+    rehearse: bool = False,
+    bench: str = "",
+    dir: str = "",
+) -> None:
+    """Find the largest load that holds limits."""
+    options = {key: value for key, value in locals().items() if key not in ("c", "case")}
+    call("ci.size", options, case)

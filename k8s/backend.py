@@ -38,7 +38,7 @@ from steps.core.plan.profile import Profile, find_profile, load_profile, masked
 from steps.core.record import cleaning
 from steps.core.record.events import Event, EventLog
 from steps.core.record.records import Cause
-from steps.core.record.rundir import RunDir, write_text
+from steps.core.record.rundir import RunDir, write_json, write_text
 from steps.core.redaction import here
 
 #: Seconds without any answer of the API after which the run is given up.
@@ -116,6 +116,7 @@ class Run:
         self.watches: list[Watch] = []
         self.followers: dict[int, Follower] = {}
         self.observed: list[Cause] = []
+        self.images: dict[str, str] = {}
         self.began = time.time()
         self.harvest = Harvest(request, api, order, self.triage, self.lock)
         self._troubled = 0.0
@@ -146,6 +147,7 @@ class Run:
             removal = threading.Thread(target=self._remove, name="delete")
             removal.start()
             self.request.ends.append(removal.join)
+        write_json(self.request.run_dir.images, self.images)
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
 
@@ -268,6 +270,8 @@ class Run:
         with self.lock:
             self.triage.pod(kind, pod, time.monotonic())
             index = self.names.index(pod["metadata"]["name"])
+            if index is not None and (digest := manifest.digest_of(pod)):
+                self.images[str(index)] = digest
             known = index in self.triage.pods
             started = known and self.triage.pods[index or 0].started
             gone = index in self.triage.gone()

@@ -8,6 +8,7 @@ reads files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from steps.core.node import bundle
@@ -17,6 +18,8 @@ from steps.core.node import bundle
 PACKAGES = ("yaml", "cerberus", "invoke", *bundle.HTTP)
 #: The API refuses a ConfigMap of more than 1 MiB; the rest is room for its metadata.
 PART_BYTES = 900 * 1024
+#: Bytes of products that travel in ConfigMaps, a part in each; etcd is no place for more.
+PRODUCT_BYTES = 24 << 20
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,20 @@ class Bundle:
         return sum(len(part) for part in self.parts)
 
 
-def make(rehearsal: bool = False, part_bytes: int = PART_BYTES) -> Bundle:
+def make(
+    rehearsal: bool = False,
+    part_bytes: int = PART_BYTES,
+    more: Iterable[bundle.Entry] = (),
+) -> Bundle:
     """Pack the harness.
 
     Args:
         rehearsal: the stand-ins travel too.
+        more: files beside the harness: products that travel with it.
 
     Raises:
         InfraError: a package the node side needs is not installed here.
     """
     rooms = bundle.ROOMS if rehearsal else ("steps",)
-    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms)], level=6)
+    data = bundle.pack([*bundle.packages(PACKAGES), *bundle.harness(rooms), *more], level=6)
     return Bundle(tuple(data[i : i + part_bytes] for i in range(0, len(data), part_bytes)))

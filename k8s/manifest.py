@@ -22,6 +22,7 @@ from steps.core.case.case import Case
 from steps.core.case.numbers import dumps
 from steps.core.plan.cluster import Cluster, ClusterNode, Rehearsal
 from steps.core.plan.clusters import ROOT
+from steps.core.plan.products import Product
 from steps.core.plan.profile import Profile
 
 RUN_LABEL = "multinode/run"
@@ -98,6 +99,7 @@ class Order:
         devices: what each pod asks for, when the profile names a resource.
         port: where the leader's endpoint listens, for the Service.
         env: further environment of the pods, such as FAIL_TAG.
+        products: what is under test, as the pods get it.
     """
 
     case: Case
@@ -113,6 +115,7 @@ class Order:
     port: int = 8080
     devices: int = 0
     env: Mapping[str, str] | None = None
+    products: tuple[Product, ...] = ()
 
 
 def slug(text: str, limit: int) -> str:
@@ -158,6 +161,8 @@ def cluster(order: Order) -> Cluster:
         ais_bench=profile.ais_bench,
         python=profile.python,
         rehearsal=order.rehearsal,
+        image=profile.image,
+        products=order.products,
     )
 
 
@@ -308,6 +313,14 @@ def python_of(pod: Json) -> str:
     """The interpreter of a pod that runs, from our container, wherever admission put others."""
     own = (each for each in pod["spec"]["containers"] if each["name"] == CONTAINER)
     return str(next(own)["command"][0])
+
+
+def digest_of(pod: Json) -> str:
+    """The digest of the image that our container really runs; empty while it does not."""
+    told = pod.get("status", {}).get("containerStatuses") or []
+    images = (str(each.get("imageID", "")) for each in told if each.get("name") == CONTAINER)
+    found = re.search(r"sha256:[0-9a-f]{64}$", next(images, ""))
+    return found[0] if found else ""
 
 
 def command(profile: Profile, *words: str) -> list[str]:

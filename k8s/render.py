@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
+from steps.core.node.products.carry import carry
 from steps.core.node.wishes import Wishes
 from steps.core.plan.budgets import BUDGETS
 from steps.core.plan.cluster import Cluster, loopback_nodes
@@ -82,6 +84,10 @@ def order(
         InfraError: the manifests would never run; that is a defect of ours.
     """
     options = asked.options(run)
+    if asked.image:
+        profile = replace(profile, image=asked.image)
+    rehearsed = asked.rehearsal is not None
+    products, files = carry(asked.products, bundle.PRODUCT_BYTES, rehearsed=rehearsed)
     known = dict.fromkeys(manifest.PASSED, "/")
     stand_in = Cluster("render", "k8s", loopback_nodes(case.num_nodes, "71.9"), known=known)
     plan = resolve(case, stand_in, options)
@@ -91,7 +97,7 @@ def order(
         names=Names.of(case, run, namespace),
         run=run,
         token=secrets.token_hex(16),
-        bundle=packed or bundle.make(asked.rehearsal is not None),
+        bundle=packed if packed and not files else bundle.make(rehearsed, more=files),
         expires=time.time() + profile.keep_for,
         output=output,
         arguments=_node_arguments(asked, case, profile),
@@ -99,6 +105,7 @@ def order(
         port=urlsplit(plan.endpoint.url).port or 8080,
         devices=_devices(case, plan, profile),
         env=_own_environment(),
+        products=products,
     )
     wrong = manifest.problems(manifest.documents(made))
     if wrong:
@@ -163,7 +170,6 @@ _Dumper.add_representer(str, _text)
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
-    parser.add_argument("--profile", default="", help="cluster profile in configs/clusters/")
     parser.add_argument("--namespace", default="", help="default: the profile's, the kubeconfig's")
     parser.add_argument("--output", default="", help="write here; default: standard output")
     wishes.add_shape_arguments(parser)

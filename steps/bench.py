@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steps import bench_drivers, checks
-from steps.bench_drivers import Job, Measurement, acceptance, caches, pressure
+from steps.bench_drivers import Measurement
+from steps.bench_drivers.series import Series
 from steps.core.case import gates
 from steps.core.node import alone
 from steps.core.node.http import look
@@ -26,8 +27,9 @@ from steps.core.node.noderun import NodeRun, StepFailed, stage
 from steps.core.plan import drivers
 from steps.core.plan.plan import BenchmarkPlan, NodePlan, Process
 from steps.core.record import stats
-from steps.core.record.records import BenchResult, Check, to_dict
+from steps.core.record.records import BenchResult, to_dict
 from steps.core.record.rundir import write_json
+from steps.sizing import measure
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,11 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     if not driver.module:
         return _result(entry, "skipped", entry.skip_gates, started=started)
     run.events.emit("benchmark", text=f"{name}: {entry.driver}{_scale_note(entry)}", name=name)
-    series = _Series(run, number, driver, earlier)
+    series = Series(run, number, driver, earlier)
+
+    def size() -> BenchResult:
+        found = measure.measure(run, entry, series, directory)
+        return judge_sized(entry, found, started, time.monotonic() - began, directory.name)
 
     def take(places: Sequence[Path]) -> BenchResult:
         series.take(places, confirms=bool(series.found))
@@ -101,8 +107,11 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
 
     repeat = entry.benchmark.repeat
     try:
-        result = take(_places(directory, "run", repeat) if repeat > 1 else [directory])
-        if to_confirm(entry, result):
+        if entry.benchmark.sized:
+            result = size()
+        else:
+            result = take(_places(directory, "run", repeat) if repeat > 1 else [directory])
+        if not result.points and to_confirm(entry, result):
             run.events.emit("benchmark", text=f"{name}: again: {result.reason}", name=name)
             result = take(_places(directory, "confirm", entry.benchmark.confirm))
     except StepFailed as failure:
@@ -123,71 +132,6 @@ def _benchmark(run: NodeRun, entry: BenchmarkPlan, number: int) -> BenchResult:
     return result
 
 
-class _Series:
-    """Measurements of one benchmark, each of which finds the caches as the first did.
-
-    Args:
-        earlier: measurements that an earlier step has made on the same fleet.
-    """
-
-    def __init__(self, run: NodeRun, number: int, driver: drivers.Driver, earlier: int) -> None:
-        self._earlier = earlier
-        self.found: list[Measurement] = []
-        self.way = ""
-        self._run, self._number = run, number
-        self._entry = run.plan.benchmarks[number]
-        self._measure = bench_drivers.implementation(driver).measure
-        self._varies = driver.other_prompts
-        self._first: float | None = None
-        asked = self._entry.benchmark
-        confirms = asked.confirm > 0 and not self._entry.skip_gates
-        self._again = asked.case_type == "performance" and (asked.repeat > 1 or confirms)
-        self._drafts = any(run.plan.drafting())
-
-    def take(self, places: Sequence[Path], *, confirms: bool) -> None:
-        """Measure into each place; ends early at an error, and where the caches stay warm."""
-        run = self._run
-        for place in places:
-            run.begin_budget("bench")
-            number = self._earlier + len(self.found)
-            way = caches.Way(True, "")
-            if number:
-                way = caches.way(run.plan, self._number, self._varies, run.sleep, confirms=confirms)
-                self.way = way.text if way.ok else f"not measured again: {way.text}"
-                if not way.ok and self.found:
-                    return
-                if not way.ok:
-                    self.way = f"measured on caches that an earlier step warmed: {way.text}"
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            before = caches.given(run.plan) if self._again else None
-            job = Job(self._entry, run.plan.endpoint, place, number if way.prompts else 0)
-            drafted = acceptance.read(run.plan) if self._drafts else None
-            pressed = pressure.Watch(run.plan, place) if pressure.wanted(self._entry) else None
-            try:
-                measured = self._measure(run, job)
-            finally:
-                told_by_engines = pressed.read() if pressed else {}
-            run.check_end()
-            if told_by_engines and measured.metrics:
-                measured = replace(measured, metrics={**measured.metrics, **told_by_engines})
-            if drafted is not None:
-                told = acceptance.between(drafted, acceptance.read(run.plan))
-                measured = with_acceptance(measured, told, self._entry.benchmark.case_type)
-            share = caches.share(before, caches.given(run.plan)) if before else None
-            if not self.found:
-                self._first = share
-            elif way.text and _believed(measured) and caches.warmer(self._first, share):
-                self.way = (
-                    f"measured again ({way.text}), which does not count: the caches gave it "
-                    f"{100 * (share or 0):.0f} % of its prompt tokens, the first "
-                    f"{100 * (self._first or 0):.0f} %"
-                )
-                return
-            self.found.append(measured)
-            if measured.error or measured.skipped:
-                return
-
-
 def _fresh(directory: Path) -> tuple[Path, int]:
     """This directory, or one beside those of earlier measurements; how many there are."""
     places = itertools.chain([directory], (Path(f"{directory}.{n}") for n in itertools.count(2)))
@@ -196,10 +140,6 @@ def _fresh(directory: Path) -> tuple[Path, int]:
 
 def _places(directory: Path, what: str, count: int) -> list[Path]:
     return [directory / f"{what}-{number + 1}" for number in range(count)]
-
-
-def _believed(measured: Measurement) -> bool:
-    return not measured.error and all(check.status != "fail" for check in measured.checks)
 
 
 def to_confirm(entry: BenchmarkPlan, result: BenchResult) -> bool:
@@ -267,18 +207,19 @@ def judge(
     return _result(entry, "pass", "", gates=held, **common)
 
 
-def with_acceptance(
-    measured: Measurement, told: acceptance.Drafts | str, case_type: str
-) -> Measurement:
-    """A measurement with the share of drafts that was accepted, or the reason why nobody knows."""
-    needed = case_type == "spec_decode"
-    if isinstance(told, str):
-        check = Check(acceptance.CHECK, "fail" if needed else "skipped", told)
-        return replace(measured, checks=(*measured.checks, check))
-    if needed:  # an accuracy run whose score is not looked at
-        kept = tuple(check for check in measured.checks if check.name != "score")
-        measured = replace(measured, checks=kept)
-    return replace(measured, metrics={**measured.metrics, **told.rates})
+def judge_sized(
+    entry: BenchmarkPlan, found: measure.Sized, started: float, seconds: float, directory: str
+) -> BenchResult:
+    """The result of a benchmark at several loads: of its best point, if all is well."""
+    result = judge(entry, [found.measured], started, seconds, directory)
+    result = replace(result, points=found.points, note=found.note)
+    if not found.missed or result.status == "error":
+        return result
+    broken = any(point.wrong for point in found.points)
+    if entry.skip_gates and not broken:
+        return replace(result, note=f"{found.missed}; {found.note}".strip("; "))
+    fault = "functional" if broken else "performance"
+    return replace(result, status="fail", reason=found.missed, fault=fault)
 
 
 def with_confidence(metrics: dict[str, float], samples: int) -> dict[str, float]:

@@ -4,8 +4,8 @@ Enters: a plan or a case, a node index. Leaves: a run directory with this
 node's record, logs and events; on the leader the verdict too. Touches:
 through the steps it chains: processes, ports, the node's directory.
 
-    preflight -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) -> checks,
-    benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
+    preflight -> install -> KV pool (leader) -> servers -> proxy (leader) -> wait (leader) ->
+    checks, benchmarks and proof (leader), hold (workers) -> stop -> collect -> record
 
 The same program runs on one machine, on plain hosts and in a pod; only who
 starts it differs.
@@ -20,16 +20,25 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from steps import bench, checks, collect, install, preflight, prove, proxy, report, serve, wait
+from steps import collect, install, preflight, proxy, serve, wait
 from steps.core import door, foreign
 from steps.core.errors import CaseError, Exit, MultinodeError
 from steps.core.node import ending
-from steps.core.node.noderun import ROOM, NodeRun, RunEnded, StepFailed, marker, stage, withheld
+from steps.core.node.noderun import (
+    ROOM,
+    SELDOM,
+    NodeRun,
+    RunEnded,
+    StepFailed,
+    marker,
+    stage,
+    withheld,
+)
 from steps.core.node.rendezvous.inbox import Inbox
-from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.meeting import Meeting, meet
-from steps.core.node.sampler import sampling
+from steps.core.node.sampler import Sampler, sampling
 from steps.core.node.start import GUESSABLE, Start, add_start_arguments, start_of
 from steps.core.node.wishes import wishes_of
 from steps.core.plan.plan import LEADER, Plan, to_json
@@ -41,6 +50,9 @@ from steps.core.record.verdict import CLASSES
 from steps.core.redaction import here
 from steps.core.system import priority
 from steps.core.system.guard import Guard
+
+if TYPE_CHECKING:
+    from steps.core.node.rendezvous.leader import Leader
 
 HANDOVER_SECONDS = 20.0
 #: What a failure before the run is for the others.
@@ -109,8 +121,6 @@ class Program:
         if not run_dir.plan.exists():
             write_text(run_dir.plan, to_json(plan))
         self.redactor.study(plan)
-        # Read while there is time: a death is explained the sooner.
-        threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
         run = NodeRun(
             plan,
             self.start.index,
@@ -195,31 +205,40 @@ def lead(run: NodeRun, leader: Leader) -> None:
     with run.phase("preflight"):
         preflight.run(run)
         _barrier(run, leader, "preflight", range(1, len(run.plan.nodes)))
-    installing = [] if run.plan.rehearsed else [n.index for n in run.plan.nodes if n.packages]
+    installing = [n.index for n in run.plan.nodes if run.plan.installs(n)]
     if installing:
         with run.phase("install"):
-            if run.me.packages:
+            if run.me.index in installing:
                 install.run(run)
             _barrier(run, leader, "install", installing)
     if run.plan.nodes[LEADER].processes[0].kind == "pool":
         with run.phase("pool"):
             serve.pool(run)
-    if run.me.packages and run.plan.rehearsed:
-        run.checks.append(install.NOT_INSTALLED)
+    run.checks += install.left_out(run.plan, run.me)
     leader.tell(phase="load", go=True)
-    with sampling(run):
-        _measure(run, leader)
+    with sampling(run, seldom=True) as sampler:
+        _measure(run, leader, sampler)
+    from steps import prove
+
     with run.phase("proof"):
         prove.run(run)
 
 
-def _measure(run: NodeRun, leader: Leader) -> None:
+def _measure(run: NodeRun, leader: Leader, sampler: Sampler) -> None:
     """The leader's phases from the servers' start to the last benchmark."""
     with run.phase("load"):
         serve.servers(run)
+        # Now, while there is nothing to do: a fifth of what this program's start would take.
+        from steps import bench, checks, prove, report  # noqa: F401
+
+        _read_ahead()
+        late = proxy.late(run.plan)
+        if late:
+            wait.ready(run, proxy=False)
         proxy.run(run)
-        wait.ready(run)
+        wait.ready(run, proxy=True if late else None)
     leader.tell(phase="probe", serving=True)
+    sampler.quicken()
     with run.phase("probe"):
         wait.completion(run)
     if run.plan.content.before:
@@ -235,15 +254,27 @@ def follow(run: NodeRun, told: threading.Event) -> None:
     """A worker's phases; it holds until it is told of the end."""
     with run.phase("preflight"):
         preflight.run(run)
-    if run.me.packages and not run.plan.rehearsed:
+    if run.plan.installs(run.me):
         with run.phase("install"):
             install.run(run)
-    run.until(lambda: run.state.go, lambda: "the leader's word to start")
-    with sampling(run):
+    run.until(lambda: run.state.go, lambda: "the leader's word to start", every=SELDOM)
+
+    def over() -> bool:
+        if run.state.serving:
+            sampler.quicken()
+        return told.is_set()
+
+    with sampling(run, seldom=True) as sampler:
         with run.phase("load"):
             serve.servers(run)
+            _read_ahead()
         with run.phase("hold"):
-            run.until(told.is_set, lambda: "", every=0.5)
+            run.until(over, lambda: "", every=1.0)
+
+
+def _read_ahead() -> None:
+    """Read while there is time what explains a death."""
+    threading.Thread(target=evidence.signatures, name="signatures", daemon=True).start()
 
 
 def _barrier(run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> None:
@@ -257,7 +288,7 @@ def _barrier(run: NodeRun, leader: Leader, phase: str, nodes: Iterable[int]) -> 
     run.until(
         lambda: not behind(),
         lambda: f"{phase} on node {', '.join(map(str, behind()))}",
-        every=0.02,
+        every=SELDOM,
         blame=lambda: (run.plan.nodes[behind()[0]], "node"),
     )
 
@@ -283,6 +314,8 @@ def _others_budget(run: NodeRun) -> float:
 
 def _conclude(run: NodeRun) -> int:
     """The leader's verdict from the records it has; for a run that nobody else looks at."""
+    from steps import report
+
     verdict = report.run(run.run_dir).verdict
     text = verdict.verdict if verdict.cause is None else f"{verdict.verdict}: {verdict.cause}"
     run.events.phase = "verdict"

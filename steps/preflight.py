@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steps import bench_drivers
 from steps.core.node import alone
 from steps.core.node.noderun import NodeRun, StepFailed, free_bytes
+from steps.core.node.products import identity
 from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Port
 from steps.core.record.records import Check
 from steps.core.system import certificates, machine
-from steps.core.vllm import access, commandline, installed
+from steps.core.vllm import access, commandline
 
 #: Before a port that is in use is asked once more.
 AGAIN_SECONDS = 0.05
@@ -46,9 +46,9 @@ def run(run: NodeRun) -> None:
         *tls(run),
         *devices(run),
         *disk(run),
-        *bench_drivers.problems(run),
+        *drivers(run),
     ]
-    run.versions.update(versions(run))
+    run.versions.update(identity.versions(run))
     if problems:
         raise StepFailed(
             run.cause_of(
@@ -60,6 +60,14 @@ def run(run: NodeRun) -> None:
             )
         )
     run.checks.append(Check("preflight", "pass", f"node {run.me.index}"))
+
+
+def drivers(run: NodeRun) -> Iterator[str]:
+    """What keeps the plan's benchmarks from being measured, on the node that does it."""
+    if run.is_leader:
+        from steps import bench_drivers  # here: workers need none of it
+
+        yield from bench_drivers.problems(run)
 
 
 def addresses(run: NodeRun) -> Iterator[str]:
@@ -156,6 +164,8 @@ def programs(run: NodeRun) -> Iterator[str]:
     """Every program the node will start must be on its PATH."""
     for process in run.me.processes:
         path = run.supervisor.environment(process).get("PATH", "")
+        if process.kind == "server" and run.plan.cluster.installs:
+            continue  # the product under test may bring it; its start tells
         if shutil.which(process.argv[0], path=path) is None:
             yield f"{process.argv[0]!r}, which {process.name} needs, is not on PATH"
         script = process.argv[1] if process.kind == "proxy" and len(process.argv) > 1 else ""
@@ -232,17 +242,6 @@ def disk(run: NodeRun) -> Iterator[str]:
     if free < machine.NEEDED_BYTES:
         wanted = machine.NEEDED_BYTES >> 20
         yield f"{run.dir.path} has {free >> 20} MiB free, expected at least {wanted}"
-
-
-def versions(run: NodeRun) -> dict[str, str]:
-    """Versions that matter: of the servers' interpreter, the machine's driver and CANN."""
-    if run.plan.rehearsed:
-        return {"engine": "rehearsal stand-in"}
-    servers = [process for process in run.me.processes if process.kind == "server"]
-    env = run.supervisor.environment(servers[0]) if servers else None
-    facts = machine.brief(())
-    known = {name: facts[name] for name in ("driver", "cann") if facts[name]}
-    return {**known, **machine.versions_of([run.plan.cluster.python], installed.PACKAGES, env)}
 
 
 main = alone.step("preflight", __doc__, lambda _: [("preflight", run)], everywhere=True)

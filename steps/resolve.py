@@ -33,6 +33,7 @@ def text(plan: Plan) -> str:
     """The plan for people: nodes, commands, ports, benchmarks."""
     lines = [f"{plan.case_name} on {plan.cluster.name}: {len(plan.nodes)} nodes"]
     lines += [f"  {note}" for note in plan.notes]
+    lines += [f"  tests {product}" for product in plan.cluster.products]
     lines.append(f"  benchmarks go to {plan.endpoint.url} ({plan.endpoint.kind})")
     for node in plan.nodes:
         headless = ", headless" if node.headless else ""
@@ -101,7 +102,7 @@ def work(arguments: argparse.Namespace, local: Local | None = None) -> int:
         plan = local(case, run_dir, asked)
     else:
         near = partial(clusters.local, case, rehearsal=asked.rehearsal, network=asked.network)
-        plan = resolve(case, cluster or near(), asked.options(asked.run))
+        plan = resolve(case, asked.placed(cluster or near()), asked.options(asked.run))
     run_dir.make()
     write_text(run_dir.case, mask(path.read_text(encoding="utf-8-sig")))
     write_text(run_dir.plan, to_json(plan))

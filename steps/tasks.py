@@ -22,7 +22,7 @@ from invoke.exceptions import ParseError
 from steps.core import door
 from steps.core.errors import Exit
 
-_LISTS = ["fault", "timeout"]
+_LISTS = ["fault", "timeout", "product"]
 
 
 #: Steps that still happen in a row after one has failed.
@@ -149,11 +149,15 @@ def refuse_well() -> None:
     Program.parse_tasks = parse_tasks  # type: ignore[method-assign]
 
 
+_ONLY = {"only": "NAME of a case, in a file of several"}
 _SHAPE = {
+    **_ONLY,
     "rehearse": "stand-ins play the engines, on this machine",
     "fault": "inject a fault in a rehearsal (may be repeated)",
     "bench": "benchmark driver, such as smoke; `python -m steps.bench --help` lists them",
     "timeout": "PHASE=SECONDS, a phase's budget (may be repeated)",
+    "product": "NAME=REF, test this state of a product (may be repeated); docs/products.md",
+    "profile": "a cluster profile, for its products",
 }
 _PLAN = {
     "plan": "a plan.json; default: runs/latest/plan.json",
@@ -165,10 +169,19 @@ _PLAN = {
 }
 
 
-@task(help={"files": "cases; default: all of configs/", "format": "text, json, github, sarif"})
-def validate(c: Context, files: str = "", format: str = "text", explain: str = "") -> None:
+@task(
+    help={
+        "files": "cases; default: all of configs/",
+        "format": "text, json, github, sarif",
+        **_ONLY,
+    }
+)
+def validate(
+    c: Context, files: str = "", format: str = "text", explain: str = "", only: str = ""
+) -> None:
     """Find every mistake in cases: schema, plan and the rules of fleets."""
-    call("steps.validate", {"format": format, "explain": explain}, *files.split())
+    options = {"format": format, "explain": explain, "only": only}
+    call("steps.validate", options, *files.split())
 
 
 @task(help={"files": "cases; default: all of configs/", "dry_run": "only show the diff"})
@@ -194,10 +207,13 @@ def plan(
     format: str = "text",
     output: str = "",
     run_dir: str = "",
+    only: str = "",
     rehearse: bool = False,
     fault: list[str] | None = None,
     bench: str = "",
     timeout: list[str] | None = None,
+    product: list[str] | None = None,
+    profile: str = "",
 ) -> None:
     """Make and print the plan of a case, in a run directory; nothing is started."""
     call("ci.plan", {key: value for key, value in locals().items() if key != "c"})
@@ -210,12 +226,15 @@ def _step(name: str, doc: str, module: str = "") -> Task[Any]:
         c: Context,
         plan: str = "",
         case: str = "",
+        only: str = "",
         node_index: int | None = None,
         run_dir: str = "",
         rehearse: bool = False,
         fault: list[str] | None = None,
         bench: str = "",
         timeout: list[str] | None = None,
+        product: list[str] | None = None,
+        profile: str = "",
         verbose: bool = False,
     ) -> None:
         options = {key: value for key, value in locals().items() if key in _PLAN}
@@ -233,12 +252,15 @@ def _hold(name: str, doc: str, module: str = "") -> Task[Any]:
         c: Context,
         plan: str = "",
         case: str = "",
+        only: str = "",
         node_index: int | None = None,
         run_dir: str = "",
         rehearse: bool = False,
         fault: list[str] | None = None,
         bench: str = "",
         timeout: list[str] | None = None,
+        product: list[str] | None = None,
+        profile: str = "",
         verbose: bool = False,
         detach: bool = False,
         limit: str = "",
@@ -259,7 +281,7 @@ _HELD = {
 
 node = _step("node", "Run one node's whole share of a run.")
 preflight = _step("preflight", "Look at ports, devices, programs and disks; starts nothing.")
-install = _step("install", "Install the case's special_dependencies on a node.")
+install = _step("install", "Install products under test and special_dependencies on a node.")
 serve = _hold("serve", "Start servers and hold them; without a node, the whole local fleet.")
 proxy = _hold("proxy", "Start the proxy of a split fleet and hold it.")
 pool = _hold("pool", "Start the KV pool of a fleet and hold it.", "steps.byhand.pool")

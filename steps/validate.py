@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from steps.core import door, settings
-from steps.core.case.build import build_case, cases_in, choose
+from steps.core.case.build import build_case, cases_in, cases_left, choose
 from steps.core.case.case import Case
 from steps.core.case.excerpt import render_all, summary
-from steps.core.case.source import Source, enough, load_yaml
+from steps.core.case.source import Source, load_yaml
 from steps.core.errors import (
     CaseError,
     Exit,
     Problem,
     Severity,
     UsageError,
+    enough,
     errors_of,
     sort_problems,
 )
@@ -43,6 +45,8 @@ MATRIX = Path("ci/nightly.yaml")
 PROFILES = "clusters"
 #: Directories under ``configs`` that hold no cases.
 NOT_CASES = (PROFILES, "data")
+#: Files that are worth a process of their own.
+SHARE = 40
 
 #: What images for Ascend are known to define; a case may use it in its commands.
 IMAGE_VARIABLES = (
@@ -84,18 +88,51 @@ def neutral_cluster(size: int) -> Cluster:
     )
 
 
-def validate(paths: Iterable[Path | str], matrix: Path | str | None = None) -> list[Problem]:
+def validate(
+    paths: Iterable[Path | str], matrix: Path | str | None = None, only: str = ""
+) -> list[Problem]:
     """Every problem of the cases, and of the matrix if one is named; in reading order."""
+    paths = list(paths)
+    processes = min(os.cpu_count() or 1, len(paths) // SHARE)
+    if matrix is None and processes > 1:
+        return _side_by_side(paths, processes)
     problems: list[Problem] = []
     cases: dict[Path, Case] = {}
     for path in paths:
-        found, told = validate_one(Path(path))
+        found, told = validate_one(Path(path), only)
         problems += told
         if found:
             cases[Path(path)] = found[0]
     if matrix is not None:
         problems += enough(lint_matrix(Path(matrix), cases))
     return sort_problems(problems)
+
+
+def _side_by_side(paths: Sequence[Path | str], processes: int) -> list[Problem]:
+    """Every problem of many files, on all cores; what is a secret in one is hidden in all."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    shares = [paths[at : at + SHARE] for at in range(0, len(paths), SHARE)]
+    pool = ProcessPoolExecutor(processes, initializer=_heed_no_interrupt)
+    problems: list[Problem] = []
+    try:
+        for told, learned in pool.map(_share, shares):
+            problems += told
+            for secret, name in learned:
+                here().learn([secret], name)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return sort_problems(problems)
+
+
+def _heed_no_interrupt() -> None:
+    """The command itself is interrupted, and ends its helpers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _share(paths: Sequence[Path | str]) -> tuple[list[Problem], tuple[tuple[str, str], ...]]:
+    problems = [problem for path in paths for problem in validate_one(Path(path))[1]]
+    return problems, here().learned
 
 
 def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]:
@@ -108,16 +145,21 @@ def validate_one(path: Path, only: str = "") -> tuple[list[Case], list[Problem]]
         source = load_yaml(path)
         if path.parent.name == PROFILES or profile.is_one(source):
             return [], enough(profile.check(source))
-        sources = cases_in(source)
     except CaseError as error:
         return [], list(error.problems)
-    chosen = [choose(source.file, sources, only)] if only else sources.values()
+    try:
+        sources, form = cases_in(source), list[Problem]()
+    except CaseError as error:
+        sources, form = cases_left(source), list(error.problems)
+    chosen = [choose(source.file, sources, only)] if only and not form else sources.values()
     each = [_validate_one(source) for source in chosen]
     told = Counter(problem for _, problems in each for problem in problems)
     # What cases share is told once; an ignore in it may be there for one of them alone.
-    kept = [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
+    places = {(problem.rule, problem.place) for problem in told}
+    form = [problem for problem in form if (problem.rule, problem.place) not in places]
+    kept = form + [p for p, count in told.items() if p.rule != USELESS_IGNORE or count == len(each)]
     cases = [case for case, _ in each if case is not None]
-    return cases, enough(kept) if len(each) > 1 else kept
+    return cases, kept if len(each) == 1 and not form else enough(kept)
 
 
 def _validate_one(source: Source) -> tuple[Case | None, list[Problem]]:
@@ -175,6 +217,7 @@ def run(
     explain: str = "",
     matrix: str = "",
     strict: bool = False,
+    only: str = "",
 ) -> int:
     """Print the problems of ``files`` (default: every case under configs).
 
@@ -183,9 +226,13 @@ def run(
         explain: a rule code; explains it instead.
         matrix: the matrix file; default: ci/nightly.yaml when all of configs is validated.
         strict: warnings count as errors.
+        only: the case that is meant, of one file of several.
 
     Returns:
         0, or 2 when there is an error.
+
+    Raises:
+        UsageError: ``only`` does not say of which file.
     """
     if explain:
         try:
@@ -203,8 +250,10 @@ def run(
         where = ", ".join(bare) or f"{CONFIGS}; none were named"
         print(f"error: no case files (*.yaml, *.yml) in {where}", file=sys.stderr)
         return Exit.USAGE
+    if only and len(paths) != 1:
+        raise UsageError(f"--only {only}: found {len(paths)} files, expected one", "Name its file.")
     chosen = Path(matrix) if matrix else (MATRIX if not files and MATRIX.is_file() else None)
-    problems = list(here().value(tuple(validate(paths, chosen))))
+    problems = list(here().value(tuple(validate(paths, chosen, only))))
     failed = bool(problems if strict and _weighs(problems) else errors_of(problems))
     if style == "text":
         door.own(sys.stdout).write(text(problems, len(paths)))
@@ -247,6 +296,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="check this matrix too (default: ci/nightly.yaml with all of configs)",
     )
+    parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
 
 
@@ -255,7 +305,9 @@ main = door.Verb(
     "Find every problem of cases: form, resolution, and the fleet's rules. "
     "Exit code 0, or 2 when there is an error.",
     _options,
-    lambda a: run(a.files, style=a.style, explain=a.explain, matrix=a.matrix, strict=a.strict),
+    lambda a: run(
+        a.files, style=a.style, explain=a.explain, matrix=a.matrix, strict=a.strict, only=a.only
+    ),
 )
 
 

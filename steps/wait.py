@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 
 from steps.core.node import alone, http
 from steps.core.node.http import Answer, look
-from steps.core.node.noderun import NodeRun, StepFailed
+from steps.core.node.noderun import SELDOM, NodeRun, StepFailed
 from steps.core.plan.plan import NodePlan, Process
 from steps.core.record import evidence
 from steps.core.record.records import Check
 
-PROBE_EVERY, PROBE_EVERY_REAL = 0.1, 0.25
+#: Seconds between two looks at a server: this part of what it has taken so far, between the two.
+PROBE_PART, PROBE_LEAST, PROBE_MOST = 0.05, 0.05, 1.0
 ATTEMPTS, ATTEMPTS_REAL = 5, 8
 ATTEMPT_SECONDS, ATTEMPT_SECONDS_REAL = 10.0, 120.0
 
@@ -41,14 +42,22 @@ class _Watch:
         return f"{self.node.name} {self.process.name}"
 
 
-def ready(run: NodeRun) -> None:
+def ready(run: NodeRun, proxy: bool | None = None) -> None:
     """Wait until every API server, the pool and the proxy answer their probes.
+
+    Args:
+        proxy: whether it is waited for, or all the others; None: everything.
 
     Raises:
         StepFailed: the budget or the stall limit is used up; names the servers that are missing.
     """
+    http.prepare()  # while the servers load
     began = time.monotonic()
-    watches = [_Watch(node, process) for node, process in run.plan.probes()]
+    watches = [
+        _Watch(node, process)
+        for node, process in run.plan.probes()
+        if proxy in (None, process.kind == "proxy")
+    ]
     watches.sort(key=lambda watch: watch.process.kind == "proxy")
     for watch in watches:
         threading.Thread(target=_probe, args=(run, watch, began), daemon=True).start()
@@ -63,6 +72,7 @@ def ready(run: NodeRun) -> None:
     run.until(
         lambda: not missing(),
         lambda: ", ".join(_describe(run, watch) for watch in missing()),
+        every=SELDOM,
         blame=blame,
     )
 
@@ -107,7 +117,6 @@ def _probe(run: NodeRun, watch: _Watch, began: float) -> None:
     """Probe one server until it is ready or the run ends."""
     probe = watch.process.probe
     assert probe is not None
-    every = PROBE_EVERY if run.plan.rehearsed else PROBE_EVERY_REAL
     while not run.ended.is_set():
         answer = look(probe)
         if answer.detail != watch.answer.detail:
@@ -118,8 +127,10 @@ def _probe(run: NodeRun, watch: _Watch, began: float) -> None:
             run.progress()
             run.events.emit("ready", who=watch.name, url=probe.url, seconds=seconds)
             watch.ready.set()
+            run.ended.stir()
             return
-        run.ended.wait(every)
+        taken = time.monotonic() - began
+        run.ended.wait(min(max(PROBE_PART * taken, PROBE_LEAST), PROBE_MOST))
 
 
 def _describe(run: NodeRun, watch: _Watch) -> str:

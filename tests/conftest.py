@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,23 @@ from steps.core import redaction
 #: The test -> whether it is marked as bound to time; a file that cannot be collected is not.
 FAILED: dict[str, bool] = {}
 KEY = "multinode/failed"
+#: Folders whose tests start real processes and hold these to real deadlines.
+PROCESSES = frozenset(
+    [
+        "bench",
+        "cli",
+        "conformance",
+        "engine",
+        "faults",
+        "hosts",
+        "kube",
+        "proof",
+        "realpath",
+        "rehearsal",
+        "telemetry",
+    ]
+)
+HERE = Path(__file__).parent
 
 # What is started in the background of a shell ignores Ctrl-C, and so would all that tests start.
 with contextlib.suppress(ValueError):
@@ -29,6 +47,13 @@ def umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of real processes are bound to time, wherever the mark is not written."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.path.relative_to(HERE).parts[0] in PROCESSES:
+            item.add_marker(pytest.mark.timing)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

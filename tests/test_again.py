@@ -39,6 +39,20 @@ def test_many_late_ones_are_no_accident():
     assert again.judge(json.dumps({"exit": 1, "failed": failed}))[0] == []
 
 
+def test_a_folder_of_processes_is_bound_to_time_and_others_are_not():
+    asked = ["tests/proof", "tests/lint/test_lint_fix.py", "tests/test_again.py"]
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "timing", "--co", *asked],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert "tests/proof/" in said
+    assert "tests/lint/" not in said
+    assert "tests/test_again.py" not in said
+
+
 def env() -> dict[str, str]:
     """This repository's modules, from anywhere."""
     import os

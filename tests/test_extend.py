@@ -34,7 +34,6 @@ from steps.core.plan.drivers import DRIVERS, chosen
 from steps.core.plan.proxies import KINDS, choose
 from steps.lint import rules
 from steps.lint.registry import RULES
-from tests import engine
 from tests.core.cases import ROOT, SPLIT, case_of, cluster_of
 from tests.realpath import fleet
 
@@ -217,28 +216,6 @@ def python(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[s
     )
 
 
-CLIENT = f"""\
-#!{sys.executable}
-# `vllm bench serve`, as far as the driver of the page uses it; `vllm serve` is the tests' engine.
-import json, os, sys, time, urllib.request
-words = sys.argv[1:]
-if words[:2] != ["bench", "serve"]:
-    os.execv("{Path(engine.__file__).parent}/bin/vllm", ["vllm", *words])
-asked = dict(zip(words[2::2], words[3::2]))
-url = asked["--base-url"] + asked["--endpoint"]
-body = {{"model": asked["--model"], "max_tokens": int(asked["--random-output-len"])}}
-body["messages"] = [{{"role": "user", "content": "random words"}}]
-began, done = time.time(), 0
-for number in range(int(asked["--num-prompts"])):
-    request = urllib.request.Request(url, json.dumps(body).encode())
-    request.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        done += json.load(answer)["usage"]["completion_tokens"] > 0
-found = {{"completed": done, "output_throughput": 8 * done / (time.time() - began)}}
-found.update(mean_ttft_ms=1.5, mean_tpot_ms=0.5)
-with open(os.path.join(asked["--result-dir"], asked["--result-filename"]), "w") as out:
-    json.dump(found, out)
-"""
 PROXY = f"""\
 #!{sys.executable}
 # even-proxy: the tests' proxy with other options.
@@ -255,16 +232,16 @@ os.execv(argv[0], argv)
 
 
 def test_what_the_page_adds_runs_together(copy: Path, tmp_path: Path) -> None:
-    """A split fleet of the tests' engine: the new backend, proxy, driver, step and field."""
+    """A split fleet of the tests' engine: the new backend, proxy, driver, check, step and field."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in (("vllm", CLIENT), ("even-proxy", PROXY)):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
+    (programs / "even-proxy").write_text(PROXY)
+    (programs / "even-proxy").chmod(0o755)
     env = fleet.environment(tmp_path)
     env |= {"PATH": f"{programs}:{env['PATH']}", "PYTHONPATH": f"{copy}:{env['PYTHONPATH']}"}
-    case = fleet.written(tmp_path, fleet.split(2, proxy={"kind": "even-proxy"}, warm=True))
-    words = [str(case), "--on", "bare", "--bench", "vllm-bench", "--run-dir", str(tmp_path / "run")]
+    asked = {"warm": True, "test_content": ["same_answer"]}
+    case = fleet.written(tmp_path, fleet.split(2, proxy={"kind": "even-proxy"}, **asked))
+    words = [str(case), "--on", "bare", "--bench", "single", "--run-dir", str(tmp_path / "run")]
     done = python(copy, "-m", "ci.run", *words, **env)
     assert done.returncode == 0, done.stdout
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
@@ -273,10 +250,12 @@ def test_what_the_page_adds_runs_together(copy: Path, tmp_path: Path) -> None:
     [proxy] = [p for p in plan["nodes"][0]["processes"] if p["kind"] == "proxy"]
     assert (proxy["argv"][0], plan["warm"]) == ("even-proxy", True)
     record = json.loads((tmp_path / "run" / "node-0" / "record.json").read_text())
-    assert "warm" in [phase["name"] for phase in record["phases"]]
+    assert {"checks", "warm"} <= {phase["name"] for phase in record["phases"]}
+    made = {check["name"]: check["status"] for check in record["checks"]}
+    assert made["content same_answer"] == "pass"
     [result] = record["benchmarks"]
-    assert (result["driver"], result["requests"]["ok"]) == ("vllm-bench", 6)
-    assert result["metrics"]["tpot_mean_ms"] == 0.5
+    assert (result["driver"], result["requests"]["ok"]) == ("single", 6)
+    assert result["metrics"]["request_throughput"] > 0
     assert (tmp_path / "run" / "node-1" / "record.json").exists()
     assert "phase warm" in (tmp_path / "run" / "junit.xml").read_text()
 

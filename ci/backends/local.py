@@ -40,6 +40,7 @@ from steps.core.record.records import Cause
 from steps.core.record.rundir import appending, read_json, write_text
 from steps.core.system import ancestry, guard, scratch
 from steps.core.system.tail import Tail
+from steps.core.vllm.installed import PROGRAM
 
 #: Seconds after the leader's end when another program is late, and when it is given up.
 LATE, PATIENCE = 2.0, 20.0
@@ -97,12 +98,13 @@ def make_plan(request: Request) -> Plan:
     """The plan on loopback addresses, with the tools it needs built first."""
     asked = request.wishes
     options = asked.options(request.run)
-    profile = _profile(request, asked.rehearsal is not None)
+    brought = any(one.name == PROGRAM and one.moves for one in asked.products)
+    profile = _profile(request, asked.rehearsal is not None or brought)
     network = asked.network or clusters.free_network(settings.read().control_port)
     kept = _kept_router() if asked.rehearsal and request.case.split else {}
 
     def cluster(**tools: str) -> Cluster:
-        return clusters.local(
+        made = clusters.local(
             request.case,
             rehearsal=asked.rehearsal,
             network=network,
@@ -111,6 +113,7 @@ def make_plan(request: Request) -> Plan:
             paths=profile.paths,
             name=profile.name,
         )
+        return asked.placed(made)
 
     plan = resolve(request.case, cluster(), options)
     built = {tool.field: _built(request, tool) for tool in _absent(plan)}
@@ -223,6 +226,9 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
         interrupt(1)
     after = plan.budgets["stop"].seconds + plan.budgets["collect"].seconds
     leader_end = 0.0
+    changed = threading.Event()
+    for member in members:
+        threading.Thread(target=_await, args=(member, changed), daemon=True).start()
     while any(member.ended == 0.0 for member in members):
         for member in members:
             if member.ended or member.popen.poll() is None:
@@ -242,7 +248,8 @@ def _follow(request: Request, plan: Plan, members: list[Member]) -> tuple[Cause,
                 _tell(members, member, cause)
         if leader_end:
             _hasten(members, time.monotonic() - leader_end, after)
-        _pause(members)
+        changed.wait(0.1 if leader_end else 0.5)
+        changed.clear()
     return tuple(observed)
 
 
@@ -271,13 +278,10 @@ def _hasten(members: list[Member], seconds: float, after: float) -> None:
                     member.popen.send_signal(number)
 
 
-def _pause(members: list[Member]) -> None:
-    """Wait a moment, but no longer than until the next program ends."""
-    for member in members:
-        if not member.ended:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                member.popen.wait(0.05)
-            return
+def _await(member: Member, changed: threading.Event) -> None:
+    """Tell of a node program's end at once."""
+    member.popen.wait()
+    changed.set()
 
 
 def _death(member: Member, began: float) -> Cause:
@@ -329,11 +333,8 @@ def _kill(member: Member) -> None:
 def _sweep(request: Request, plan: Plan, orphans: ancestry.Orphans, programs: list[int]) -> None:
     """Nothing of this run may be left; a guard needs a moment after a killed program."""
 
-    def marks() -> list[int]:
-        names = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
-        return [pid for name in names for pid in guard.marked(name)]
-
-    killed, left = orphans.end(programs, marks, GUARD_SECONDS)
+    marks = [noderun.marker(request.run_dir, node.index) for node in plan.nodes]
+    killed, left = orphans.end(programs, lambda: guard.marked(*marks), GUARD_SECONDS)
     scratch.prune_all()
     if killed:
         names = ", ".join(map(str, killed[:10]))

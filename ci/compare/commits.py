@@ -6,7 +6,6 @@ Touches: reads the repository; makes and changes a clone of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -15,44 +14,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.tools.git import git
 from steps.core.errors import UsageError
+from steps.core.node.products import pin
+from steps.core.plan import products
+from steps.core.system.git import git
 
 MOST = 5000
 #: A commit that touches nothing else is hardly ever the culprit.
 _HARMLESS = re.compile(r"(^|/)(docs?|tests?|\.github|examples)/|\.(md|rst|txt|png|svg)$", re.I)
-#: What a build is made of; as in vllm-ascend's own tool, facts/bisect.md.
-_NATIVE = re.compile(
-    r"\.(c|cc|cpp|cu|cuh|h|hpp|cmake|rs|toml)$|(^|/)(csrc|CMakeLists\.txt|setup\.(py|cfg))(/|$)"
-    r"|(^|/)requirements[\w-]*\.txt$"
-)
 UNLIKELY = 0.05
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit; ``weight`` is how likely it is beforehand, 1 is usual."""
+    """One commit, or an image; ``weight`` is how likely it is beforehand, 1 is usual."""
 
     sha: str
     subject: str
     weight: float = 1.0
+    product: str = ""
 
     @property
     def short(self) -> str:
-        """As people write it."""
-        return self.sha[:10]
+        """As people write it, and as a name of a directory."""
+        hexadecimal = re.fullmatch("[0-9a-f]{40}", self.sha)
+        return self.sha[:10] if hexadecimal else re.sub(r"[^\w.-]+", "-", self.sha)[-40:]
 
 
-def between(repository: Path, good: str, bad: str) -> list[Commit]:
-    """Good, then the candidates along the first parents, bad last.
+def between(repository: Path, good: str, bad: str, product: str = "") -> list[Commit]:
+    """Good, then the candidates along the first parents, bad last; good alone if they are one.
 
     Raises:
-        UsageError: a reference is unknown, good is no ancestor of bad, there is nothing or too
-            much between them, or the history is cut off.
+        UsageError: a reference is unknown, good is no ancestor of bad, there is too much between
+            them, or the history is cut off.
     """
     if not repository.is_dir():
         raise UsageError(f"--repository: {repository} is no directory", "Name a git checkout.")
-    first, last = (_resolve(repository, name, ref) for name, ref in (("good", good), ("bad", bad)))
+    first, last = (resolve(repository, name, ref) for name, ref in (("good", good), ("bad", bad)))
     if git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
         raise UsageError(
             f"{repository} is a shallow clone: its history is cut off",
@@ -65,24 +63,29 @@ def between(repository: Path, good: str, bad: str) -> list[Commit]:
             f"good ({first[:10]}) is no ancestor of bad ({last[:10]})",
             f"Their merge base is {base[0][:10]}; use it as --good.",
         )
-    found = _log(repository, first, last)
-    if not found:
-        raise UsageError("good and bad are the same commit", "Name an older --good.")
-    if len(found) > MOST:
-        raise UsageError(f"{len(found)} commits are between the ends, at most {MOST} are searched")
-    return [Commit(first, git(repository, "log", "-1", "--format=%s", first).strip()), *found]
+    many = int(git(repository, "rev-list", "--count", "--first-parent", f"{first}..{last}"))
+    if many > MOST:
+        raise UsageError(
+            f"{many} commits are between the ends, at most {MOST} are searched",
+            "Name a --good nearer to bad; the history of nights or a release tag tells one.",
+        )
+    old = git(repository, "log", "-1", "--format=%s", first).strip()
+    return [Commit(first, old, 1.0, product), *_log(repository, first, last, product)]
 
 
-def _resolve(repository: Path, name: str, ref: str) -> str:
-    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    hint = "git branch -a and git tag list what there is; git fetch brings more."
-    try:
-        return git(repository, *words, refused=UsageError).strip()
-    except UsageError:
-        raise UsageError(f"--{name}: {repository} has no commit {ref!r}", hint) from None
+def resolve(repository: Path, name: str, ref: str) -> str:
+    """The commit of a reference.
+
+    Args:
+        name: of the option that gave it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return pin.commit_in(repository, ref, f"--{name}")
 
 
-def _log(repository: Path, first: str, last: str) -> list[Commit]:
+def _log(repository: Path, first: str, last: str, product: str) -> list[Commit]:
     text = git(
         repository, "log", "--first-parent", "--reverse", "-m", "--name-only",
         "--format=%x00%H%x01%s%x01", f"{first}..{last}",
@@ -93,7 +96,7 @@ def _log(repository: Path, first: str, last: str) -> list[Commit]:
         files = names.split("\n")
         touched = [name for name in files if name]
         harmless = bool(touched) and all(_HARMLESS.search(name) for name in touched)
-        found.append(Commit(sha, subject, UNLIKELY if harmless else 1.0))
+        found.append(Commit(sha, subject, UNLIKELY if harmless else 1.0, product))
     return found
 
 
@@ -118,9 +121,7 @@ class Clone:
 
     def native(self, sha: str) -> str:
         """What a build of this commit is made of."""
-        lines = git(self.path, "ls-tree", "-r", sha).splitlines()
-        wanted = [line for line in lines if _NATIVE.search(line.partition("\t")[2])]
-        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+        return products.native_key(git(self.path, "ls-tree", "-r", sha), products.Product(""), "")
 
     def install(self, words: Sequence[str], log: Path, seconds: float) -> bool:
         """Run the command in the checkout; whether it ended well in time."""

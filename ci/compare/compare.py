@@ -4,9 +4,11 @@ Enters: a case, and what A and B change in it. Leaves: a directory with a run fo
 ``compare.json``, and the exit code: 0 B is no worse, 1 it is worse, 3 the odds do not say.
 Touches: what ``ci.run`` touches.
 
-    nox -s compare -- CASE --b-set 'env_common.VLLM_USE_V2=1' --on local
+    nox -s compare -- CASE --a vllm-ascend=v0.30.0 --b vllm-ascend=pr/123 --on k8s
+    nox -s compare -- CASE --a image=IMAGE1 --b image=IMAGE2 --on k8s
+    nox -s compare -- CASE --b-set 'env_common.VLLM_USE_V2=1' --on local --budget 600
     nox -s compare -- CASE --b-set 'deployment.1.server_cmd+= --enforce-eager' --rehearse
-    nox -s compare -- CASE --b-set ... --metric output_throughput --budget 600
+    nox -s compare -- CASE                       what the case lists as ``variants``
 
 What follows is passed on to ``ci.run``. A and B take turns, A B B A, each with a fleet of its
 own; repeats are measured on a warm one. A start that the infrastructure failed is made again.
@@ -18,33 +20,46 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ci.compare import trial
-from ci.compare.pair import Finding, Judged, Pair, Started
-from ci.compare.trial import Variant
+from ci.compare import axis, pages, trial
+from ci.compare.pair import Finding, Judged, Pair, Started, worst
+from ci.report import closing
 from steps.core import door, foreign
+from steps.core.case.build import load_case
+from steps.core.case.case import Against, Variant
 from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
-from steps.core.record.rundir import RunDir, new_run_id, read_json, write_json
+from steps.core.record.rundir import new_run_id, write_json
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
+#: The product that a reference without a name is one of.
+PLAIN = "vllm-ascend"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
+    parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     for side in "ab":
-        parser.add_argument(
-            f"--{side}-set",
-            action="append",
-            default=[],
-            metavar="PATH=VALUE",
-            help=f"what {side.upper()} changes in the case; PATH+=TEXT adds to a text",
-        )
-    parser.add_argument("--metric", action="append", default=[], help=f"default: {USUAL}")
+        who = side.upper()
+        refs = f"the product of {who}: a REF is one of {PLAIN}; or image=IMAGE"
+        sets = f"what {who} changes in the case; PATH+=TEXT adds to a text"
+        for option, metavar, text in (
+            (side, "[NAME=]REF", refs),
+            (f"{side}-set", "PATH=VALUE", sets),
+        ):
+            parser.add_argument(
+                f"--{option}", action="append", default=[], metavar=metavar, help=text
+            )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        help=f"METRIC, or one benchmark's: 'BENCHMARK METRIC'; default: {USUAL}",
+    )
     parser.add_argument("--margin", type=float, default=2.0, help="a loss that matters, in percent")
     parser.add_argument("--starts", type=int, default=10, help="of each variant at most")
     parser.add_argument("--repeats", type=int, default=2, help="measurements on each warm fleet")
@@ -52,74 +67,136 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, help="default: runs/compare-<id>")
 
 
+@dataclass(frozen=True)
+class Two:
+    """A comparison: two variants, and what must hold between them.
+
+    Attributes:
+        gates: those of B against A; none: whatever metrics were asked for are no worse.
+    """
+
+    variants: tuple[Variant, Variant]
+    gates: tuple[Against, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its directory, where there are several."""
+        return f"{self.variants[1].name}-against-{self.variants[0].name}"
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and say what was found."""
     case = wishes.find_case(arguments.case)
-    variants = [
-        Variant(side.upper(), tuple(getattr(arguments, f"{side}_set")), tuple(arguments.more))
-        for side in "ab"
-    ]
-    if variants[0].settings == variants[1].settings:
-        raise UsageError("A and B are the same", "Say what B changes: --b-set PATH=VALUE.")
+    every = comparisons(case, arguments)
     if arguments.starts < 3 or arguments.repeats < 1:
         raise UsageError("--starts: expected at least 3, --repeats at least 1")
-    asked = arguments.metric or USUAL
-    unknown = [metric for metric in asked if metric not in METRICS]
+    unknown = [one for one in arguments.metric if one.rpartition(" ")[2] not in METRICS]
     if unknown:
         raise UsageError(
             f"--metric: {unknown[0]!r} is unknown", f"There are: {', '.join(METRICS)}."
         )
+    only = {one.rpartition(" ")[0] for one in arguments.metric}
+    benchmark = min(only) if len(only) == 1 else ""
     home = arguments.dir or Path("runs") / f"compare-{new_run_id()}"
     if home.exists() and any(home.iterdir()):
         raise UsageError(f"{home} holds something else", "Name another --dir.")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     door.keep_in(home)
-    for variant in variants:
-        trial.write(case, variant, arguments.repeats, home / f"{variant.name}.yaml")
-    starts = Starts(home, variants, asked, arguments)
-    starts.carry_out()
-    return starts.conclude()
+    purse, found = trial.Purse(arguments.budget), []
+    all_starts = []
+    for two in every:
+        where = home / two.name if len(every) > 1 else home
+        where.mkdir(exist_ok=True)
+        for one in two.variants:
+            target = where / f"{one.name}.yaml"
+            trial.write(case, one.settings, arguments.repeats, target, arguments.only, benchmark)
+        all_starts.append(Starts(where, two, purse, arguments))
+    for starts in all_starts:
+        starts.carry_out()
+        found.append(starts.conclude())
+    return worst(found).value
+
+
+def comparisons(case: Path, arguments: argparse.Namespace) -> list[Two]:
+    """What is compared: what the command line says, else what the case lists.
+
+    Raises:
+        UsageError: nothing is, or it is twice the same.
+    """
+    given = {}
+    for side in "ab":
+        refs = axis.named(f"--{side}", getattr(arguments, side), PLAIN)
+        image = refs.pop(axis.IMAGE, "")
+        words = tuple(f"{name}={ref}" for name, ref in refs.items())
+        settings = tuple(getattr(arguments, f"{side}_set"))
+        given[side] = Variant(side.upper(), settings, words, image)
+    if replace(given["a"], name="B") != given["b"]:
+        return [Two((given["a"], given["b"]))]
+    listed = {one.name: one for one in load_case(case, only=arguments.only).variants}
+    if given["a"] != Variant("A") or len(listed) < 2:
+        hint = "Say what B changes: --b REF, --b-set PATH=VALUE, or variants: in the case."
+        raise UsageError("A and B are the same", hint)
+    every = [
+        Two((listed[of], one), tuple(gate for gate in one.gates if gate.of == of))
+        for one in listed.values()
+        for of in dict.fromkeys(gate.of for gate in one.gates)
+    ]
+    first, *rest = listed.values()
+    return every or [Two((first, one)) for one in rest]
 
 
 class Starts:
     """The starts of one comparison, one after another."""
 
     def __init__(
-        self,
-        home: Path,
-        variants: Sequence[Variant],
-        metrics: Sequence[str],
-        arguments: argparse.Namespace,
+        self, home: Path, two: Two, purse: trial.Purse, arguments: argparse.Namespace
     ) -> None:
-        self._home, self._variants, self._metrics = home, variants, metrics
+        self._home, self._variants, self._gates = home, two.variants, two.gates
+        self._asked: list[str] = [gate.metric for gate in two.gates] or arguments.metric
         self._margin, self._most = arguments.margin / 100, arguments.starts
-        self._budget: float | None = arguments.budget
+        self._purse = purse
+        self._words = [*(("--only", arguments.only) if arguments.only else ()), *arguments.more]
         self._seen: list[Started] = []
-        self._spent: list[float] = []
 
     @property
     def pair(self) -> Pair:
-        """The rules, with each metric that a start has measured."""
-        names = {name for one in self._seen for name in one.values}
-        wanted = sorted(name for name in names if name.split()[-1] in self._metrics)
-        rules = {name: METRICS[name.split()[-1]][1] for name in wanted}
-        return Pair(rules, self._margin, starts=(3, self._most))
+        """The rules, with each metric that a start has measured, and each that one has to."""
+        names = sorted({name for one in self._seen for name in one.values})
+        wanted = self._asked or USUAL
+        measured = [name for name in names if name in wanted or name.split()[-1] in wanted]
+        rules = [*measured, *self._lacking(measured)]
+        shares = {gate.metric: gate.share for gate in self._gates}
+        limits = {
+            name: (share - 1) * (1 if METRICS[name.split()[-1]][1] else -1)
+            for name in rules
+            if (share := shares.get(name.split()[-1])) is not None
+        }
+        better = {name: METRICS[name.split()[-1]][1] for name in rules}
+        return Pair(better, self._margin, starts=(3, self._most), limits=limits)
+
+    def _lacking(self, measured: Sequence[str]) -> list[str]:
+        """Metrics without which nothing can be said, and that no start has measured."""
+        there = {*measured, *(name.split()[-1] for name in measured)}
+        wanted = self._asked or ([] if there else USUAL[:1])
+        return [metric for metric in wanted if metric not in there]
 
     def carry_out(self) -> None:
         """Start variants until the odds or the budget say enough."""
         self._say(f"at most {2 * self._most} starts{self._limit()}; runs in {self._home}")
         unfit = number = 0
-        while (turn := self.pair.turn(self._seen)) is not None and self._affordable():
+        while (turn := self.pair.turn(self._seen)) is not None and self._purse.affords:
             number += 1
-            name = self._variants[turn].name
-            directory = self._home / f"{number:02d}-{name}"
-            words = self._variants[turn].words
+            variant = self._variants[turn]
+            directory = self._home / f"{number:02d}-{variant.name}"
+            words = [*self._words, *(w for p in variant.products for w in ("--product", p))]
+            words += ["--image", variant.image] if variant.image else []
             began = time.monotonic()
-            one = trial.start(self._home / f"{name}.yaml", turn, words, directory)
-            self._spent.append(self._cost(directory, time.monotonic() - began))
+            one = trial.start(self._home / f"{variant.name}.yaml", turn, words, directory)
+            self._purse.pay(directory, time.monotonic() - began)
             if one is None:
                 unfit += 1
-                self._say(f"{directory.name}: the infrastructure failed it; it does not count")
+                why = trial.reason(directory)
+                self._say(f"{directory.name}: does not count, infrastructure: {why}")
                 if unfit >= trial.UNFIT:
                     raise InfraError(
                         f"{unfit} starts failed for reasons that are not the product's",
@@ -128,53 +205,46 @@ class Starts:
                 continue
             self._seen.append(one)
             self._say(f"{directory.name}: {one.failure or self._values(one)}")
+            if one.values and (absent := self._lacking([*one.values])):
+                has = ", ".join(dict.fromkeys(name.split()[-1] for name in one.values))
+                raise UsageError(f"the case does not measure {absent[0]}", f"It measures: {has}.")
 
     def _values(self, one: Started) -> str:
         told = [f"{name} {sum(v) / len(v):.6g}" for name, v in one.values.items()]
-        return ", ".join(text for text in told if text.split()[-2] in self._metrics)
+        wanted = {one.split()[-1] for one in self._asked or USUAL}
+        return ", ".join(text for text in told if text.split()[-2] in wanted)
 
     def _limit(self) -> str:
-        return f", {self._budget:g} device minutes" if self._budget is not None else ""
+        limit = self._purse.limit
+        return f", {limit:g} device minutes" if limit is not None else ""
 
-    def _cost(self, directory: Path, seconds: float) -> float:
-        """Device minutes of a run."""
-        plan = read_json(RunDir(directory).plan) or {}
-        devices = sum(int(node["devices"]) for node in plan.get("nodes", [])) or 1
-        return devices * seconds / 60
-
-    def _affordable(self) -> bool:
-        """Whether one more start, as dear as the dearest, stays within the budget."""
-        if self._budget is None:
-            return True
-        return sum(self._spent) + max(self._spent, default=0.0) <= self._budget
-
-    def conclude(self) -> int:
-        """Write ``compare.json``, print the table; the exit code."""
+    def conclude(self) -> Finding:
+        """Write ``compare.json``, print the table."""
         pair = self.pair
         judged, finding = pair.judged(self._seen), pair.finding(self._seen)
-        write_json(
-            self._home / "compare.json",
-            {
-                "schema": 1,
-                "finding": finding.name.lower(),
-                "margin": self._margin,
-                "device_minutes": round(sum(self._spent), 2),
-                "variants": [asdict(variant) for variant in self._variants],
-                "metrics": [to_dict(one) for one in judged],
-                "starts": [asdict(one) for one in self._seen],
-            },
-        )
+        content = {
+            "schema": 1,
+            "finding": finding.name.lower(),
+            "margin": self._margin,
+            "device_minutes": round(self._purse.total, 2),
+            "variants": [asdict(variant) for variant in self._variants],
+            "metrics": [to_dict(one) for one in judged],
+            "starts": [asdict(one) for one in self._seen],
+        }
+        write_json(self._home / "compare.json", content)
+        closing.attempt("the page", lambda: pages.compared(self._home, content), self._say)
         for one in judged:
             self._say(line(one))
+        a, b = (foreign.line(one.name) for one in self._variants)
         words = {
-            Finding.NO_WORSE: "B is no worse than A",
-            Finding.WORSE: "B is worse than A",
-            Finding.UNKNOWN: "cannot tell within the budget whether B is worse than A",
+            Finding.NO_WORSE: f"{b} is no worse than {a}",
+            Finding.WORSE: f"{b} is worse than {a}",
+            Finding.UNKNOWN: f"cannot tell within the budget whether {b} is worse than {a}",
         }
         self._say(
-            f"{words[finding]} ({len(self._seen)} starts, {sum(self._spent):.1f} device minutes)"
+            f"{words[finding]} ({len(self._seen)} starts, {self._purse.total:.1f} device minutes)"
         )
-        return finding.value
+        return finding
 
     def _say(self, text: str) -> None:
         print(foreign.block(text), flush=True)

@@ -35,11 +35,13 @@ class Started:
         variant: 0 is A, 1 is B.
         values: metric -> a value for each repeat.
         failure: class and signature of the product's failure; empty: it served.
+        run: the name of its directory.
     """
 
     variant: int
     values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     failure: str = ""
+    run: str = ""
 
 
 class Test(enum.Enum):
@@ -87,6 +89,8 @@ class Pair:
         error: how often an equal B may be called worse at one look.
         doubt: how often a B that is worse by the margin may be called no worse.
         starts: least and most starts of each variant.
+        limits: metric -> the effect that B must have at least, where a gate says so; then that
+            is judged, and not whether B is worse at all.
     """
 
     metrics: Mapping[str, bool]
@@ -94,6 +98,7 @@ class Pair:
     error: float = 0.0015
     doubt: float = 0.05
     starts: tuple[int, int] = (3, 10)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def turn(self, seen: Sequence[Started]) -> int | None:
         """The variant to start next; None: the odds are good enough, or the budget is over."""
@@ -106,9 +111,7 @@ class Pair:
 
     def finding(self, seen: Sequence[Started]) -> Finding:
         """The worst of all metrics and of the failures."""
-        found = {one.finding for one in self.judged(seen)}
-        order = (Finding.WORSE, Finding.UNKNOWN, Finding.NO_WORSE)
-        return next((one for one in order if one in found), Finding.UNKNOWN)
+        return worst(one.finding for one in self.judged(seen))
 
     def judged(self, seen: Sequence[Started]) -> list[Judged]:
         """Each metric, and the failures."""
@@ -121,9 +124,11 @@ class Pair:
         sign = 1 if self.metrics[name] else -1
         effect = odds.effect(a, b, 1 - self.doubt).times(sign)
         finding = Finding.UNKNOWN
-        if effect.estimate <= -self.margin / 2 and effect.above(0) <= self.error:
+        limit = self.limits.get(name)
+        broken = effect.estimate <= -self.margin / 2 if limit is None else True
+        if broken and effect.above(limit or 0.0) <= self.error:
             finding = Finding.WORSE
-        elif effect.above(-self.margin) >= 1 - self.doubt:
+        elif effect.above(-self.margin if limit is None else limit) >= 1 - self.doubt:
             finding = Finding.NO_WORSE
         return Judged(name, finding, a, b, effect)
 
@@ -137,6 +142,13 @@ class Pair:
         elif all(a) or all(b):
             finding = Finding.UNKNOWN  # nothing was measured
         return Judged("failures", finding, a, b, test=Test.FISHER)
+
+
+def worst(found: Iterable[Finding]) -> Finding:
+    """What is said of several together; of none, that nobody knows."""
+    every = {*found}
+    order = (Finding.WORSE, Finding.UNKNOWN, Finding.NO_WORSE)
+    return next((one for one in order if one in every), Finding.UNKNOWN)
 
 
 def _of(variant: int, seen: Iterable[Started]) -> list[Started]:

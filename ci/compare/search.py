@@ -17,8 +17,9 @@ import bisect
 import enum
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from ci.compare import odds
@@ -27,6 +28,8 @@ from ci.compare import odds
 STEADIEST = 0.001
 #: Odds at which two changes are believed rather than one.
 TWO_RATHER_THAN_ONE = 20.0
+#: After so many starts that tell nothing a commit is left out, unless others told half as much.
+UNCLEAR = 3
 #: What is believed of how often a fleet fails before anything is seen, as a beta
 #: distribution: rarely before the change, at any rate after it.
 RATES = ((0.1, 5.0), (1.0, 1.0))
@@ -89,6 +92,7 @@ class Search:
         by_value: a metric moved; otherwise a failure appeared.
         out: commits that cannot be built or judged.
         weights: candidates that are less likely than others, with how much.
+        edges: started first: the places between the commits of one product and of the next.
         sure: the probability at which the search ends and the culprit is confirmed.
         error: how often ends, or a parent and its culprit, may be called different in error.
         ends: least and most starts of each end.
@@ -100,6 +104,7 @@ class Search:
     by_value: bool = True
     out: frozenset[int] = frozenset()
     weights: Mapping[int, float] = field(default_factory=dict)
+    edges: tuple[int, ...] = ()
     sure: float = 0.99
     error: float = 0.002
     ends: tuple[int, int] = (3, 12)
@@ -109,18 +114,21 @@ class Search:
     def step(self, seen: Sequence[Seen]) -> Start | Answer:
         """What comes next."""
         usable = [one for one in seen if one.failed is not None]
-        over = len(seen) >= self.starts
+        over, lost = len(seen) >= self.starts, unclear(seen)
+        if 0 in lost:
+            return Answer(Kind.ENVIRONMENT, {}, "good fails today, otherwise than bad does")
+        if self.last in lost:
+            return Answer(Kind.NOT_REPRODUCED, {}, "bad fails today, otherwise than is searched")
+        return replace(self, out=self.out | lost)._next(usable, over)
+
+    def _next(self, usable: Sequence[Seen], over: bool) -> Start | Answer:
         begin = self._ends(usable)
         if begin is not None:
             return self._over(usable, begin) if over and isinstance(begin, Start) else begin
         odds_of = self.probabilities(usable)
         block = self._block(max(odds_of, key=lambda k: self._mass(k, odds_of)))
         mass = sum(odds_of[k] for k in block)
-        follow = (
-            self._confirm(usable, block, odds_of)
-            if mass >= self.sure
-            else Start(self._half(odds_of), "it halves what is left")
-        )
+        follow = self._confirm(usable, block, odds_of) if mass >= self.sure else self._half(odds_of)
         return self._over(usable, follow) if over and isinstance(follow, Start) else follow
 
     def _over(self, seen: Sequence[Seen], wish: Start) -> Answer:
@@ -218,14 +226,16 @@ class Search:
             high += 1
         return range(low, high + 1)
 
-    def _half(self, odds_of: Mapping[int, float]) -> int:
+    def _half(self, odds_of: Mapping[int, float]) -> Start:
         """The commit before which half of the probability stands, as nearly as may be."""
-        passed, best, distance = 0.0, self.last, 1.0
-        for k in range(1, self.last):
-            passed += odds_of[k]
-            if k not in self.out and abs(passed - 0.5) < distance:
-                best, distance = k, abs(passed - 0.5)
-        return best
+        every = [k for k in range(1, self.last) if k not in self.out]
+        edges = [k for k in self.edges if k not in self.out]
+        products = itertools.pairwise([0, *edges, self.last])
+        known = max(sum(odds_of[k] for k in range(low + 1, high + 1)) for low, high in products)
+        first = edges if known < self.sure else []
+        before = list(itertools.accumulate(odds_of[k] for k in range(1, self.last)))
+        best = min(first or every, key=lambda k: abs(before[k - 1] - 0.5), default=self.last)
+        return Start(best, "which product it was" if first else "it halves what is left")
 
     def _confirm(
         self, seen: Sequence[Seen], block: range, odds_of: Mapping[int, float]
@@ -356,6 +366,14 @@ class Sums:
 
 def _beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def unclear(seen: Iterable[Seen]) -> frozenset[int]:
+    """The commits that cannot be judged: what they do is neither what good nor what bad does."""
+    every = list(seen)
+    told = Counter(one.commit for one in every if one.failed is not None)
+    none = Counter(one.commit for one in every if one.failed is None)
+    return frozenset(k for k, n in none.items() if n >= UNCLEAR and n > 2 * told[k])
 
 
 def _at(seen: Iterable[Seen], commit: int) -> list[Seen]:

@@ -11,15 +11,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ci.compare.pair import Started
-from steps.core.case.build import load_case
-from steps.core.errors import Exit, UsageError
+from steps.core import foreign, settings
+from steps.core.case.build import cases_in, load_case
+from steps.core.case.parts import variants
+from steps.core.case.source import load_yaml
+from steps.core.errors import Exit, MultinodeError, UsageError
+from steps.core.record import outcome
 from steps.core.record.rundir import RunDir, read_json, write_text
 
 #: Verdicts that say something of the product; a missed limit was measured all the same.
@@ -28,78 +32,73 @@ FAILED = ("startup", "hang", "crash", "functional", "accuracy")
 #: Starts that the infrastructure may fail before it is called unfit.
 UNFIT = 3
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)*")
-_SETTING = re.compile(r"(?P<path>[^=+]+)(?P<more>\+?)=(?P<value>.*)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What one side of a comparison is.
+@dataclass
+class Purse:
+    """Device minutes: a limit, and what each start has spent."""
 
-    Attributes:
-        settings: changes of the case: ``env_common.OMP_NUM_THREADS=8``,
-            ``deployment.0.server_cmd+= --enforce-eager``.
-        words: options of ``ci.run``.
-    """
+    limit: float | None = None
+    spent: list[float] = field(default_factory=list)
 
-    name: str
-    settings: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+    @property
+    def total(self) -> float:
+        """What all starts spent."""
+        return sum(self.spent)
+
+    @property
+    def affords(self) -> bool:
+        """Whether one more start, as dear as the dearest, stays within the limit."""
+        return self.limit is None or self.total + max(self.spent, default=0.0) <= self.limit
+
+    def pay(self, directory: Path, seconds: float) -> None:
+        """For a run, as its own report counts it; for one that left no records by the clock."""
+        try:
+            run = outcome.read(RunDir(directory))
+        except MultinodeError:
+            self.spent.append(seconds / 60)
+            return
+        devices = sum(node.devices for node in run.plan.nodes) or 1
+        self.spent.append(run.spent.total or devices * seconds / 60)
 
 
-def write(case: Path, variant: Variant, repeats: int, target: Path) -> None:
-    """The variant's own case file.
+def write(
+    case: Path,
+    settings: Sequence[str],
+    repeats: int,
+    target: Path,
+    only: str = "",
+    benchmark: str = "",
+) -> None:
+    """A case file of its own for what settings make of a case.
+
+    Args:
+        only: the case that is meant, where the file holds several.
+        benchmark: the one that is measured; empty: all of them.
 
     Raises:
         UsageError: a setting does not fit the case.
         CaseError: what it makes is no case.
     """
-    load_case(case)  # which names each mistake, and bounds what is read below
-    content = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
-    for setting in variant.settings:
-        _set(content, setting)
-    for entry in (content.get("benchmarks") or {}).values():
+    load_case(case, only=only)  # which names each mistake, and bounds what is read below
+    whole = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
+    several = whole.get("test_cases")
+    at = [*cases_in(load_yaml(case))].index(only) if several and only else 0
+    content = variants.changed(several[at] if several else whole, settings)
+    content.pop("variants", None)
+    every = content.get("benchmarks") or {}
+    if benchmark:
+        if benchmark not in every:
+            raise UsageError(f"the case has no benchmark {benchmark!r}", f"It has: {[*every]}.")
+        content["benchmarks"] = every = {benchmark: every[benchmark]}
+    for entry in every.values():
         if isinstance(entry, dict) and repeats > 1:
             entry["repeat"] = repeats
-    write_text(target, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=4096))
-    load_case(target)
-
-
-def _set(content: Any, setting: str) -> None:
-    """Carry out one setting in ``content``."""
-    form = _SETTING.fullmatch(setting)
-    if form is None:
-        raise UsageError(f"{setting!r} is no setting", "Write PATH=VALUE or PATH+=MORE TEXT.")
-    *parents, last = form["path"].strip().split(".")
-    place = content
-    for number, word in enumerate(parents):
-        place = _child(place, word, ".".join(parents[: number + 1]))
-    key = _key(place, last, form["path"].strip())
-    value = yaml.safe_load(form["value"]) if not form["more"] else form["value"]
-    if form["more"]:
-        before = place[key] if isinstance(place, list) else place.get(key)
-        if not isinstance(before, str):
-            raise UsageError(f"{form['path']} is no text, so nothing can be added to it")
-        value = f"{before.rstrip()} {value.strip()}"
-    place[key] = value
-
-
-def _key(place: Any, word: str, path: str) -> Any:
-    if isinstance(place, list):
-        if not word.isdecimal() or int(word) >= len(place):
-            raise UsageError(f"{path}: found {word!r}, expected 0 to {len(place) - 1}")
-        return int(word)
-    if not isinstance(place, dict):
-        raise UsageError(f"{path}: what holds it is a single value", "Shorten the path.")
-    return word
-
-
-def _child(place: Any, word: str, path: str) -> Any:
-    key = _key(place, word, path)
-    if isinstance(place, dict) and key not in place:
-        raise UsageError(
-            f"{path} is not in the case", f"It has: {', '.join(map(str, place))[:200]}."
-        )
-    return place[key]
+    if several:
+        several[at] = content
+    made = whole if several else content
+    write_text(target, yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=4096))
+    load_case(target, only=only)
 
 
 def start(
@@ -113,13 +112,15 @@ def start(
 
     Args:
         number: the variant, 0 is A and 1 is B; or the index of a commit.
-        env: the environment of ``ci.run``; default: this process's.
+        env: what ``ci.run`` has in its environment besides this process's.
 
     Raises:
         UsageError: the command or the case is wrong.
         KeyboardInterrupt: somebody asked to stop; the fleet is gone.
     """
     log = directory.with_suffix(".log")
+    # A changed case is none of the case's nights.
+    env = {**settings.inherited(), "MULTINODE_HISTORY": "", **(env or {})}
     argv = [sys.executable, "-m", "ci.run", str(case), *words, "--run-dir", str(directory)]
     with log.open("wb") as output:
         child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env)
@@ -134,6 +135,18 @@ def start(
         tail = log.read_text(encoding="utf-8", errors="replace").strip()[-600:]
         raise UsageError(f"{directory.name} was refused: {tail}", f"The whole output: {log}.")
     return seen(number, directory)
+
+
+def reason(directory: Path) -> str:
+    """Why a run says nothing of the product, in a line."""
+    verdict = read_json(RunDir(directory).verdict)
+    cause = verdict.get("cause") if isinstance(verdict, dict) else None
+    return foreign.line((cause or {}).get("reason", "it left no verdict"))[:300]
+
+
+def uninstalled(one: Started) -> bool:
+    """Whether the product could not even be installed, which another start would not change."""
+    return one.failure.split(" ")[1:2] == ["install"]
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
@@ -151,9 +164,9 @@ def seen(number: int, directory: Path) -> Started | None:
     if not isinstance(verdict, dict):
         return None
     if verdict["verdict"] in MEASURED:
-        return Started(number, dict(_values(verdict["benchmarks"])))
+        return Started(number, dict(_values(verdict["benchmarks"])), run=directory.name)
     if verdict["verdict"] in FAILED:
-        return Started(number, failure=signature(verdict))
+        return Started(number, failure=signature(verdict), run=directory.name)
     return None
 
 

@@ -49,7 +49,7 @@ class Proposal:
 
 def propose(benchmark: Benchmark, results: Sequence[Result], lower: bool = False) -> Proposal:
     """A baseline from what history holds, a pure function."""
-    metric = "accuracy" if benchmark.case_type == "accuracy" else "output_throughput"
+    metric = benchmark.compared
     points = series(results, benchmark.name, metric)
     recent = level(points)
     values = [point.value for point in recent]

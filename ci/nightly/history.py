@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ci.tools.git import git
 from steps.core import door, foreign, settings
 from steps.core.case import values
 from steps.core.case.numbers import dumps, loads
@@ -41,6 +40,7 @@ from steps.core.record import outcome
 from steps.core.record.records import Record, fleet_versions
 from steps.core.record.rundir import RunDir, read_bounded
 from steps.core.record.verdict import Verdict
+from steps.core.system.git import git
 
 SCHEMA = 1
 TRIES = 8
@@ -65,7 +65,9 @@ class Result:
         benchmarks: name -> metrics; those that were believed only.
         statuses: name -> pass, fail, skipped or error.
         drivers: name -> what measured it; numbers of two drivers do not compare.
-        commit: of this repository, where there is one.
+        commit: of this repository, the harness's, where there is one.
+        versions: of the product; its commit is ``NAME-commit``, see :attr:`product`.
+        asked: the products that the run was told to test, as they were asked for.
     """
 
     run: str
@@ -85,7 +87,21 @@ class Result:
     benchmarks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     statuses: Mapping[str, str] = field(default_factory=dict)
     drivers: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def product(self) -> str:
+        """What was tested, by name and commit; empty where no node told one."""
+        named = [name for name in self.asked if f"{name}-commit" in self.versions]
+        usual = [name for name in ("vllm-ascend", "vllm") if f"{name}-commit" in self.versions]
+        told = ((name, self.versions[f"{name}-commit"]) for name in named or usual[:1])
+        return ", ".join(f"{name} {short(commit)}" for name, commit in told)
+
+
+def short(commit: str) -> str:
+    """A commit as people write it, with what stands behind it."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{0,52}(-dirty)?$", r"\1\2", commit)
 
 
 def case_key(case_file: str, only: str = "") -> str:
@@ -136,6 +152,7 @@ def result_of(
         },
         statuses={b.name: b.status for b in verdict.benchmarks},
         drivers={b.name: b.driver for b in verdict.benchmarks},
+        asked={p.distribution: p.word for p in plan.cluster.products if p.moves},
     )
 
 

@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ci.nightly import jobs, upstream
-from ci.tools.git import git
 from steps.core import door
 from steps.core.case import check
 from steps.core.case.numbers import dumps
 from steps.core.case.source import Source, load_yaml, parse_yaml
 from steps.core.errors import CaseError, Problem, UsageError, errors_of, sort_problems
 from steps.core.plan import clusters
+from steps.core.system.git import git
 from steps.lint.engine import lint_matrix
 from steps.lint.matrix import locate
 
@@ -98,6 +98,19 @@ def load(path: Path = MATRIX) -> Matrix:
     if problems:
         raise CaseError(sort_problems(problems))
     return Matrix(tuple(_entries(source, path)), dict(source.data.get(MAX_PARALLEL) or {}))
+
+
+def of_text(text: str) -> Matrix:
+    """The matrix as it stands elsewhere, where nobody looks for its cases and profiles.
+
+    Raises:
+        CaseError: every problem of its form.
+    """
+    source = parse_yaml(text, str(MATRIX))
+    problems = list(_form(source))
+    if problems:
+        raise CaseError(sort_problems(problems))
+    return Matrix(tuple(_entries(source, MATRIX)), dict(source.data.get(MAX_PARALLEL) or {}))
 
 
 def _entries(source: Source, path: Path) -> Iterator[Entry]:
@@ -242,11 +255,9 @@ def matrix_at(rev: str, root: Path = clusters.ROOT) -> tuple[Entry, ...] | None:
     """The entries as ``rev`` had them; None when it had no valid matrix."""
     try:
         base = _git(root, "merge-base", "--", rev, "HEAD").strip()
-        text = _git(root, "show", f"{base}:{MATRIX.as_posix()}")
-        source = parse_yaml(text, str(MATRIX))
+        return of_text(_git(root, "show", f"{base}:{MATRIX.as_posix()}")).entries
     except (UsageError, CaseError):
         return None
-    return None if list(_form(source)) else tuple(_entries(source, MATRIX))
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -310,7 +321,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--checkout", type=Path, help="upstream's checkout, where the cases are")
     parser.add_argument(
-        "--write-jobs", action="store_true", help=f"write the jobs of each SoC into {jobs.WORKFLOW}"
+        "--write-jobs", action="store_true", help=f"write the jobs of each SoC into {jobs.FOLDER}"
     )
     parser.epilog = "The default format is a table on a terminal, JSON elsewhere."
 

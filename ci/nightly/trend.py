@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci.nightly.history import Result, Store, case_key, open_store
+from ci.nightly.history import Result, Store, case_key, open_store, short
 from steps.core import door, foreign, settings
 from steps.core.case.gates import METRICS, Gate
 from steps.core.errors import UsageError
@@ -27,7 +27,7 @@ from steps.core.record import stats
 from steps.core.record.summary import change, with_unit
 
 #: What is followed when nothing else is asked for: the first of these a benchmark has.
-MAIN = ("output_throughput", "accuracy", "ttft_p99_ms")
+MAIN = ("capacity", "output_throughput", "accuracy", "ttft_p99_ms")
 BARS = "▁▂▃▄▅▆▇█"
 #: Fewer good runs than this say nothing about noise.
 ENOUGH = 5
@@ -47,13 +47,14 @@ class Point:
 def series(results: Sequence[Result], benchmark: str, metric: str) -> list[Point]:
     """The values of a metric over real runs, oldest first; failed measurements are no values.
 
-    Only runs that compare with the newest count: on its cluster, by its driver.
+    Only runs that compare with the newest count: on its cluster, by its driver, told to test the
+    same. So a pull request's runs and the nightly ones keep apart.
     """
     real = _measured(results, benchmark, metric)
     return [
         Point(r.time, r.benchmarks[benchmark][metric], r.run, r.commit, r.versions)
         for r in real
-        if r.cluster == real[-1].cluster
+        if (r.cluster, r.asked) == (real[-1].cluster, real[-1].asked)
         and r.drivers.get(benchmark) == real[-1].drivers.get(benchmark)
     ]
 
@@ -127,12 +128,12 @@ def sparkline(values: Sequence[float]) -> str:
 def text(case: str, results: Sequence[Result]) -> str:
     """The trend for a terminal: a line a run, then bars and changes of level a metric."""
     wanted = main_metrics(results)
-    heads = ["time", "verdict", "commit", *(f"{name} {metric}" for name, metric in wanted)]
+    heads = ["time", "verdict", "product", *(f"{name} {metric}" for name, metric in wanted)]
     rows = []
     for result in results:
         cells = [time.strftime("%Y-%m-%d %H:%M", time.localtime(result.time)), result.verdict]
         cells[1] += " (rehearsed)" if result.rehearsed else ""
-        cells.append(result.commit[:12] or "-")
+        cells.append(result.product or "-")
         for name, metric in wanted:
             value = result.benchmarks.get(name, {}).get(metric)
             cells.append("-" if value is None else with_unit(metric, value))
@@ -161,7 +162,10 @@ def _metric_lines(results: Sequence[Result], name: str, metric: str) -> list[str
     ]
     left_out = len(_measured(results, name, metric)) - len(points)
     if left_out:
-        lines.append(f"  {left_out} runs on another cluster or by another driver are left out")
+        lines.append(
+            f"  {left_out} runs on another cluster or by another driver, or told to test "
+            "something else, are left out"
+        )
     changes = stats.change_points(values)
     for start, index, end in zip([0, *changes], changes, [*changes[1:], len(values)], strict=False):
         before, after = points[index - 1], points[index]
@@ -174,14 +178,17 @@ def _metric_lines(results: Sequence[Result], name: str, metric: str) -> list[str
 
 
 def span(before: Point, after: Point) -> str:
-    """What changed between two runs: the commit range and the versions."""
+    """What changed between two runs: the product's commits first, then versions, the harness."""
     parts = []
-    if before.commit and after.commit and before.commit != after.commit:
-        parts.append(f"commits {before.commit}..{after.commit}")
-    for name in sorted({*before.versions, *after.versions}):
+    names = sorted({*before.versions, *after.versions}, key=lambda n: (n[-7:] != "-commit", n))
+    for name in names:
         one, other = before.versions.get(name, "none"), after.versions.get(name, "none")
-        if one != other:
+        if one != other and name.endswith("-commit"):
+            parts.append(f"{name.removesuffix('-commit')} {short(one)}..{short(other)}")
+        elif one != other:
             parts.append(f"{name} {one} -> {other}")
+    if before.commit and after.commit and before.commit != after.commit:
+        parts.append(f"harness {before.commit}..{after.commit}")
     return ", ".join(parts) or f"same commit and versions, runs {before.run} and {after.run}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ci.nightly.history import Result, case_key, open_store
 from ci.nightly.trend import main_metrics, series
-from ci.report import logs, timeseries
+from ci.report import logs, sizing, timeseries
 from ci.report.requests import Sample, samples
 from ci.tools import plots
 from ci.tools.plots import Bar, Row
@@ -56,20 +56,27 @@ class BenchView:
     percentiles: tuple[tuple[str, ...], ...]
     plots: tuple[str, ...]
     runs: tuple[tuple[str, ...], ...]
+    points: tuple[tuple[str, ...], ...] = ()
 
 
-def write(over: Finished, history: Sequence[Result] = (), remarks: Sequence[str] = ()) -> Path:
+def write(
+    over: Finished,
+    history: Sequence[Result] = (),
+    remarks: Sequence[str] = (),
+    against: Path | None = None,
+) -> Path:
     """Make ``report.html`` in a run's directory.
 
     Args:
         history: results of the case before this run, oldest first.
         remarks: what the runner said about the verdict, as Markdown paragraphs.
+        against: another run, whose loads are laid beside.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
     path = over.run_dir.path / "report.html"
-    write_text(path, render(over, history, remarks))
+    write_text(path, render(over, history, remarks, sizing.beside(over, against)))
     return path
 
 
@@ -79,12 +86,13 @@ def warm() -> None:
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
     """
-    _template()
+    template()
     plots.warm()
 
 
 @functools.cache
-def _template(name: str = "report.html") -> Any:
+def template(name: str = "report.html") -> Any:
+    """A template of ours, which escapes whatever it is given."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
@@ -95,7 +103,8 @@ def _template(name: str = "report.html") -> Any:
     return environment.get_template(name)
 
 
-def _style() -> str:
+def style() -> str:
+    """The sheet of every page."""
     return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
@@ -108,20 +117,25 @@ def refuse(run_dir: RunDir, verdict: Verdict, case_text: str = "") -> Path:
     Raises:
         ImportError: jinja2 is not installed.
     """
-    page = _template("refused.html").render(
+    page = template("refused.html").render(
         verdict=verdict,
         cause=verdict.cause,
         headline=summary.headline(verdict),
         when=_when(verdict.started),
         case_lines=case_text.splitlines(),
-        style=_style(),
+        style=style(),
     )
     path = run_dir.path / "report.html"
     write_text(path, foreign.html(page))
     return path
 
 
-def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) -> str:
+def render(
+    over: Finished,
+    history: Sequence[Result],
+    remarks: Sequence[str],
+    others: Sequence[sizing.Other] = (),
+) -> str:
     """The page as text."""
     from markupsafe import Markup
 
@@ -131,7 +145,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
     records = {index: record for index, record in over.records.items() if record}
     versions = summary.differences({index: record.versions for index, record in records.items()})
     environment = environments(plan)
-    page: str = _template().render(
+    page: str = template().render(
         plan=plan,
         verdict=verdict,
         headline=summary.headline(verdict),
@@ -140,7 +154,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         timeline=timeline(over, records),
         phases=phase_table(verdict),
         spent=over.spent,
-        benchmarks=[bench_view(run_dir, result) for result in verdict.benchmarks],
+        benchmarks=[bench_view(over, result, others) for result in verdict.benchmarks],
         trends=list(trends(plan, history)),
         check_rows=[(check.name, check.status, check.detail) for check in verdict.checks],
         node_rows=[_node_row(node, records.get(node.index)) for node in plan.nodes],
@@ -163,7 +177,7 @@ def render(over: Finished, history: Sequence[Result], remarks: Sequence[str]) ->
         events=[line for line in event_lines(events, verdict.started) if line][:MAX_EVENTS],
         event_count=len(events),
         when=_when(verdict.started),
-        style=_style(),
+        style=style(),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -269,7 +283,9 @@ def phase_table(verdict: Verdict) -> tuple[list[int], list[tuple[str, list[str]]
 # Benchmarks
 
 
-def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
+def bench_view(
+    over: Finished, result: BenchResult, beside: Sequence[sizing.Other] = ()
+) -> BenchView:
     """Tables and plots of one benchmark."""
     metrics = result.metrics
     timed = {f"{key}_{stat}_ms" for key in TIMES for stat in STATS}
@@ -287,20 +303,26 @@ def bench_view(run_dir: RunDir, result: BenchResult) -> BenchView:
     gates = tuple(
         tuple(_bare(cell) for cell in summary.gate_cells(gate, result)) for gate in result.gates
     )
-    found = samples(run_dir.node(0).bench / result.directory) if result.directory else []
+    place = over.run_dir.node(0).bench / result.directory
+    found = samples(place) if result.directory and not result.points else []
     names = list(dict.fromkeys(gate.metric for gate in result.gates)) or ["output_throughput"]
     runs = tuple(
         (str(number + 1), *(_cell(run.get(name)) for name in names))
         for number, run in enumerate(result.runs)
     )
+    drawn = request_plots(result.name, found, len(result.runs))
+    heads, rows = summary.points_table(result)
+    if result.points:
+        drawn = sizing.pictures(result, sizing.devices_of(over.plan), beside)
     return BenchView(
         result,
         summary.sentence(result),
         gates,
         others,
         percentiles,
-        tuple(request_plots(result.name, found, len(result.runs))),
+        tuple(drawn),
         (("measurement", *names), *runs) if runs else (),
+        (heads, *rows) if rows else (),
     )
 
 
@@ -334,13 +356,14 @@ def _cell(value: float | None) -> str:
 
 def trends(plan: Plan, history: Sequence[Result]) -> Iterator[tuple[str, str]]:
     """(title, plot) of each benchmark's main metric over the runs before and this one."""
-    baselines = {e.benchmark.name: e.benchmark.baseline for e in plan.benchmarks}
+    asked = {entry.benchmark.name: entry.benchmark for entry in plan.benchmarks}
     for name, metric in main_metrics(history):
         points = [(point.time, point.value) for point in series(history, name, metric)]
         if len(points) > 1:
             unit = METRICS.get(metric, ("", True))[0]
-            compared = metric in ("output_throughput", "accuracy")
-            base = baselines.get(name) if compared else None
+            benchmark = asked.get(name)
+            compared = benchmark is not None and metric == benchmark.compared
+            base = benchmark.baseline if benchmark and compared else None
             base = None if base in (0.0, 1.0) else base
             title = f"{name} {metric}, {len(points)} runs"
             yield title, plots.trend(title, points, unit, base)
@@ -392,6 +415,7 @@ def known_of(run_dir: RunDir) -> list[str]:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", nargs="?", default="runs/latest", help="default: runs/latest")
+    parser.add_argument("--against", type=Path, help="a run whose loads are laid beside")
     parser.add_argument("--store", default="", help="history; default: $MULTINODE_HISTORY")
 
 
@@ -399,6 +423,8 @@ def work(arguments: argparse.Namespace) -> int:
     """Make the report of a run, and print where it is."""
     run_dir = RunDir(Path(arguments.run_dir))
     run_dir.check_there("Name one.")
+    if arguments.against:
+        RunDir(arguments.against).check_there("Name a run for --against.")
     door.keep_in(run_dir.path)
     over = outcome.read(run_dir)
     where = arguments.store or settings.read().history
@@ -407,7 +433,7 @@ def work(arguments: argparse.Namespace) -> int:
         if where
         else []
     )
-    print(write(over, history, known_of(run_dir)))
+    print(write(over, history, known_of(run_dir), arguments.against))
     return 0
 
 

@@ -34,11 +34,12 @@ from steps.core import door, foreign
 from steps.core.case.fields import PHASES
 from steps.core.errors import InfraError, UsageError
 from steps.core.plan.plan import Plan
+from steps.core.record import summary
 from steps.core.record.records import BenchResult, Cause, Record, fleet_versions
 from steps.core.record.rundir import read_bounded, write_text
 from steps.core.record.verdict import PRODUCT_FAULTS, Verdict
 
-_PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect")]
+_PHASES = [phase for phase in PHASES if phase not in ("bench", "stop", "collect", "request")]
 
 
 def xml(
@@ -76,6 +77,7 @@ def xml(
         properties |= {"case_file": plan.case_file, "nodes": str(len(plan.nodes))}
         properties |= {"npu_minutes": f"{npu_minutes:.2f}", "rehearsed": str(plan.rehearsed)}
         properties["soc"] = "" if plan.rehearsed else plan.cluster.name
+        properties |= {f"product.{p.name}": str(p) for p in plan.cluster.products}
         for package, version in sorted(fleet_versions(records or {}).items()):
             properties[f"version.{package}"] = version
     if known_issue:
@@ -133,6 +135,8 @@ def _detail(cause: Cause | None, verdict: Verdict) -> str:
 def _benchmark(name: str, result: BenchResult, verdict: Verdict) -> TestCase:
     lines = [f"{metric} {value:g}" for metric, value in result.metrics.items()]
     lines += [f"gate {g.gate}: {_judged(g.passed, g.reason)}" for g in result.gates]
+    heads, rows = summary.points_table(result)
+    lines += [", ".join(f"{h} {c}" for h, c in zip(heads, row, strict=True) if c) for row in rows]
     case = TestCase(
         f"benchmark {foreign.xml(result.name)}",
         name,

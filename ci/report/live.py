@@ -1,6 +1,8 @@
 """What one sees of a run while it goes on.
 
-Enters: events. Leaves: lines; on a terminal also a status line that lives.
+Enters: events. Leaves: lines; on a terminal also a status that lives: where every node is and,
+while a benchmark loads the fleet, a row of the load generator and one of each side. In CI a line
+each half minute says the same.
 Touches: standard output.
 """
 
@@ -24,6 +26,7 @@ class Live:
         self._verbose = verbose
         self._phases: dict[int, str] = {}
         self._note = ""
+        self._load: list[str] = []
         self._status: Any = None
         self._print: Any = None
         if sys.stdout.isatty() and not settings.read().ci:
@@ -40,10 +43,17 @@ class Live:
             self._phases[event.node] = foreign.line(event.phase)
         if event.what in ("waiting", "progress"):
             self._note = foreign.line(event.fields.get("missing") or event.fields.get("text") or "")
+        if event.what == "load":
+            rows = event.fields.get("rows")
+            self._load = [foreign.line(row) for row in rows[:9]] if isinstance(rows, list) else []
+            self._note = ""
+        elif event.what in ("benchmark", "cause", "phase-end"):
+            self._load = []
         line = console_line(event, self._started)
         hidden = event.what in _VERBOSE_ONLY and not self._verbose
         hidden = hidden or (event.what == "phase" and event.node > 0 and not self._verbose)
         hidden = hidden or (event.fields.get("expected") is True and not self._verbose)
+        hidden = hidden or (event.what == "load" and self._status is not None)
         if line and not hidden:
             self._show(line, event)
 
@@ -62,7 +72,7 @@ class Live:
     def _text(self) -> str:
         nodes = "  ".join(f"node {i}: {phase}" for i, phase in sorted(self._phases.items()))
         clock = f"{time.time() - self._started:.0f} s"
-        return f"{clock}  {nodes or 'starting'}  {self._note}"
+        return "\n".join([f"{clock}  {nodes or 'starting'}  {self._note}", *self._load])
 
     def _show(self, line: str, event: Event) -> None:
         if self._print is None:

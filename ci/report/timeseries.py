@@ -26,7 +26,7 @@ def charts(over: Finished, seconds: float) -> Iterator[Chart]:
     for side, engines in telemetry.by_side(over.engines).items():
         uneven = telemetry.balance(engines, over.measured)
         named = uneven.engine if uneven and uneven.ratio >= telemetry.OUTLYING else ""
-        whose = "engines" if side == "plain" else f"{side}s"
+        whose = telemetry.named(side)
         for what, value in _SHOWN:
             yield _chart(f"{whose}: {what}", engines, value, edges, over.verdict.started, named)
 

@@ -10,28 +10,15 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from ci.tools.canvas import COLOURS, figure, ink, legend, svg
 from steps.core import foreign
 from steps.core.record import stats
 
-#: Name of a colour -> (a stand-in that no plot uses otherwise, colour outside a page).
-COLOURS = {
-    "ink": ("#010203", "#1b1f24"),
-    "faint": ("#010204", "#8b949e"),
-    "a": ("#010205", "#0969da"),
-    "b": ("#010206", "#bc4c00"),
-    "c": ("#010207", "#1a7f37"),
-    "d": ("#010208", "#8250df"),
-    "idle": ("#010209", "#9da7b3"),
-    "bad": ("#01020a", "#cf222e"),
-}
 #: Colour of a bar -> what it means, in the timeline's legend.
 MEANINGS = {
     "a": "prepare, stop, collect",
@@ -52,7 +39,8 @@ PHASE_COLOURS = {
     "hold": "idle",
 }
 MAX_ROWS = 100
-_COUNTER = itertools.count(1)
+#: Of a chart's share of its axes; its name has the rest.
+CHART_HEIGHT = 0.74
 
 
 @dataclass(frozen=True)
@@ -103,6 +91,24 @@ class Curve:
     unit: str
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A load that was measured."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The loads of one run, and which of them no other beats, in order."""
+
+    name: str
+    dots: tuple[Dot, ...]
+    front: tuple[int, ...]
+
+
 def warm() -> None:
     """Load matplotlib and its fonts, which takes longer than a plot.
 
@@ -127,15 +133,15 @@ def timeline(
     """
     shown = rows[:MAX_ROWS]
     titles: dict[str, str] = {}
-    top, below = 1.15 + 0.27 * len(shown), 1.1 * len(charts)
-    with _figure(9.6, top + below, 1 + len(charts), (top, *[1.1] * len(charts))) as (figure, found):
-        every = list(found) if charts else [found]
+    heights = [1.15 + 0.27 * len(shown), *([1.1 * len(charts)] if charts else [])]
+    left = min(0.25 + 0.066 * max((len(row.name) for row in shown), default=0), 4.0)
+    with figure(9.6, heights, left, shared=True) as (drawn, every):
         axes = every[0]
         span = max((bar.end for row in shown for bar in row.bars), default=1.0) or 1.0
         _draw_rows(axes, shown, span, titles)
         if mark is not None:
             for each in every:
-                each.axvline(mark, color=_ink("bad"), linewidth=1.6)
+                each.axvline(mark, color=ink("bad"), linewidth=1.6)
             right = mark > 0.6 * span
             axes.annotate(
                 foreign.plot(mark_text),
@@ -144,18 +150,18 @@ def timeline(
                 textcoords="offset points",
                 ha="right" if right else "left",
                 va="center",
-                color=_ink("bad"),
+                color=ink("bad"),
                 weight="bold",
                 annotation_clip=False,
             )
         axes.set_ylim(len(shown) - 0.4, -1.1 if mark is not None else -0.6)
-        for each, chart in zip(every[1:], charts, strict=True):
-            for start, end in shades:
-                each.axvspan(start, end, color=_ink("c"), alpha=0.12, linewidth=0)
-            _draw_chart(each, chart, titles)
+        for start, end in shades if charts else ():
+            every[1].axvspan(start, end, color=ink("c"), alpha=0.12, linewidth=0)
+        if charts:
+            _draw_charts(every[1], charts, titles)
         axes.set_xlim(0, span * 1.01)
         every[-1].set_xlabel("seconds into the run")
-        return _svg(figure, "Timeline of all nodes and processes", titles)
+        return svg(drawn, "Timeline of all nodes and processes", titles)
 
 
 def _draw_rows(axes: Any, shown: Sequence[Row], span: float, titles: dict[str, str]) -> None:
@@ -164,7 +170,7 @@ def _draw_rows(axes: Any, shown: Sequence[Row], span: float, titles: dict[str, s
             length = max(bar.end - bar.start, 0.0)
             thick = 0.72 if row.head else 0.42
             (patch,) = axes.barh(
-                at, length, left=bar.start, height=thick, color=_ink(bar.colour), linewidth=0
+                at, length, left=bar.start, height=thick, color=ink(bar.colour), linewidth=0
             )
             gid = f"bar-{len(titles)}"
             patch.set_gid(gid)
@@ -175,41 +181,62 @@ def _draw_rows(axes: Any, shown: Sequence[Row], span: float, titles: dict[str, s
                 axes.text(middle, at, words, ha="center", va="center", color="#fffffe")
     used = {bar.colour for row in shown for bar in row.bars}
     for colour in (name for name in MEANINGS if name in used):
-        axes.barh(0, 0, color=_ink(colour), label=MEANINGS[colour])
+        axes.barh(0, 0, color=ink(colour), label=MEANINGS[colour])
     if used:
-        _legend(axes, 6)
+        legend(axes, 6)
     axes.set_yticks(range(len(shown)), [foreign.plot(row.name) for row in shown])
     axes.grid(axis="y", visible=False)
 
 
-def _draw_chart(axes: Any, chart: Chart, titles: dict[str, str]) -> None:
+def _draw_charts(axes: Any, charts: Sequence[Chart], titles: dict[str, str]) -> None:
+    """One below the other on common axes, each with a scale from 0 to its highest value.
+
+    Axes of their own would take most of a report's time.
+    """
+    places, words = [], []
+    for at, chart in enumerate(charts):
+        tall = max((value for value in chart.highs if not math.isnan(value)), default=0.0) or 1.0
+        places += [-at, -at + CHART_HEIGHT]
+        words += ["0", f"{tall:,.4g}"]
+        _draw_chart(axes, chart, -at, CHART_HEIGHT / tall, titles)
+    axes.set_yticks(places, words)
+    axes.set_ylim(1 - len(charts) - 0.06, 1.06)
+
+
+def _draw_chart(axes: Any, chart: Chart, base: float, scale: float, titles: dict[str, str]) -> None:
     """Mean and spread over the engines of a side; a strip for each stretch says its values."""
+
+    def placed(values: Sequence[float]) -> list[float]:
+        # A gap is no number, and nothing is drawn there.
+        return [base + value * scale for value in values]
+
     middles = [(low + high) / 2 for low, high in itertools.pairwise(chart.edges)]
-    axes.fill_between(middles, chart.lows, chart.highs, color=_ink("a"), alpha=0.25, linewidth=0)
-    axes.plot(middles, chart.means, color=_ink("a"), linewidth=1, marker=".", markersize=3)
+    lows, highs = placed(chart.lows), placed(chart.highs)
+    axes.fill_between(middles, lows, highs, color=ink("a"), alpha=0.25, linewidth=0)
+    axes.plot(middles, placed(chart.means), color=ink("a"), linewidth=1, marker=".", markersize=3)
     if chart.outlier:
-        axes.plot(middles, chart.outlier, color=_ink("b"), linewidth=0.8)
-    # A gap is no number, and nothing is drawn there.
-    tall = max((value for value in chart.highs if not math.isnan(value)), default=0.0) * 1.08 or 1.0
-    axes.set_ylim(0, tall)
-    axes.set_title(foreign.plot(chart.name), loc="left", fontsize=8, pad=2)
+        axes.plot(middles, placed(chart.outlier), color=ink("b"), linewidth=0.8)
+    name = foreign.plot(chart.name)
+    across = axes.get_yaxis_transform()
+    axes.text(0, base + CHART_HEIGHT + 0.03, name, fontsize=8, va="bottom", transform=across)
     widths = [high - low for low, high in itertools.pairwise(chart.edges)]
-    strips = axes.bar(middles, [tall] * len(middles), widths, color=_ink("a"), alpha=0, linewidth=0)
-    for strip, words in zip(strips, chart.titles, strict=True):
+    tall = [CHART_HEIGHT] * len(middles)
+    strips = axes.bar(middles, tall, widths, base, color=ink("a"), alpha=0, linewidth=0)
+    for strip, said in zip(strips, chart.titles, strict=True):
         gid = f"bar-{len(titles)}"
         strip.set_gid(gid)
-        titles[gid] = words
+        titles[gid] = said
 
 
 def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Points (second sent, ms taken) of every request, by what was measured."""
-    with _figure(4.7, 3.0) as (figure, axes):
+    with figure(4.7, [3.0]) as (drawn, (axes,)):
         for colour, (name, points) in zip("abcd", values.items(), strict=False):
             xs, ys = _dots(points)
             axes.plot(
                 xs,
                 ys,
-                color=_ink(colour),
+                color=ink(colour),
                 linewidth=3,
                 alpha=0.55,
                 solid_capstyle="round",
@@ -218,22 +245,22 @@ def latencies(title: str, values: Mapping[str, Sequence[tuple[float, float]]]) -
         axes.set_xlabel("second in which the request was sent")
         axes.set_ylabel("ms")
         axes.set_ylim(bottom=0)
-        _legend(axes)
-        return _svg(figure, title)
+        legend(axes)
+        return svg(drawn, title)
 
 
 def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) -> str:
     """Each series' values by percentile, on a logarithmic axis."""
     from matplotlib.ticker import LogLocator
 
-    with _figure(4.7, 3.0) as (figure, axes):
+    with figure(4.7, [3.0]) as (drawn, (axes,)):
         for colour, (name, found) in zip("abcd", values.items(), strict=False):
             ordered = sorted(found)
             points = _thin(ordered)
             xs, ys = [p for p, _ in points], [v for _, v in points]
-            axes.plot(xs, ys, color=_ink(colour), label=foreign.plot(name))
+            axes.plot(xs, ys, color=ink(colour), label=foreign.plot(name))
         for percentile in (50, 90, 99):
-            axes.axvline(percentile, color=_ink("faint"), linewidth=0.6, linestyle=":")
+            axes.axvline(percentile, color=ink("faint"), linewidth=0.6, linestyle=":")
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -241,27 +268,59 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
         axes.set_xticks([0, 25, 50, 75, 90, 99], ["0", "25", "50", "75", "90", "99"])
         axes.set_xlabel("percentile of the requests")
         axes.set_ylabel(foreign.plot(unit))
-        _legend(axes)
-        return _svg(figure, title)
+        legend(axes)
+        return svg(drawn, title)
+
+
+def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = False) -> str:
+    """Every load of each run; those that no other beats are full and joined, the rest hollow."""
+    from matplotlib.ticker import LogLocator
+
+    titles: dict[str, str] = {}
+    with figure(4.7, [3.0]) as (drawn, (axes,)):
+        for number, (colour, loads) in enumerate(zip("abd", runs, strict=False)):
+            dark = ink(colour)
+            best = [loads.dots[index] for index in loads.front]
+            name = foreign.plot(f"{loads.name}: front")
+            xs, ys = [dot.x for dot in best], [dot.y for dot in best]
+            style = "--" if number else "-"
+            axes.plot(xs, ys, color=dark, linewidth=1.4, linestyle=style, label=name)
+            for index, dot in enumerate(loads.dots):
+                full = dark if index in loads.front else "none"
+                (mark,) = axes.plot(
+                    [dot.x], [dot.y], marker="o", markersize=5, color=dark, markerfacecolor=full
+                )
+                gid = f"bar-{len(titles)}"
+                mark.set_gid(gid)
+                titles[gid] = dot.title
+        if log:
+            axes.set_xscale("log", subs=[])
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(loc="best")
+        return svg(drawn, title, titles)
 
 
 def trend(
     title: str, points: Sequence[tuple[float, float]], unit: str, baseline: float | None = None
 ) -> str:
     """A metric over time, with its level, where that changed, and the baseline."""
-    with _figure(9.6, 2.5) as (figure, axes):
+    with figure(9.6, [2.5]) as (drawn, (axes,)):
         _draw_trend(axes, points, unit, baseline)
-        return _svg(figure, title)
+        return svg(drawn, title)
 
 
 def save_trends(curves: Sequence[Curve], path: Path) -> None:
     """Write all curves as one SVG picture with colours of its own."""
-    with _figure(9.6, 2.6 * len(curves), rows=len(curves)) as (figure, axes):
-        for axis, curve in zip(axes if len(curves) > 1 else [axes], curves, strict=True):
+    with figure(9.6, [2.6] * len(curves), gap=0.85) as (drawn, every):
+        for axis, curve in zip(every, curves, strict=True):
             _draw_trend(axis, curve.points, curve.unit, None)
-            axis.set_title(foreign.plot(curve.title), loc="left")
+            axis.set_title(foreign.plot(curve.title), loc="left", pad=20)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", facecolor="white")
+        drawn.savefig(buffer, format="svg", facecolor="white")
     text = buffer.getvalue()
     for stand_in, colour in COLOURS.values():
         text = text.replace(stand_in, colour)
@@ -277,33 +336,28 @@ def _draw_trend(
 
     xs = [dates.date2num(_moment(moment)) for moment, _ in points]
     ys = [value for _, value in points]
-    axes.plot(xs, ys, color=_ink("a"), marker="o", markersize=3.5, linewidth=1, label="runs")
+    axes.plot(xs, ys, color=ink("a"), marker="o", markersize=3.5, linewidth=1, label="runs")
     edges = [0, *stats.change_points(ys), len(ys)]
     for low, high in itertools.pairwise(edges):
         if high > low:
             middle = statistics.median(ys[low:high])
             name = "level" if low == 0 else None
-            axes.hlines(middle, xs[low], xs[high - 1], color=_ink("b"), linewidth=1.6, label=name)
+            axes.hlines(middle, xs[low], xs[high - 1], color=ink("b"), linewidth=1.6, label=name)
     for edge in edges[1:-1]:
-        axes.axvline((xs[edge - 1] + xs[edge]) / 2, color=_ink("bad"), linewidth=1, linestyle="--")
+        axes.axvline((xs[edge - 1] + xs[edge]) / 2, color=ink("bad"), linewidth=1, linestyle="--")
     if baseline:
-        axes.axhline(baseline, color=_ink("faint"), linewidth=1, linestyle=":", label="baseline")
+        axes.axhline(baseline, color=ink("faint"), linewidth=1, linestyle=":", label="baseline")
     axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=8))
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
     axes.set_ylabel(foreign.plot(unit))
     if points:
-        _legend(axes)
+        legend(axes)
 
 
 def _moment(seconds: float) -> Any:
     import datetime
 
     return datetime.datetime.fromtimestamp(seconds)
-
-
-def _legend(axes: Any, columns: int = 4) -> None:
-    """The legend above the axes, where it hides no point."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
 def _dots(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -324,75 +378,3 @@ def _thin(ordered: Sequence[float], most: int = 400) -> list[tuple[float, float]
     )
     last = max(count - 1, 1)
     return [(100 * i / last, max(ordered[i], 1e-6)) for i in sorted(picks)]
-
-
-def _ink(name: str) -> str:
-    return COLOURS[name][0]
-
-
-@contextmanager
-def _figure(
-    width: float, height: float, rows: int = 1, ratios: Sequence[float] | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in the style of all plots; inches, with ``ratios`` on one x axis."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    ink, faint = _ink("ink"), _ink("faint")
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "multinode",
-        "path.simplify": False,
-        "font.family": "sans-serif",
-        "font.size": 8.5,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": faint,
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": faint,
-        "grid.alpha": 0.35,
-        "grid.linewidth": 0.5,
-        "xtick.color": faint,
-        "ytick.color": faint,
-        "xtick.labelcolor": ink,
-        "ytick.labelcolor": ink,
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "legend.frameon": False,
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        yield figure, figure.subplots(rows, 1, sharex=bool(ratios), height_ratios=ratios)
-
-
-def _svg(figure: Any, title: str, titles: Mapping[str, str] | None = None) -> str:
-    """The figure as SVG for a page: named, without fixed size, ids and colours of its own."""
-    buffer = io.StringIO()
-    # Laid out once: savefig would draw everything twice for it.
-    figure.set_dpi(72)
-    figure.get_layout_engine().execute(figure)
-    figure.set_layout_engine("none")
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
-    for gid, words in (titles or {}).items():
-        said = escape(words)
-        text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{said}</title>')
-    prefix = f"p{next(_COUNTER)}-"
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
-    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font: \1 var(--font)", text)
-    for name, (stand_in, _) in COLOURS.items():
-        text = text.replace(stand_in, f"var(--plot-{name})")
-    text = text.replace("#fffffe", "var(--plot-on)")
-    text = re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    head = f'<svg role="img" aria-label="{escape(title)}"'
-    return foreign.html(text.replace("<svg", head, 1).strip())

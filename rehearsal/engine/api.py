@@ -63,7 +63,8 @@ class Generation:
         self.kv: Message | None = None
         self.link: Link | None = None
         self.rank = 0
-        self.started = self.last = time.monotonic()
+        self.started = self.first = self.last = time.monotonic()
+        self.queued = self.prefilled = 0.0
         kind = ("chat.completion" if chat else "text_completion") + (
             ".chunk" if chat and self.streams else ""
         )
@@ -279,7 +280,10 @@ class Api:
     def attach(self, engines: dict[int, Link]) -> None:
         """Take the engines that requests may go to."""
         self.engines = engines
-        self.metrics = {rank: EngineMetrics(len(self.rates)) for rank in sorted(engines)}
+        self.metrics = {
+            rank: EngineMetrics(len(self.rates), self.args.max_model_len)
+            for rank in sorted(engines)
+        }
         if not self.args.quiet_stats:
             asyncio.get_running_loop().call_later(STATS_SECONDS, self._stats)
 
@@ -489,11 +493,13 @@ class Api:
         """A message of an engine about requests."""
         kind = message.get("t")
         if kind == "step":
-            gauges = self.metrics[rank].gauges
-            gauges["num_requests_running"], gauges["num_requests_waiting"] = (
-                message["running"],
-                message["waiting"],
-            )
+            tokens = len(message["ids"])
+            for serial, queued, prefilled in message["firsts"]:
+                if serial in self.generations:
+                    generation = self.generations[serial]
+                    generation.queued, generation.prefilled = queued, prefilled
+                    tokens += generation.prompt_tokens
+            self.metrics[rank].step(message, tokens)
             now = time.monotonic()
             for serial in message["ids"]:
                 if serial in self.generations:
@@ -511,6 +517,7 @@ class Api:
         if generation.sent == 0:
             metrics.prompt(generation.prompt_tokens, generation.source)
             metrics.histograms["time_to_first_token_seconds"].observe(now - generation.started)
+            generation.first = now
             if generation.streams:
                 generation.begin()
         else:
@@ -533,7 +540,15 @@ class Api:
             share = 0.5 if "low-acceptance" in self.behaviours else 1.0
             metrics.drafted(generation.sent, [share * rate for rate in self.rates])
             metrics.finished[generation.reason] += 1
-            metrics.histograms["e2e_request_latency_seconds"].observe(now - generation.started)
+            decode = now - generation.first
+            times = {
+                "queue": generation.queued,
+                "prefill": generation.prefilled,
+                "decode": decode,
+                "inference": generation.prefilled + decode,
+                "e2e": now - generation.started,
+            }
+            metrics.ended(times, generation.prompt_tokens, generation.sent)
             generation.finish()
 
     def engine_dead(self) -> None:
@@ -561,7 +576,8 @@ class Api:
                     f"{(output - self.seen[1]) / share / STATS_SECONDS:.1f} tokens/s, "
                     f"Running: {engine.gauges['num_requests_running']:.0f} reqs, Waiting: "
                     f"{engine.gauges['num_requests_waiting']:.0f} reqs, "
-                    "GPU KV cache usage: 0.0%, Prefix cache hit rate: 0.0%",
+                    f"GPU KV cache usage: {100 * engine.gauges['kv_cache_usage_perc']:.1f}%, "
+                    "Prefix cache hit rate: 0.0%",
                 )
         self.seen = (prompt, output)
         asyncio.get_running_loop().call_later(STATS_SECONDS, self._stats)

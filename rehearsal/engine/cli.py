@@ -261,6 +261,7 @@ class ServeArgs:
     max_model_len: int
     max_num_seqs: int
     block_size: int
+    num_blocks: int | None
     kv: KvConfig | None
     access: Access
     access_log: bool
@@ -369,7 +370,8 @@ def _interpret(names: dict[str, Any]) -> ServeArgs:
         mode=mode,
         max_model_len=DEFAULT_MODEL_LENGTH if length <= 0 else length,
         max_num_seqs=max(1, get("max_num_seqs", 256)),
-        block_size=get("block_size", 128),
+        block_size=max(1, get("block_size", 128)),
+        num_blocks=get("num_gpu_blocks_override", None),
         kv=read_config(names.get("kv_transfer_config")),
         access=access.read(names),
         access_log=not get("disable_uvicorn_access_log", False),

@@ -20,6 +20,7 @@ import socket
 import traceback
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from rehearsal.base import console
 from rehearsal.base.settings import Settings
 from rehearsal.base.wire import Link, Message
 from rehearsal.engine.cli import ServeArgs
+from rehearsal.engine.kvcache import Blocks
 from rehearsal.handoff.handoff import HandoffError, Peer, Prefiller, fetch
 
 SHARDS = 4
@@ -55,11 +57,14 @@ class EngineSpec:
 
 @dataclass
 class _Running:
-    id: int
-    prompt: int
+    """A request that gives tokens: `tokens` are in the cache, `message` would begin it anew."""
+
+    message: Message
+    tokens: int
     left: int
     gap: float
-    due: float = 0.0
+    due: float
+    begun: float
 
 
 def run(spec: EngineSpec, sock: socket.socket) -> NoReturn:
@@ -86,6 +91,8 @@ class Engine:
         self.waiting: deque[tuple[Link, Message]] = deque()
         self.running: dict[tuple[Link, int], _Running] = {}
         self.admitted: set[tuple[Link, int]] = set()
+        self.blocks = Blocks(spec.args.block_size, spec.args.num_blocks, spec.args.max_model_len)
+        self.preemptions = 0
         self.fetching: set[asyncio.Future[None]] = set()
         self.ticking = False
         self.tick_at = 0.0
@@ -212,7 +219,8 @@ class Engine:
             "default_loader.py:268",
             f"Loading weights took {self.settings.load_seconds * self.slow:.2f} seconds",
         )
-        console.info("kv_cache_utils.py:1087", "GPU KV cache size: 1,048,576 tokens")
+        room = self.blocks.total * self.blocks.size
+        console.info("kv_cache_utils.py:1087", f"GPU KV cache size: {room:,} tokens")
 
     async def _open_handoff(self) -> None:
         kv = self.args.kv
@@ -243,8 +251,9 @@ class Engine:
         kind = message.get("t")
         if kind == "submit":
             self.parent.send({"t": "arrived"})
-            self.waiting.append((link, message))
+            self.waiting.append((link, {**message, "at": self.loop.time()}))
             self._admit()
+            self._tell(link, [])
         elif kind == "abort":
             self._drop((link, message["id"]))
         elif kind in self.down:
@@ -271,8 +280,11 @@ class Engine:
 
     def _admit(self) -> None:
         while self.waiting and len(self.admitted) < self.args.max_num_seqs:
-            link, message = self.waiting.popleft()
+            link, message = self.waiting[0]
             key = (link, message["id"])
+            if not self.blocks.take(key, message["prompt"] + message.get("done", 0)):
+                break
+            self.waiting.popleft()
             self.admitted.add(key)
             if message.get("kv"):
                 task = asyncio.ensure_future(self._prefill_with_handoff(link, message))
@@ -285,12 +297,14 @@ class Engine:
         key = (link, message["id"])
         if key not in self.admitted or self.silent:
             return
+        now, done = self.loop.time(), message.get("done", 0)
         self.running[key] = _Running(
-            message["id"],
-            message["prompt"],
-            message["out"],
+            message,
+            message["prompt"] + done,
+            message["out"] - done,
             self.settings.tpot * self.slow,
-            self.loop.time() + delay,
+            now + delay,
+            now,
         )
         if not self.ticking:
             self.ticking = True
@@ -337,6 +351,7 @@ class Engine:
 
     def _drop(self, key: tuple[Link, int]) -> None:
         self.running.pop(key, None)
+        self.blocks.give(key)
         if key in self.admitted:
             self.admitted.discard(key)
         else:
@@ -347,39 +362,73 @@ class Engine:
     def _tick(self) -> None:
         now = self.loop.time()
         steps: dict[Link, list[int]] = {}
+        firsts: dict[Link, list[list[float]]] = {}
         finished = []
         nearest = float("inf")
-        for key, request in self.running.items():
+        for key, request in list(self.running.items()):
+            if key not in self.running:
+                continue  # another one needed its blocks
             if request.due <= now + 0.0002:
+                if not self._grow(key, request):
+                    continue
                 request.due = (
                     request.due + request.gap
                     if now - request.due < LATE_TICKS * request.gap
                     else now + request.gap
                 )
+                if request.left == request.message["out"]:
+                    waited = request.begun - request.message["at"]
+                    first = [request.message["id"], waited, now - request.begun]
+                    firsts.setdefault(key[0], []).append(first)
                 request.left -= 1
-                steps.setdefault(key[0], []).append(request.id)
+                steps.setdefault(key[0], []).append(request.message["id"])
                 if request.left <= 0:
                     finished.append(key)
                     continue
             nearest = min(nearest, request.due)
         for key in finished:
             del self.running[key]
+            self.blocks.give(key)
             self.admitted.discard(key)
         if finished:
             self._admit()
             nearest = min([nearest, *(request.due for request in self.running.values())])
         for link, ids in steps.items():
-            self._tell(link, ids)
+            self._tell(link, ids, firsts.get(link, []))
         if self.running:
             # At most one round each millisecond: tokens that fall close together share a step.
             self.loop.call_at(max(nearest, now + 0.001), self._tick)
         else:
             self.ticking = False
 
-    def _tell(self, link: Link, ids: list[int]) -> None:
-        """Who got a token, and how many requests there are."""
-        counts = {"running": len(self.admitted), "waiting": len(self.waiting)}
-        link.send({"t": "step", "ids": ids, **counts})
+    def _grow(self, key: tuple[Link, int], request: _Running) -> bool:
+        """Make room for one more token; the youngest requests give theirs and begin anew."""
+        request.tokens += 1
+        while not self.blocks.take(key, request.tokens):
+            victim, loser = next(reversed(self.running.items()))
+            del self.running[victim]
+            self.admitted.discard(victim)
+            self.blocks.give(victim)
+            self.preemptions += 1
+            done = loser.message["out"] - loser.left
+            again = {**loser.message, "done": done, "kv": None}
+            self.waiting.appendleft((victim[0], again))
+            if victim == key:
+                return False
+        return True
+
+    def _tell(self, link: Link, ids: list[int], firsts: Sequence[list[float]] = ()) -> None:
+        """Who got a token, how long those of a first one waited; how full the engine is."""
+        if self.silent:
+            return
+        running = len(self.running)
+        figures = {
+            "running": running,
+            "waiting": len(self.waiting) + len(self.admitted) - running,
+            "usage": round(self.blocks.usage, 6),
+            "preempted": self.preemptions,
+        }
+        link.send({"t": "step", "ids": ids, "firsts": list(firsts), **figures})
 
     def _told_to_end(self) -> None:
         # The parent, signalled with the whole group, says when; alone, an engine ends by itself.

@@ -23,7 +23,14 @@ HISTOGRAMS = {
     "e2e_request_latency_seconds": _bounds(
         "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
     ),
+    "request_time_per_output_token_seconds": _bounds(
+        "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80"
+    ),
+    "iteration_tokens_total": _bounds("1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384"),
 }
+for _stage in ("queue", "inference", "prefill", "decode"):
+    HISTOGRAMS[f"request_{_stage}_time_seconds"] = HISTOGRAMS["e2e_request_latency_seconds"]
+LENGTHS = ("request_prompt_tokens", "request_generation_tokens")
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 REASONS = ("stop", "length", "abort", "error", "repetition")
 COUNTERS = (
@@ -56,14 +63,17 @@ class Histogram:
 class EngineMetrics:
     """What is counted for one engine."""
 
-    def __init__(self, positions: int = 0) -> None:
+    def __init__(self, positions: int = 0, longest: int = 1) -> None:
         self.steps = 0
         self.accepted = [0.0] * positions
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.gauges = dict.fromkeys(GAUGES, 0.0)
         self.sources = dict.fromkeys(SOURCES, 0)
         self.finished = dict.fromkeys(REASONS, 0)
-        self.histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAMS.items()}
+        steps = (float(digit * 10**power) for power in range(9) for digit in (1, 2, 5))
+        lengths = tuple(bound for bound in steps if bound <= longest)
+        bounds = {**HISTOGRAMS, **dict.fromkeys(LENGTHS, lengths)}
+        self.histograms = {name: Histogram(each) for name, each in bounds.items()}
 
     def prompt(self, tokens: int, source: str) -> None:
         """Count the prompt of a request that has been prefilled, or fetched."""
@@ -73,6 +83,30 @@ class EngineMetrics:
         if source == "external_kv_transfer":
             self.counters["external_prefix_cache_queries"] += tokens
             self.counters["external_prefix_cache_hits"] += tokens
+
+    def step(self, figures: dict[str, float], tokens: int) -> None:
+        """What an engine says of itself after a step that computed so many tokens."""
+        self.gauges["num_requests_running"] = figures["running"]
+        self.gauges["num_requests_waiting"] = figures["waiting"]
+        self.gauges["kv_cache_usage_perc"] = figures["usage"]
+        self.counters["num_preemptions"] = int(figures["preempted"])
+        if tokens:
+            self.histograms["iteration_tokens_total"].observe(tokens)
+
+    def ended(self, times: dict[str, float], prompt: int, output: int) -> None:
+        """Count a request that ended well: seconds by stage, and its tokens."""
+        for stage, seconds in times.items():
+            name = (
+                f"request_{stage}_time_seconds"
+                if stage != "e2e"
+                else f"{stage}_request_latency_seconds"
+            )
+            self.histograms[name].observe(seconds)
+        if output > 1:
+            pace = times["decode"] / (output - 1)
+            self.histograms["request_time_per_output_token_seconds"].observe(pace)
+        for name, tokens in zip(LENGTHS, (prompt, output), strict=True):
+            self.histograms[name].observe(tokens)
 
     def drafted(self, tokens: int, rates: list[float]) -> None:
         """Count the drafts of an answer: each step gives one token, and what was accepted.
@@ -121,7 +155,7 @@ def render(engines: dict[int, EngineMetrics], model: str) -> str:
         ]
     if any(engine.accepted for engine in engines.values()):
         _drafts(lines, engines, labels, head)
-    for name in HISTOGRAMS:
+    for name in (*HISTOGRAMS, *LENGTHS):
         head(name, "histogram", name.replace("_", " "))
         for rank, engine in engines.items():
             lines += _buckets(f"vllm:{name}", engine.histograms[name], rank, labels)

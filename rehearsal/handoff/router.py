@@ -172,15 +172,17 @@ class Router:
 
     async def _start(self) -> None:
         urls = list(dict.fromkeys((*self.prefill, *self.decode)))
-        deadline = asyncio.get_running_loop().time() + self.given.worker_startup_timeout_secs
+        loop, interval = asyncio.get_running_loop(), self.given.worker_startup_check_interval
+        began = loop.time()
         console.info("router.rs:1021", f"Waiting for {len(urls)} unique hosts to become healthy")
         while missing := [url for url in urls if not await self._healthy(url)]:
-            if asyncio.get_running_loop().time() > deadline:
-                seconds = self.given.worker_startup_timeout_secs
+            taken, seconds = loop.time() - began, self.given.worker_startup_timeout_secs
+            if taken > seconds:
                 raise RuntimeError(
                     f"Timeout {seconds}s waiting for hosts {json.dumps(missing)} to become healthy."
                 )
-            await asyncio.sleep(self.given.worker_startup_check_interval)
+            # The real one always sleeps that long; nobody's patience is tried here.
+            await asyncio.sleep(min(interval, 0.05 + taken / 20))
         for side, places in (("prefill", self.prefill), ("decode", self.decode)):
             found = [worker for url in places for worker in await self._engines(url)]
             self.turns[side] = itertools.cycle(found)

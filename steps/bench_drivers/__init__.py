@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from steps.bench_drivers import caches
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import is_finite
 from steps.core.node.noderun import NodeRun
@@ -118,6 +119,9 @@ def problems(run: NodeRun) -> Iterator[str]:
         elif driver.module:
             for problem in implementation(driver).problems(run, entry):
                 yield f"benchmark '{entry.benchmark.name}': {problem}"
+            several = entry.benchmark.sized and not driver.other_prompts
+            if several and (why := caches.unable(run.plan, run.me, run.supervisor.environment)):
+                yield f"benchmark '{entry.benchmark.name}' is measured at several loads: {why}"
 
 
 def generation(benchmark: Benchmark) -> dict[str, Any]:

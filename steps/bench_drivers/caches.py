@@ -13,15 +13,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from steps.core.node import http
-from steps.core.plan.plan import Access, BenchmarkPlan, Plan, Process
+from steps.core.plan.plan import Access, BenchmarkPlan, NodePlan, Plan, Process
 from steps.core.vllm import commandline, kvports, metrics
 
 PREFIX = "/reset_prefix_cache"
+RESETS = "VLLM_SERVER_DEV_MODE"
 #: What else an engine remembers of a prompt; not every version has these.
 OTHERS = ("/reset_mm_cache", "/reset_encoder_cache")
 ABSENT = (404, 405, 501)
@@ -50,19 +51,21 @@ def way(
     sleep: Callable[[float], Any],
     *,
     confirms: bool = False,
+    always: bool = False,
 ) -> Way:
     """Bring the caches to the state that the first measurement of benchmark ``number`` found.
 
     Args:
         varies: the driver can send other prompts.
         confirms: a miss is to be confirmed; colder caches than the first's turn none green.
+        always: the first measurement was begun in the same way.
     """
     if plan.benchmarks[number].benchmark.case_type != "performance":
         return Way(True, "")
     kept = keeps(plan)
     if not kept and all(_off(server) for _, server in plan.servers()):
         return Way(True, "prefix caching is off on every engine")
-    began = warmed(plan, number)
+    began = "" if always else warmed(plan, number)
     reason = kept or ("" if confirms else began) or reset(plan, sleep)
     if not reason:
         text = "the prefix caches of every engine were reset in between"
@@ -70,6 +73,21 @@ def way(
     if varies:
         return Way(True, f"each time with other prompts ({reason})", prompts=True)
     return Way(False, reason)
+
+
+def unable(plan: Plan, node: NodePlan, environment: Callable[[Process], Mapping[str, str]]) -> str:
+    """Why a node's engines cannot be brought to the same state again, as it is known before they
+    start; or empty.
+    """
+    if kept := keeps(plan):
+        return kept
+    for server in (process for process in node.processes if process.kind == "server"):
+        if server.api and not _off(server) and environment(server).get(RESETS) in (None, "", "0"):
+            return (
+                f"{node.name} {server.name} has a prefix cache, and {PREFIX} only with {RESETS}=1; "
+                "set that in env_common, or --no-enable-prefix-caching"
+            )
+    return ""
 
 
 def keeps(plan: Plan) -> str:
@@ -170,9 +188,9 @@ def share(before: tuple[float, float] | None, after: tuple[float, float] | None)
     return (after[0] - before[0]) / (after[1] - before[1])
 
 
-def warmer(first: float | None, later: float | None) -> bool:
+def warmer(first: float | None, later: float | None, slack: float = TOLERANCE) -> bool:
     """Whether a later measurement got more from the caches than the first."""
-    return first is not None and later is not None and later > first + TOLERANCE
+    return first is not None and later is not None and later > first + slack
 
 
 def _ask(method: str, to: Access) -> tuple[int, str]:

@@ -14,14 +14,23 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from steps.bench_drivers import Job, Measurement
+from steps.core.node import http
 from steps.core.node.noderun import NodeRun
 from steps.core.node.supervisor import ExitStatus, Running
 from steps.core.plan.plan import TOOL, NodePlan, Process
+from steps.core.record import evidence
+from steps.core.record.records import Cause
 from steps.core.system.guard import marked
 
 MARKER = "MULTINODE_TOOL"
+#: How long the endpoint may take over one short answer before it is called broken.
+ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
+#: The same when a budget is used up already, and only the culprit is looked for.
+BLAME_SECONDS = 10.0
 
 
 def run_tool(
@@ -34,13 +43,14 @@ def run_tool(
     what: Callable[[], str],
     blame: Callable[[], tuple[NodePlan, str]] | None = None,
     progress: Callable[[], object] | None = None,
+    tell: Callable[[], None] | None = None,
 ) -> ExitStatus:
     """Run a program to its end.
 
     Args:
         name: in the process table, and of its log.
         place: its working directory, and where its log is.
-        what, blame: as :meth:`NodeRun.until` takes them.
+        what, blame, tell: as :meth:`NodeRun.until` takes them.
         progress: asked when the log has grown; another value than before is progress.
             Without it any growth is.
 
@@ -73,7 +83,7 @@ def run_tool(
         return running.ended.is_set()
 
     try:
-        run.until(ended, what, blame=blame)
+        run.until(ended, what, blame=blame, tell=tell)
     finally:
         _end(run, running, marker)
     assert running.exit is not None
@@ -83,6 +93,54 @@ def run_tool(
 def _end(run: NodeRun, running: Running, marker: str) -> None:
     """KILL its group, and what of it has left the group."""
     run.supervisor.stop([running.process.name], lambda: 0.0)
-    for pid in marked(marker, MARKER):
+    for pid in marked(marker, name=MARKER):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+
+
+def ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
+    """One short question to the endpoint."""
+    limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
+    return http.ask(job.endpoint.access, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
+
+
+def blame(run: NodeRun, job: Job, process: str) -> tuple[NodePlan, str]:
+    """Who hangs: the endpoint, if it does not answer a single question, else the client."""
+    if ask(run, job, BLAME_SECONDS).text.strip():
+        return run.me, process
+    return run.me, "proxy" if job.endpoint.kind == "proxy" else "server"
+
+
+def killed(run: NodeRun, status: ExitStatus, log: Path, process: str, client: str) -> Cause:
+    """The cause that a signal ended the client."""
+    return run.cause_of(
+        "exit",
+        "infra",
+        f"the benchmark client {client} {status}",
+        process=process,
+        signal=status.signal,
+        evidence=evidence.of_log(log).lines,
+        log=str(log.relative_to(run.run_dir.path.resolve())),
+        hint="No server had ended; look at the leader's memory and at what else runs there.",
+    )
+
+
+def judge(
+    run: NodeRun, job: Job, found: Measurement, status: ExitStatus, log: Path, client: str
+) -> Measurement:
+    """Whose fault it is when a client brings no result: the endpoint's, or its own."""
+    if not any(check.status == "fail" for check in found.checks):
+        return found
+    if any(found.requests.get(kind) for kind in ("failed", "empty", "truncated")):
+        return found
+    reply = ask(run, job)
+    run.check_end()
+    said = "; ".join(evidence.of_log(log).lines[-1:]) or evidence.last_line(log)
+    ended = f"{client} {status}" + (f", saying: {said}" if said else "")
+    if reply.text.strip():
+        state, fault = f"the endpoint still answers, so {client} itself failed", "infra"
+    else:
+        state, fault = f"the endpoint does not answer: {reply.error}", "functional"
+    if found.metrics:
+        return replace(found, fault=fault)
+    return replace(found, error=f"no result: {ended}; {state}", fault=fault)

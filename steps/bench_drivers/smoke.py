@@ -5,7 +5,8 @@ request in ``requests.jsonl``. Touches: HTTP requests to the endpoint.
 
 Sends N chat completions at the benchmark's concurrency and request rate. It
 speaks HTTP itself, on one event loop: a thread a request would falsify the
-times of a large load. A request that cannot be understood is a failed one.
+times of a large load. A request that cannot be understood is a failed one, one
+that hangs ends the load (``stuck``).
 Latencies as AISBench defines them: TTFT from sending to the first token, E2EL
 to the last, TPOT = (E2EL - TTFT) / (output tokens - 1), ITL between chunks;
 throughput is output tokens over the wall time of the whole load.
@@ -14,6 +15,7 @@ throughput is output tokens over the wall time of the whole load.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -23,16 +25,15 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement, Sample, generation
+from steps.bench_drivers import Job, Measurement, Sample, generation, stuck
+from steps.bench_drivers.progress import Counts, Watch
 from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
 from steps.core.case.numbers import dumps
 from steps.core.node.http import unverified
-from steps.core.node.noderun import NodeRun
+from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.plan.plan import BenchmarkPlan
 from steps.core.record.records import Check
 
-REQUEST_SECONDS = 600.0
-REQUEST_SECONDS_REHEARSED = 60.0
 _STATUS = re.compile(r"[1-9][0-9]{2}\Z", re.ASCII)
 _WORDS = (
     "count", "apples", "train", "river", "seven", "market", "window", "garden", "letter", "stone",
@@ -49,9 +50,10 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     """Send the load and measure it; gives up when the run ends or nothing moves."""
     entry = job.entry.benchmark
     box: list[list[Sample] | BaseException] = []
-    moved = [0]
     loop = asyncio.new_event_loop()
-    load = _Load(job, run.plan.rehearsed, moved)
+    load = _Load(job)
+    watch = Watch(run, entry.name)
+    limit = stuck.limit(run.plan)
 
     def work() -> None:
         asyncio.set_event_loop(loop)
@@ -61,6 +63,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             box.append(error)
         finally:
             loop.close()
+            run.ended.stir()
 
     thread = threading.Thread(target=work, name="smoke", daemon=True)
     thread.start()
@@ -68,31 +71,52 @@ def measure(run: NodeRun, job: Job) -> Measurement:
 
     def done() -> bool:
         nonlocal seen
-        if moved[0] != seen:
-            seen = moved[0]
+        if load.moved != seen:
+            seen = load.moved
             run.progress()
-        return not thread.is_alive()
+        return bool(box)
+
+    def tell() -> None:
+        if watch.due():
+            watch.tell(load.counts(limit))
+            _hold(run, load, watch, limit)
 
     try:
         run.until(
             done,
             lambda: f"{entry.name}: {load.finished} of {load.total} requests answered",
-            every=0.02,
             logs=False,
             blame=lambda: (run.me, "proxy" if job.endpoint.kind == "proxy" else "server"),
+            tell=tell,
         )
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(load.cancel)
-            thread.join(2)
+        if not box:
+            with contextlib.suppress(RuntimeError):  # it ends just now
+                loop.call_soon_threadsafe(load.cancel)
+        thread.join(2)
+        with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
+            for sample in sorted(load.samples, key=lambda sample: sample.index):
+                out.write(dumps(asdict(sample)) + "\n")
     took = time.monotonic() - load.began
     result = box[0]
     if isinstance(result, BaseException):
         return Measurement(error=f"the smoke client failed: {type(result).__name__}: {result}")
-    with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
-        for sample in result:
-            out.write(dumps(asdict(sample)) + "\n")
     return summarise(result, took, entry.max_out_len, load.exact)
+
+
+def _hold(run: NodeRun, load: _Load, watch: Watch, limit: float) -> None:
+    """Raises StepFailed when a request is stuck."""
+    now = time.monotonic()
+    sign, all_silent = load.signs.stuck(now, limit)
+    at_work = all_silent and watch.still is not None and watch.still < limit
+    if sign is None or at_work:
+        return
+    had = f"its {sign.texts}. piece of text" if sign.texts else "it was sent, without any text"
+    reason = (
+        f"{load.entry.name}: {stuck.called(sign.index)} of {load.total:,} is stuck: nothing for "
+        f"{now - sign.at:.0f} s since {had}, while {load.finished:,} have been answered"
+    )
+    raise StepFailed(stuck.cause(run, reason, first=not sign.texts))
 
 
 def summarise(
@@ -180,7 +204,7 @@ def _count(name: str, samples: Sequence[Sample], say: Any) -> Check:
 class _Load:
     """The load of one measurement, on an event loop of its own."""
 
-    def __init__(self, job: Job, rehearsed: bool, moved: list[int]) -> None:
+    def __init__(self, job: Job) -> None:
         entry = job.entry.benchmark
         self.entry = entry
         self.total = entry.num_prompts or 32
@@ -189,8 +213,10 @@ class _Load:
         self._generation = generation(entry)
         self.exact = bool(self._generation["ignore_eos"])
         self._endpoint = job.endpoint
-        self._limit = REQUEST_SECONDS_REHEARSED if rehearsed else REQUEST_SECONDS
-        self._moved = moved
+        #: Events of all streams; every request that was begun; signs of life of those in flight.
+        self.moved = 0
+        self.samples: list[Sample] = []
+        self.signs = stuck.Signs()
         self._previous: dict[int, float] = {}
         self._mark = f"{job.prompts}." if job.prompts else ""
         self._random = random.Random(f"{self._mark}{entry.name}/{self.total}")
@@ -206,14 +232,42 @@ class _Load:
         room = asyncio.Semaphore(self.entry.batch_size)
         for number in range(self.entry.num_warmups or 0):
             await self._one(-1 - number, room, time.monotonic())
-        self.finished, self.began = 0, time.monotonic()
-        began = self.began
+        self.samples.clear()
+        self.began = began = time.monotonic()
         for index in range(self.total):
             task = asyncio.ensure_future(self._one(index, room, began))
             self._tasks.append(task)
             if self.entry.request_rate > 0:
                 await asyncio.sleep(self._random.expovariate(self.entry.request_rate))
         return list(await asyncio.gather(*self._tasks))
+
+    def counts(self, limit: float) -> Counts:
+        """How far it is; ``limit`` is that of silence."""
+        over = [sample for sample in self.samples if sample.e2el and not sample.error]
+        flying = self.signs.flying()
+        texts = sum(1 + len(sample.itl) for sample in over)
+        tokens = sum(sample.output_tokens for sample in over)
+        came = sum(sign.texts for sign in flying) * (tokens / texts if texts else 1.0)
+        firsts = [sample.ttft for sample in list(self.samples) if sample.ttft]
+        paces = [sample.tpot for sample in over if sample.tpot is not None]
+        most, sent = self.entry.max_out_len, len(self.samples)
+        # Every answer is as long as asked: its tokens tell more than its end does.
+        whole, work = self.total, float(self.finished)
+        if self.exact:
+            whole, work = self.total * most, self.finished * most + min(came, len(flying) * most)
+        return Counts(
+            self.total,
+            self.finished,
+            len(flying),
+            self.finished - len(over),
+            tokens + came,
+            sum(firsts) / len(firsts) if firsts else None,
+            sum(paces) / len(paces) if paces else None,
+            work,
+            whole,
+            settled=self.finished >= self.entry.batch_size or (self.exact and sent >= self.total),
+            quiet=self.signs.quiet(time.monotonic(), limit),
+        )
 
     def cancel(self) -> None:
         """Give every request up."""
@@ -225,16 +279,21 @@ class _Load:
         async with room:
             started = time.monotonic()
             sample.begun = round(started - began, 6)
+            self.samples.append(sample)
+            self.signs.begin(index, started)
             try:
-                await asyncio.wait_for(self._ask(sample, started), self._limit)
-            except asyncio.TimeoutError:
-                sample.error = f"no whole answer within {self._limit:g} s"
+                await self._ask(sample, started)
+            except asyncio.CancelledError:
+                sample.error = "in flight when the load was given up"
+                raise
             except BadAnswer as error:
                 sample.error = clean(str(error))
             except Exception as error:
                 sample.error = clean(f"{type(error).__name__}: {error}")
-            sample.e2el = sample.e2el or time.monotonic() - started
-            self.finished += 1
+            finally:
+                self.signs.end(index)
+                sample.e2el = sample.e2el or time.monotonic() - started
+            self.finished += index >= 0
         return sample
 
     def _body(self, index: int) -> bytes:
@@ -296,7 +355,7 @@ class _Load:
                 sample.e2el = now
                 return True
             said = chunk(payload)
-            self._moved[0] += 1
+            self.moved += 1
             sample.input_tokens = said.prompt or sample.input_tokens
             sample.output_tokens = said.output or sample.output_tokens
             sample.finish = said.finish or sample.finish
@@ -306,6 +365,7 @@ class _Load:
                 else:
                     sample.itl.append(now - self._previous[sample.index])
                 self._previous[sample.index] = now
+                self.signs.text(sample.index, started + now)
                 sample.text += said.text
         return False
 

@@ -46,14 +46,14 @@ def post(run: NodeRun, to: Access, body: Any) -> http.Reply:
 
     def work() -> None:
         box.append(http.request("POST", to, limit, body, most=MOST))
+        run.ended.stir()
 
     thread = threading.Thread(target=work, name="check", daemon=True)
     thread.start()
     kind = "proxy" if run.plan.endpoint.kind == "proxy" else "server"
     run.until(
-        lambda: not thread.is_alive(),
+        lambda: bool(box) or not thread.is_alive(),
         lambda: f"an answer from {to.url}",
-        every=0.02,
         blame=lambda: (run.me, kind),
     )
     run.progress()

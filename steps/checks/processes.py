@@ -25,7 +25,7 @@ def check_rank0_process_count(run: NodeRun) -> Iterator[Check]:
     seen = dict(ancestry.every())
     # Servers that another step holds are in a table of its own, and carry its mark.
     marks = [marker(run.run_dir, run.me.index, step) for step in ("", "serve")]
-    mine = {*ancestry.below(_started(run), seen), *(pid for mark in marks for pid in marked(mark))}
+    mine = {*ancestry.below(_started(run), seen), *marked(*marks)}
     found = {pid: words for pid in sorted(mine) if (words := _words(pid))}
     servers = [pid for pid in found if pid not in seen or seen[pid].parent not in found]
     listed = "; ".join(f"pid {pid}: {found[pid][:120]}" for pid in servers)

@@ -61,6 +61,7 @@ class Verb:
             prog=self.name,
             description=self.doc,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=not self.more,  # --on is passed on, not --only written shorter
         )
         self.options(made)
         return made

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 
 from steps.core import foreign
 
+#: Problems of one file that are told; a file with more is not read line by line.
+MAX_PROBLEMS = 200
+
 
 class Exit(enum.IntEnum):
     """Exit codes of every command."""
@@ -133,3 +136,21 @@ def sort_problems(problems: Iterable[Problem]) -> list[Problem]:
     """In the order in which a reader meets them, without repetitions."""
     unique = dict.fromkeys(problems)
     return sorted(unique, key=lambda p: (p.place.file, p.place.line, p.place.column, p.rule))
+
+
+def enough(problems: Iterable[Problem]) -> list[Problem]:
+    """What is told of a file: in reading order, errors first when there are too many."""
+    every = sort_problems(problems)
+    if len(every) <= MAX_PROBLEMS:
+        return every
+    chosen = sorted(every, key=lambda problem: problem.severity is not Severity.ERROR)
+    left = chosen[MAX_PROBLEMS:]
+    severity = Severity.ERROR if errors_of(left) else Severity.WARNING
+    more = f"and {len(left):,} more problems, which are not shown"
+    last = Problem("MN009", more, left[-1].place, "Mend some of these first.", severity)
+    return [*sort_problems(chosen[:MAX_PROBLEMS]), last]
+
+
+def cut(text: str, most: int = 1000) -> str:
+    """A text as a message shows it: no longer than ``most``."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

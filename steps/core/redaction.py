@@ -126,8 +126,23 @@ _YAML = re.compile(
     r"(?m)(?<![\w.-])(?P<name>[A-Za-z_][\w.-]{1,64})[\"']?:[ \t]+"
     r"(?P<value>\"(?:\\.|[^\"\\\n])*\"|'(?:''|[^'\n])*'|[^\s#|>&*!'\"{\[][^\n,}#]*)"
 )
+#: One of these is in small letters in whatever holds a secret, once its quotes are away.
+_SIGNS = (
+    "secret", "passw", "passphrase", "credential", "key", "pwd", "dsn", "auth", "cookie", "earer",
+    "kubeconfig", "webhook", "database", "connection", "hf_", "ghp_", "gho_", "ghu_", "ghs_",
+    "ghr_", "github_pat_", "glpat-", "sk-", "xox", "akia", "asia", "aiza", "eyj",
+)  # fmt: skip
+_MORE_SIGNS = tuple(
+    map(re.compile, (r"token(?!s|iz)", r"pass(?![a-z])", r"pat(?![a-z])", r"://\S{0,999}@"))
+)
 _NAME_BEFORE = re.compile(r"[\w.-]*\Z")
 _HEADER = re.compile(r"(?i)(x|api|set|private)-[\w-]+|cookie")
+
+
+def _may_hold(text: str) -> bool:
+    """Whether taking a command apart can show a secret; most hold none, and it takes its time."""
+    low = text.lower().replace('"', "").replace("'", "").replace("\\", "")
+    return any(sign in low for sign in _SIGNS) or any(sign.search(low) for sign in _MORE_SIGNS)
 
 
 def _found(match: re.Match[str]) -> str:
@@ -356,6 +371,11 @@ class Redactor:
                 self._learned.setdefault(piece, "")
         self._matcher = None
 
+    @property
+    def learned(self) -> tuple[tuple[str, str], ...]:
+        """Every secret, with the name where it stands: what another process is to hide too."""
+        return tuple(self._learned.items())
+
     def study(self, value: Any) -> None:
         """Learn the secrets of a value, such as a case, a plan or an environment.
 
@@ -381,7 +401,7 @@ class Redactor:
             for match in pattern.finditer(text):
                 if group := _found(match):
                     self.learn([match[group]], _name(match) or "")
-        if " " in text and "--" in text and len(text) < _COMMAND:
+        if " " in text and "--" in text and len(text) < _COMMAND and _may_hold(text):
             with contextlib.suppress(ValueError):
                 self.study(shlex.split(text))
 

@@ -141,6 +141,36 @@ def read() -> Settings:
     )
 
 
+@dataclass(frozen=True)
+class GitHubJob:
+    """What GitHub tells a job of its workflow."""
+
+    api: str
+    server: str
+    token: str
+    repository: str
+    run: str
+    event: str
+
+    @property
+    def url(self) -> str:
+        """Where people see the run of the workflow."""
+        return f"{self.server}/{self.repository}/actions/runs/{self.run}"
+
+
+def github() -> GitHubJob:
+    """The job that this process is part of; texts are empty outside of one."""
+    env = os.environ
+    return GitHubJob(
+        api=env.get("GITHUB_API_URL", ""),
+        server=env.get("GITHUB_SERVER_URL", ""),
+        token=env.get("GITHUB_TOKEN", ""),
+        repository=env.get("GITHUB_REPOSITORY", ""),
+        run=env.get("GITHUB_RUN_ID", ""),
+        event=env.get("GITHUB_EVENT_PATH", ""),
+    )
+
+
 def usable_token(token: str, source: str) -> str:
     """A run's token, which travels in a header of HTTP.
 

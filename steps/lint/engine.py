@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from steps.core.case.case import Case
-from steps.core.case.source import MAX_PROBLEMS, Source, cut
-from steps.core.errors import CaseError, Place, Problem, Severity, sort_problems
+from steps.core.case.source import Source
+from steps.core.errors import MAX_PROBLEMS, CaseError, Place, Problem, Severity, cut, sort_problems
 from steps.core.plan.plan import Plan
 from steps.lint import rules  # noqa: F401  (registers every rule)
 from steps.lint.fleet import build

@@ -18,14 +18,24 @@ from typing import Any
 
 from steps.core.case import build, check
 from steps.core.case.case import Case
+from steps.core.case.parts.single import PORT_WORDS
 from steps.core.case.source import DataPath, Source
 from steps.core.errors import CaseError, Problem, errors_of
 
 #: Problems after which there is no case at all, or one too large to look at.
 _HOPELESS = ("MN001", "MN002", "MN003", "MN009", "MN016")
 _COMMAND = ("server_cmd", "server_cmd_template")
-#: The commands of a case of one node; nothing stands in for them.
-_WORDS = ("server_cmd", "server_cmd_extra", "epd_server_cmds", "epd_proxy_args")
+#: What cannot be asked without a command.
+_OF_COMMANDS = frozenset({"MN02", "MN2", "MN302", "MN4", "MN5", "MN6"})
+#: What only a case of one node has at its top: what stands in for it, and what cannot be asked.
+_OF_ONE: dict[str, tuple[Any, frozenset[str]]] = {
+    "name": ("case", frozenset()),
+    "envs": ({}, frozenset({"MN02", "MN6"})),
+    "server_cmd": ([], _OF_COMMANDS),
+    "server_cmd_extra": ([], _OF_COMMANDS),
+    "epd_server_cmds": ([["--port", "7100"]], _OF_COMMANDS),
+    "epd_proxy_args": (["--port", "7101"], _OF_COMMANDS),
+}
 _LISTS = ("deployment", "config", "templates")
 _ROLES = ("prefiller_host_index", "decoder_host_index")
 #: What stands in for a number of a node in the routing dialect; other keys have defaults.
@@ -94,12 +104,15 @@ class _Mender:
         parent, _, key = problem.field.rpartition(".")
         path = self._paths.get(problem.field)
         path = (*self._paths.get(parent, ()), key) if path is None else path
-        if not path or path[0] not in {*self.data, *_REQUIRED}:
+        own = _OF_ONE if self.source.only else {}
+        if not path or path[0] not in {*self.data, *_REQUIRED, *own}:
             return
         if path[0] == "benchmarks":
             self._benchmark(path)
         elif problem.rule == "MN005" and "groups" not in path:
             self._forget(path)
+        elif path[0] in own:
+            self._of_one(problem.rule, path)
         elif path[0] in _LISTS and len(path) > 2:
             self._of_node(path)
         elif path[0] == "env_common" and len(path) > 1:
@@ -111,7 +124,7 @@ class _Mender:
         """Make the number of nodes and the roles fit the lists; whether there is a fleet."""
         data = self.data
         if self.source.only:
-            return all(key in data for key in _WORDS if key in self.source.data)
+            return True
         lists = [data[key] for key in _LISTS if isinstance(data.get(key), list)]
         size = min(map(len, lists), default=0)
         if not size or size != max(map(len, lists)):
@@ -151,7 +164,7 @@ class _Mender:
             return
         if key in _COMMAND:
             node[key] = f"vllm serve {self.data.get('model')}" if key == "server_cmd" else []
-            self.unasked |= {"MN02", "MN2", "MN302", "MN4", "MN5", "MN6"}
+            self.unasked |= _OF_COMMANDS
         elif key in ("envs", "env_extend") and len(path) > 3:
             self._variable(path)
         elif place == "config":
@@ -164,12 +177,23 @@ class _Mender:
             if key != "envs":
                 del node[key]
 
+    def _of_one(self, rule: str, path: DataPath) -> None:
+        """What only a case of one node has at its top."""
+        if rule == "MN018" or path[-1] in PORT_WORDS:  # not read; absent a free one
+            self._forget(path)
+        elif path[0] == "envs" and len(path) > 1:
+            self._variable(path)
+        else:
+            value, unasked = _OF_ONE[path[0]]
+            self.data[path[0]] = copy.deepcopy(value)
+            self.unasked |= unasked
+
     def _variable(self, path: DataPath) -> None:
-        """A variable that is there, with a value that nobody knows."""
+        """A variable that is there, with a value that nobody knows; none without a name."""
         self._forget(path)
-        holder = self.at(path[:-1])
-        if isinstance(holder, dict):
-            holder[str(path[-1])] = ""
+        holder, name = self.at(path[:-1]), str(path[-1])
+        if isinstance(holder, dict) and name.isidentifier():
+            holder[name] = ""
         self.unasked |= {"MN303", "MN604", "MN605"}
 
     def _stand_in(self, key: str) -> None:

@@ -23,6 +23,7 @@ from steps.core.plan.resolver import Options, resolve
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
 from steps.core.redaction import Redactor
+from tests.bench import engine
 
 SAMPLES = Path(__file__).parents[1] / "data" / "aisbench"
 
@@ -168,3 +169,12 @@ def bench(
     made = Bench(tmp_path, f"http://127.0.0.1:{endpoint.server_port}")
     yield made
     made.run.events.close()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = engine.Server(("127.0.0.1", 0), engine.Engine)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

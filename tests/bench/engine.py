@@ -162,7 +162,9 @@ class Engine(http.server.BaseHTTPRequestHandler):
         more = b"; name=value" if kind == "extension" else b""
         if kind == "bytewise":
             parts = [bytes([byte]) for byte in b"".join(parts)]
-        for part in parts:
+        for number, part in enumerate(parts):
+            if kind == "hang" and number == 3:
+                time.sleep(600)
             self.wfile.write(b"%x%s\r\n%s\r\n" % (len(part), more, part))
         if kind == "chunk size":
             self.wfile.write(b"zz\r\n")

@@ -87,7 +87,7 @@ def test_exit_0_with_failed_requests_is_functional(bench):
 def test_exit_0_without_results_is_infra_while_the_endpoint_answers(bench):
     found = measure(bench, "say=nothing-to-do")
     assert found.fault == "infra"
-    assert "nothing-to-do" in found.error and "AISBench itself failed" in found.error
+    assert "nothing-to-do" in found.error and "ais_bench itself failed" in found.error
 
 
 def test_exit_1_without_results_is_infra_while_the_endpoint_answers(bench):

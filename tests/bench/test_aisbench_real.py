@@ -56,7 +56,7 @@ def test_both_case_types(tmp_path):
     lines = (tmp_path / "run/node-0/bench/00-perf/requests.jsonl").read_text().splitlines()
     assert all(json.loads(line)["ttft"] > 0 for line in lines)
     place = tmp_path / "run/node-0/bench/00-perf"
-    assert not list(marked(str(place.resolve()), "MULTINODE_TOOL"))
+    assert not list(marked(str(place.resolve()), name="MULTINODE_TOOL"))
 
 
 def test_an_error_in_mid_stream_is_not_green(tmp_path):

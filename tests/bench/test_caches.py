@@ -267,7 +267,7 @@ def test_the_prompts_of_two_numbers_share_nothing(bench: Bench) -> None:
     job = bench.job(bench.run.plan.benchmarks[0].benchmark.name)
 
     def prompts(number: int) -> list[str]:
-        load = smoke._Load(replace(job, prompts=number), True, [0])
+        load = smoke._Load(replace(job, prompts=number))
         bodies = [json.loads(load._body(index)) for index in range(8)]
         return [body["messages"][0]["content"] for body in bodies]
 

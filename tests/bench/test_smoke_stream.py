@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +15,6 @@ from steps.bench_drivers import Job, Measurement, smoke, stream
 from steps.core.plan.plan import Endpoint
 from tests.bench import engine
 from tests.bench.conftest import Bench
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    server = engine.Server(("127.0.0.1", 0), engine.Engine)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 def measure(bench: Bench, url: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> Measurement:

@@ -160,6 +160,23 @@ def test_rates_by_position_fail_a_benchmark(tmp_path):
     assert not result["runs"], "nothing of minutes is measured again for chance's sake"
 
 
+@pytest.mark.parametrize(
+    ("kind", "fault", "reason"),
+    [
+        ("performance", "truncate@0:bench", "answers truncated: 8"),
+        ("accuracy", "empty@0:bench", "answers empty: 8"),
+    ],
+)
+def test_a_benchmark_fails(kind: str, fault: str, reason: str, tmp_path: Path) -> None:
+    entry = {**BENCH, "case_type": kind}
+    if kind == "accuracy":
+        entry |= {"dataset_conf": RATES["dataset_conf"], "request_conf": "vllm_api_general_chat"}
+    found = run(tmp_path, case(benchmarks={"measured": entry}), "--fault", fault)
+    assert (found.code, found.verdict["verdict"]) == (1, "functional"), found.output
+    [result] = found.verdict["benchmarks"]
+    assert (result["status"], reason in result["reason"]) == ("fail", True), result["reason"]
+
+
 def test_a_failed_check_ends_the_run_where_the_case_says_so(tmp_path):
     asked = {**TOKENS, "checks": {"stop": True}}
     found = run(tmp_path, case(**asked), "--fault", "miscount@0")

@@ -17,7 +17,6 @@ from ci import replay, run
 from ci.nightly import history
 from ci.nightly.history import DirectoryStore, encode
 from ci.report import annotate, closing, html, junit
-from ci.tools.git import git
 from steps.core import settings
 from steps.core.errors import InfraError, UsageError
 from steps.core.node.alone import faults
@@ -25,6 +24,7 @@ from steps.core.plan.faults import Signal
 from steps.core.record import outcome
 from steps.core.record.events import EventLog, read_events
 from steps.core.record.rundir import RunDir, read_bounded, read_json
+from steps.core.system.git import git
 from tests.ci import runs
 from tests.ci.test_history import result
 

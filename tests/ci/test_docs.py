@@ -20,11 +20,21 @@ from ci.nightly import matrix
 from ci.tools import reference
 from steps.core.case.build import build_case, cases_in
 from steps.core.case.source import parse_yaml
+from steps.core.plan.profile import load_profile
 from tests.core.test_house import FLOORS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-OURS = ("index", "tour", "add-a-case", "read-a-verdict", "nightly", "extend", "from-run-sh")
+OURS = (
+    "index",
+    "tour",
+    "add-a-case",
+    "read-a-verdict",
+    "nightly",
+    "extend",
+    "from-run-sh",
+    "products",
+)
 #: The generated reference lists commands without what they need.
 ALL = [
     *(page for page in PAGES if page.stem != "reference"),
@@ -66,6 +76,9 @@ def test_yaml_in_a_page_is_a_valid_case_or_matrix(
         if label == "matrix":
             (tmp_path / "m.yaml").write_text(text, encoding="utf-8")
             assert matrix.load(tmp_path / "m.yaml").entries
+        elif label == "profile":
+            (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+            assert load_profile(tmp_path / "p.yaml").known_products()[1]
         else:
             for case in map(build_case, cases_in(parse_yaml(text, page.name)).values()):
                 assert case.benchmarks or case.only

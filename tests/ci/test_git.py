@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ci.nightly import history, matrix
-from ci.tools import git as runner
 from steps.core.errors import InfraError
+from steps.core.system import git as runner
 from tests.ci.test_history import result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -19,7 +20,6 @@ from ci.nightly.history import (
     encode,
     open_store,
 )
-from ci.tools.git import git
 from steps.core.case.build import load_case
 from steps.core.case.source import parse_yaml
 from steps.core.errors import CaseError, UsageError
@@ -28,6 +28,7 @@ from steps.core.plan.plan import Plan
 from steps.core.record import stats
 from steps.core.record.records import Cause
 from steps.core.record.verdict import Verdict
+from steps.core.system.git import git
 
 
 def result(number: int, value: float = 1000.0, **more: object) -> Result:
@@ -137,7 +138,39 @@ def test_a_trend_says_level_and_what_changed_it() -> None:
         "quickstart", series(*[1000, 1004, 998, 1001, 1003] * 2, *[900, 903, 898] * 3)
     )
     assert "median 900 token/s" in text and "-10." in text
-    assert "commits c009..c010" in text
+    assert "harness c009..c010" in text
+
+
+def product(number: int) -> str:
+    return f"{number:02d}" * 20
+
+
+def test_a_trend_is_by_the_product_s_commit() -> None:
+    results = [
+        result(n, value, versions={"vllm-ascend": "0.30", "vllm-ascend-commit": product(n)})
+        for n, value in enumerate([1000.0, 1004, 998, 1001, 1003] * 2 + [900.0, 903, 898] * 3)
+    ]
+    text = trend.text("quickstart", results)
+    assert f"vllm-ascend {product(9)[:12]}..{product(10)[:12]}, harness c009..c010" in text
+    assert f"pass     vllm-ascend {product(3)[:12]} " in text
+
+
+def test_what_a_run_was_told_to_test_keeps_apart() -> None:
+    nightly = series(*[1000.0] * 6)
+    asked = {"asked": {"vllm-ascend": "pr/7"}, "versions": {"vllm-ascend-commit": product(7)}}
+    pull = result(9, 800.0, **asked)
+    assert len(trend.series([*nightly, pull], "chat", "output_throughput")) == 1
+    assert len(trend.series([pull, *nightly], "chat", "output_throughput")) == 6
+    assert decode(encode(pull)) == pull and pull.product == f"vllm-ascend {product(7)[:12]}"
+
+
+def test_an_entry_of_before_is_a_result() -> None:
+    body = json.loads(json.loads(encode(result(1)))["result"])
+    del body["asked"]
+    text = json.dumps(body)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    found = decode(json.dumps({"sha256": digest, "result": text}))
+    assert (found.commit, found.product, found.asked) == ("c001", "", {})
 
 
 def test_the_trend_command_lists_shows_and_plots(
@@ -212,7 +245,7 @@ def test_few_runs_or_rehearsals_propose_nothing(tmp_path: Path) -> None:
 
 def test_only_the_last_level_counts(tmp_path: Path) -> None:
     proposal, _, _ = propose(CASE, series(*[700.0] * 8, *[1200.0] * 8), tmp_path)
-    assert proposal.value == 1200 and "commits c007..c008" in proposal.reason
+    assert proposal.value == 1200 and "harness c007..c008" in proposal.reason
 
 
 def test_a_baseline_shared_by_an_anchor_is_refused() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from ci.nightly import matrix
 from ci.nightly.matrix import Entry, Matrix, affected, as_github, as_json, select
-from ci.tools import git as runner
 from steps.core.errors import CaseError, UsageError
+from steps.core.system import git as runner
 
 ENTRY = """\
 a3:

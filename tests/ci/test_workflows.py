@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ci.nightly import jobs, matrix
+from ci.nightly import hunt, jobs, matrix, reply
 from steps.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -80,10 +80,12 @@ def test_workflows_pass_the_offline_checkers(tool: str) -> None:
 def test_what_a_pull_request_asks_for_is_never_kept_in_the_history() -> None:
     run = next(s for s in load("_multinode.yaml")["jobs"]["run"]["steps"] if s.get("name") == "Run")
     assert run["env"]["MULTINODE_PULL_REQUEST"] == "${{ inputs.pull }}"
-    callers = [job for job in load("nightly.yaml")["jobs"].values() if "uses" in job]
-    assert callers and all("inputs.pull" in job["with"]["pull"] for job in callers)
-    asked = step("command.yaml", "nightly", "Check and start")
-    assert '-f pull="$NUMBER"' in asked
+    of_command = [job for job in load("command.yaml")["jobs"].values() if "uses" in job]
+    of_night = [job for job in load("nightly.yaml")["jobs"].values() if "uses" in job]
+    assert of_command and of_night
+    assert {job["with"]["pull"] for job in of_command} == {"${{ needs.ask.outputs.pull }}"}
+    assert {job["with"]["ref"] for job in of_night} == {"${{ inputs.ref }}"}
+    assert load("_case.yaml")["jobs"]["run"]["with"]["pull"] == "${{ inputs.ref }}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -101,7 +103,7 @@ def test_everything_is_installed_before_there_is_a_kubeconfig() -> None:
     before, after = steps[:place], steps[place:]
     assert any("--install-only -- --on k8s" in entry.get("run", "") for entry in before)
     assert "secrets." not in str(before) and "KUBECONFIG" not in str(before)
-    assert "nox -s multinode --no-install" in steps[run]["run"]
+    assert 'nox -s "$SESSION" --no-install' in steps[run]["run"]
     for entry in after:
         script = entry.get("run", "")
         assert "pip" not in script and script.count("nox ") == script.count("--no-install")
@@ -191,37 +193,125 @@ def test_no_expression_stands_in_a_shell_block(path: Path) -> None:
             assert "${{" not in entry.get("run", ""), entry
 
 
-def test_the_jobs_are_those_of_the_matrix(root: Path) -> None:
-    text = (root / jobs.WORKFLOW).read_text(encoding="utf-8")
-    fresh = jobs.made(text, matrix.load(root / matrix.MATRIX).socs)
+def text_of(workflow: str) -> str:
+    return (ROOT / jobs.FOLDER / workflow).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("workflow", jobs.WORKFLOWS)
+def test_the_jobs_are_those_of_the_matrix(workflow: str) -> None:
+    text = text_of(workflow)
+    fresh = jobs.made(workflow, text, matrix.load(ROOT / matrix.MATRIX).socs)
     assert text == fresh, "run `nox -s matrix -- --write-jobs`"
 
 
 SOCS = ("a2", "a3-560t", "310p")
 
 
-def test_each_soc_has_a_job_with_its_secret_and_no_other(root: Path, tmp_path: Path) -> None:
-    text = jobs.made((root / jobs.WORKFLOW).read_text(encoding="utf-8"), SOCS)
-    assert jobs.made(text, SOCS) == text
-    made = yaml.safe_load(text)["jobs"]
-    assert list(made) == ["plan", "soc-a2", "soc-a3-560t", "soc-310p"]
+@pytest.mark.parametrize(("workflow", "first"), [("nightly.yaml", "plan"), ("command.yaml", "ask")])
+def test_each_soc_has_a_job_with_its_secret_and_no_other(
+    tmp_path: Path, workflow: str, first: str
+) -> None:
+    text = jobs.made(workflow, text_of(workflow), SOCS)
+    assert jobs.made(workflow, text, SOCS) == text
+    whole = yaml.safe_load(text)
+    made = whole["jobs"]
+    last = "tell" if workflow == "nightly.yaml" else "answer"
+    assert list(made) == [first, "soc-a2", "soc-a3-560t", "soc-310p", last]
+    assert made[last]["needs"] == list(made)[:-1]
     assert made["soc-310p"]["secrets"] == {"kubeconfig-b64": "${{ secrets.KUBECONFIG_310P_B64 }}"}
     secret = made["soc-a3-560t"]["secrets"]["kubeconfig-b64"]
     assert secret == "${{ secrets.KUBECONFIG_A3_560T_B64 }}"
+    if workflow == "command.yaml":  # what a calling repository has to hand over
+        wanted = {f"KUBECONFIG_{soc}_B64" for soc in ("A2", "A3_560T", "310P")}
+        assert set(whole[True]["workflow_call"]["secrets"]) == wanted
     entries = tuple(
         matrix.Entry(soc, soc, "c.yaml", 2, soc, ("npu",), "nightly", "us") for soc in SOCS
     )
     told = matrix.as_github(matrix.Matrix(entries, {}), entries)
-    assert {line.split("=")[0] for line in told.splitlines()} >= set(made["plan"]["outputs"])
-    for name in (*made, *made["plan"]["outputs"]):
+    known = {line.split("=")[0] for line in told.splitlines()} | OUTPUTS
+    assert known >= set(made[first]["outputs"])
+    for name in (*made, *made[first]["outputs"]):
         assert re.fullmatch("[a-zA-Z_][a-zA-Z0-9_-]*", name)
     check_offline("zizmor", [write(tmp_path, text)])
     check_offline("check-jsonschema", [write(tmp_path, text)])
 
 
+#: What ``nox -s ask`` prints beside the jobs.
+OUTPUTS = {"session", "words", "repository", "ref", "pull", "about"}
+
+
 def test_a_workflow_without_its_marks_is_refused() -> None:
     with pytest.raises(UsageError, match="marked"):
-        jobs.made("jobs: {}\n", SOCS)
+        jobs.made("nightly.yaml", "jobs: {}\n", SOCS)
+
+
+def test_inputs_and_outputs_fit_together() -> None:
+    """What a caller gives is an input of what it calls; what it reads of a job is an output."""
+    for path in FILES:
+        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for job in whole["jobs"].values():
+            if "uses" in job:
+                called = load(Path(job["uses"].split(" ")[0]).name)[True]["workflow_call"]
+                wanted = {k for k, v in called["inputs"].items() if v.get("required")}
+                assert wanted <= set(job["with"]) <= set(called["inputs"])
+                assert set(job["secrets"]) == set(called["secrets"])
+        for name, output in re.findall(r"needs\.([\w-]+)\.outputs\.([\w-]+)", str(whole)):
+            job = whole["jobs"][name]
+            if "uses" in job:
+                called = load(Path(job["uses"]).name)[True]["workflow_call"]
+                assert output in called["outputs"], (path.name, output)
+            else:
+                assert output in job["outputs"], (path.name, output)
+
+
+def test_only_two_jobs_of_a_comment_may_write_and_they_run_nothing_of_the_request() -> None:
+    whole = load("command.yaml")
+    assert whole["permissions"] == {}
+    writing = {
+        name
+        for name, job in whole["jobs"].items()
+        if "write" in job.get("permissions", {}).values()
+    }
+    assert writing == {"ask", "answer"}
+    for name in writing:
+        job = whole["jobs"][name]
+        for entry in job["steps"]:
+            if str(entry.get("uses", "")).startswith("actions/checkout"):
+                assert entry["with"]["ref"] == "${{ job.workflow_sha }}"
+                assert entry["with"]["repository"] == "${{ job.workflow_repository }}"
+        assert "github.event.comment.body" not in str(job["steps"])
+        assert "secrets." not in str(job)
+    for name in writing:  # packages come before the token
+        steps = whole["jobs"][name]["steps"]
+        held = next(at for at, entry in enumerate(steps) if "GITHUB_TOKEN" in entry.get("env", {}))
+        assert any("--install-only" in entry.get("run", "") for entry in steps[:held])
+        assert "--no-install" in steps[held]["run"]
+
+
+def test_what_jobs_leave_is_what_the_reply_reads() -> None:
+    steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
+    [left] = [one for one in steps if one.get("name") == "Keep what the reply needs"]
+    choice = "inputs.session == 'bisect' && 'found' || 'said'"
+    assert left["with"]["name"] == f"_${{{{ {choice} }}}}-${{{{ inputs.name }}}}"
+    assert (reply.SAID, reply.FOUND) == ("_said-", "_found-")
+    files = {Path(line).name for line in left["with"]["path"].split()}
+    assert files == {"verdict.json", "compare.json", "comment.md", hunt.TEXT}
+    for workflow, job in (("nightly.yaml", "tell"), ("command.yaml", "answer")):
+        fetched = [one["with"] for one in load(workflow)["jobs"][job]["steps"] if "with" in one]
+        patterns = [one["pattern"] for one in fetched if "pattern" in one]
+        assert patterns == ["_said-*", "_found-*"][: len(patterns)] and patterns
+        assert not re.match(matrix.NAME, "_said-x")  # no entry's own files are taken for it
+
+
+def test_a_search_is_off_unless_a_variable_says_how_much() -> None:
+    case = load("_case.yaml")
+    assert "vars.MULTINODE_BISECT_MINUTES || ''" in case["jobs"]["run"]["with"]["bisect"]
+    assert case["jobs"]["bisect"]["if"] == "${{ !cancelled() && needs.run.outputs.words != '' }}"
+    steps = load("_multinode.yaml")["jobs"]["run"]["steps"]
+    [decide] = [one for one in steps if one.get("id") == "decide"]
+    assert "inputs.bisect != ''" in decide["if"] and decide["continue-on-error"] is True
+    assert load("_multinode.yaml")[True]["workflow_call"]["inputs"]["bisect"]["default"] == ""
+    assert "bisect" not in str(load("command.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -271,10 +361,20 @@ def test_the_kubeconfig_is_readable_by_the_owner_only(tmp_path: Path) -> None:
 
 def test_the_run_shows_its_log_and_keeps_its_exit_code(tmp_path: Path) -> None:
     script = step("_multinode.yaml", "run", "Run")
-    stubs = {"nox": "echo $*; echo working; exit 4"}
-    code, output = finish(shell(script, tmp_path, stubs, CASE="a b.yaml", PROFILE="a3"))
+    stubs = {"nox": f"{ARGS}; echo working $GITHUB_STEP_SUMMARY; exit 4"}
+    env = {"CASE": "a b.yaml", "PROFILE": "a3", "SESSION": "multinode"}
+    env["GITHUB_STEP_SUMMARY"] = "/the/summary"
+    code, output = finish(shell(script, tmp_path, stubs, WORDS="", **env))
     assert code == 4
     assert "-s multinode --no-install -- a b.yaml --on k8s --profile a3 --run-dir run" in output
+    assert "working /the/summary" in output
+    env["SESSION"] = "compare"
+    code, output = finish(
+        shell(script, tmp_path, stubs, WORDS='--b x=y@z $(touch pwned) * "', **env)
+    )
+    wanted = '-s compare --no-install -- a b.yaml --b x=y@z $(touch pwned) * " --on k8s'
+    assert f"{wanted} --profile a3 --dir run" in output and "/the/summary" not in output
+    assert not (tmp_path / "pwned").exists()
     assert "working" in output
 
 
@@ -287,9 +387,9 @@ def test_a_cancelled_job_lets_the_run_collect_its_files(tmp_path: Path) -> None:
     run = shell(
         step("_multinode.yaml", "run", "Run"), tmp_path, {"nox": nox}, CASE="c", PROFILE="p"
     )
-    log = tmp_path / "run.log"
-    deadline = time.monotonic() + 30
-    while "started" not in (log.read_text() if log.exists() else ""):
+    known = [(tmp_path / "run.log", "started"), (tmp_path / "run.pid", "\n")]
+    deadline = time.monotonic() + 60
+    while any(text not in (file.read_text() if file.exists() else "") for file, text in known):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     run.kill()
@@ -297,7 +397,7 @@ def test_a_cancelled_job_lets_the_run_collect_its_files(tmp_path: Path) -> None:
     summary = tmp_path / "step-summary"
     script = step("_multinode.yaml", "run", "Wind up").replace("sleep 1", "sleep 0.05")
     code, _ = finish(shell(script, tmp_path, {}, GITHUB_STEP_SUMMARY=str(summary)))
-    run.communicate(timeout=10)
+    run.communicate(timeout=60)
     assert code == 0
     assert summary.read_text() == "interrupted\n"
     assert not (tmp_path / "kubeconfig").exists()
@@ -311,43 +411,75 @@ def test_winding_up_after_a_finished_run_does_nothing_but_tidy(tmp_path: Path) -
     assert code == 0 and not summary.exists() and not (tmp_path / "kubeconfig").exists()
 
 
-SHA = "a" * 40
+@pytest.mark.parametrize(("bisect", "sessions"), [("", "multinode"), ("2000", "multinode hunt")])
+def test_what_decides_on_a_search_is_installed_where_it_is_on(
+    tmp_path: Path, bisect: str, sessions: str
+) -> None:
+    script = step("_multinode.yaml", "run", "Install")
+    started = shell(script, tmp_path, {"nox": ARGS}, SESSION="multinode", BISECT=bisect)
+    assert finish(started) == (0, f"-s {sessions} --install-only -- --on k8s\n")
+
+
+def test_a_search_is_decided_on_and_the_decision_is_shown(tmp_path: Path) -> None:
+    nox = 'mkdir -p run; echo "**No search**" > run/hunt.md; echo "words=$*"'
+    out, summary = tmp_path / "out", tmp_path / "summary"
+    env = {"CASE": "a b.yaml", "MINUTES": "2000", "DAYS": "3", "GITHUB_OUTPUT": str(out)}
+    script = step("_multinode.yaml", "run", "Decide on a search")
+    started = shell(script, tmp_path, {"nox": nox}, GITHUB_STEP_SUMMARY=str(summary), **env)
+    assert finish(started)[0] == 0
+    words = "-s hunt --no-install -- a b.yaml --run run --minutes 2000 --days 3"
+    assert out.read_text() == f"words={words}\n" and "No search" in summary.read_text()
+
+
+def test_what_is_searched_is_cloned(tmp_path: Path) -> None:
+    script = step("_multinode.yaml", "run", "Fetch what is searched")
+    sources = "vllm=https://h/v.git vllm-ascend=https://h/a.git"
+    code, output = finish(shell(script, tmp_path, {"git": ARGS}, SOURCES=sources))
+    assert code == 0 and output.splitlines() == [
+        "clone --quiet --no-checkout -- https://h/v.git products/vllm",
+        "clone --quiet --no-checkout -- https://h/a.git products/vllm-ascend",
+    ]
+
+
+def test_what_a_comment_starts_is_printed_for_the_workflow(tmp_path: Path) -> None:
+    script = step("command.yaml", "ask", "Ask")
+    out = tmp_path / "out"
+    env = {"PRODUCT": "", "HARNESS": "o/multinode", "HARNESS_REF": "c", "GITHUB_OUTPUT": str(out)}
+    assert finish(shell(script, tmp_path, {"nox": 'printf "<%s>" "$@"'}, **env))[0] == 0
+    assert "<--product><><--harness><o/multinode><--harness-ref><c>" in out.read_text()
+    assert finish(shell(script, tmp_path, {"nox": "exit 2"}, **env))[0] == 2
 
 
 @pytest.mark.parametrize(
-    ("body", "level", "source", "expected"),
-    [
-        ("/nightly one two\r\nplease", "write", "o/r", f"names=one two -f ref={SHA} -f pull=7"),
-        (f"/nightly one {SHA}", "admin", "fork/r", f"names=one -f ref={SHA}"),
-        ("/nightly Qwen3.5-27B_w8a8", "write", "o/r", "names=Qwen3.5-27B_w8a8 -f ref"),
-        ("/nightly one", "read", "o/r", "only people who may write"),
-        ("/nightly one", "none", "o/r", "only people who may write"),
-        ("/nightly one", "write", "fork/r", "needs the commit you read"),
-        (f"/nightly one {'b' * 40}", "write", "o/r", "head is a"),
-        ("/nightly ", "write", "o/r", "expected: /nightly NAME"),
-        ("/nightly $(touch pwned)", "write", "o/r", "expected: /nightly NAME"),
-        ("/nightly one;x", "write", "o/r", "expected: /nightly NAME"),
-    ],
+    ("workflow", "job", "name"),
+    [("command.yaml", "answer", "Answer"), ("nightly.yaml", "tell", "Tell")],
 )
-def test_the_comment_command_is_guarded(
-    tmp_path: Path, body: str, level: str, source: str, expected: str
+def test_the_reply_is_told_what_it_needs(
+    tmp_path: Path, workflow: str, job: str, name: str
 ) -> None:
-    gh = f"""
-        case "$*" in
-          *permission*) [ {level} != none ] && echo {level} || exit 1 ;;
-          *pulls*) echo "{SHA} {source}" ;;
-          *) echo "$*" >> dispatched ;;
-        esac
-    """
-    summary = str(tmp_path / "s")
-    env = {"REPO": "o/r", "ACTOR": "someone", "NUMBER": "7", "BODY": body}
-    script = step("command.yaml", "nightly", "Check and start")
-    done = shell(script, tmp_path, {"gh": gh}, GITHUB_STEP_SUMMARY=summary, **env)
-    code, output = finish(done)
-    dispatched = tmp_path / "dispatched"
-    if expected.startswith("names="):
-        assert code == 0, output
-        assert f"-f {expected}" in dispatched.read_text()
-    else:
-        assert code == 1 and expected in output and not dispatched.exists()
+    summary = tmp_path / "summary"
+    env = {"ENTRIES": '{"include": []}', "ABOUT": "`x` $(touch pwned)", "ISSUE": ""}
+    script = step(workflow, job, name)
+    stub = {"nox": 'printf "<%s>" "$@"'}
+    assert finish(shell(script, tmp_path, stub, GITHUB_STEP_SUMMARY=str(summary), **env))[0] == 0
+    said = summary.read_text()
+    assert '<told><--entries><{"include": []}>' in said
+    assert ("<--about=`x` $(touch pwned)>" if job == "answer" else "<--issue><>") in said
     assert not (tmp_path / "pwned").exists()
+
+
+def test_the_page_shows_what_a_product_puts_into_its_repository(tmp_path: Path) -> None:
+    """docs/pull-requests.md: what it shows passes the checkers and hands over what is wanted."""
+    page = (ROOT / "docs" / "pull-requests.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"^```yaml workflow\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    called = load("command.yaml")[True]["workflow_call"]
+    [job] = yaml.safe_load(text)["jobs"].values()
+    assert re.fullmatch(r"\S+/\.github/workflows/command\.yaml@[0-9a-f]{40}", job["uses"])
+    assert set(job["with"]) == set(called["inputs"])
+    assert set(job["secrets"]) <= set(called["secrets"])
+    given = job["permissions"]
+    for each in load("command.yaml")["jobs"].values():
+        for scope, level in each["permissions"].items():
+            assert given.get(scope) in (level, "write"), scope
+    check_offline("zizmor", [write(tmp_path, text)])
+    check_offline("check-jsonschema", [write(tmp_path, text)])

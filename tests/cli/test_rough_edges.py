@@ -20,7 +20,7 @@ from rich.spinner import Spinner
 from ci.backends.hosts import check
 from ci.report.live import Live
 from steps import report, validate
-from steps.core import settings
+from steps.core import foreign, settings
 from steps.core.errors import Exit, InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.plan import clusters
@@ -134,6 +134,32 @@ def test_the_clock_of_the_live_status_goes_on_between_events(
     assert "75 s" in shown()
     console.width = 20
     assert len(shown().rstrip("\n")) <= 20
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_load_lives_on_a_terminal_and_is_a_line_each_half_minute_elsewhere(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = Live()
+    if terminal:
+        live._status = object()
+        monkeypatch.setattr(live, "_print", lambda line, **_: print(line))
+
+    def happens(what: str, **fields: object) -> None:
+        live(Event(time.time(), "r", 0, "bench", what, fields))
+
+    rows = ["chat: 5 of 9 done, 2 in flight", "decoders: 2 running\x1b[2J\n::error::forged"]
+    happens("load", rows=rows, say=False)
+    assert live._text().splitlines()[1:] == [rows[0], foreign.line(rows[1])]
+    happens("load", rows=rows, say=True)
+    happens("load", rows=[1] * 99, say=False)
+    assert len(live._text().splitlines()) == 10
+    happens("load", rows={"odd": 1}, say=True)
+    happens("benchmark", text="chat: pass")
+    assert len(live._text().splitlines()) == 1, "it is over"
+    said = capsys.readouterr().out
+    assert ("chat: 5 of 9 done, 2 in flight; decoders" in said) == (not terminal)
+    assert said.count("5 of 9") == (not terminal) and "\x1b" not in said
 
 
 @pytest.mark.timing

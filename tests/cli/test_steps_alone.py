@@ -16,6 +16,7 @@ import pytest
 from steps import serve
 from steps.byhand import status
 from steps.core.node.alone import holding
+from steps.core.record import telemetry
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
 from tests.core.waiting import alive, eventually
@@ -95,6 +96,11 @@ def test_each_step_alone_on_engines(hand: Hand, tmp_path: Path, shape: str) -> N
     verdict = hand.json("verdict.json")
     assert (verdict["verdict"], verdict["rehearsed"]) == ("pass", False)
     assert not [check for check in verdict["checks"] if check["name"].startswith("step ")]
+    for node in (0, 1):
+        tracks = telemetry.read(hand.run / f"node-{node}" / telemetry.NAME)
+        assert tracks[telemetry.MACHINE].seen
+        assert bool({*tracks} - {telemetry.MACHINE}) == (shape == "routing" or node == 0)
+    assert "## Where the time went" in (hand.run / "summary.md").read_text()
     assert hand.left() == []
 
 

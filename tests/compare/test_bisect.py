@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ci.compare import bisect, commits, trial
+from ci.compare import axis, bisect, commits, trial
 from ci.compare.pair import Started
-from steps.core.errors import UsageError
+from ci.nightly.history import Result, open_store
+from steps.core.case.build import load_case
+from steps.core.errors import InfraError, UsageError
 from tests.faults.rehearse import ROOT
 from tests.realpath import fleet
 
@@ -150,12 +153,28 @@ def test_it_goes_on_where_it_died(search: Callable[..., int], tmp_path: Path) ->
     assert search(repository, start=dies, good="main~3") == 2
 
 
+def test_a_repository_that_vanishes_stops_no_search_that_runs(
+    search: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        if repository.exists():
+            repository.rename(tmp_path / "gone")
+        return reads_words(case, number, words, directory, env)
+
+    assert search(repository, start=start) == 0
+    assert culprits(tmp_path) == ["change 9 | <b>"]
+    assert search(repository, start=start) == 2
+    assert "is no directory" in capsys.readouterr().err
+
+
 def test_infrastructure_that_fails_never_decides(
     search: Callable[..., int], tmp_path: Path
 ) -> None:
     repository = product(tmp_path, steps(16, 9, "100", "95"))
     assert search(repository, start=lambda *_: None) == 3
-    assert not (tmp_path / "out" / "bisect.json").exists()
+    assert told(tmp_path)["starts"] == []
 
 
 def test_the_budget_leaves_the_window(search: Callable[..., int], tmp_path: Path) -> None:
@@ -172,12 +191,146 @@ def test_two_searches_in_one_directory_are_refused(
         assert search(repository, good="main~2") == 2
 
 
+@pytest.mark.parametrize(("culprit", "code"), [("image", 0), ("vllm", 0), ("ascend", 0)])
+def test_of_several_products_and_the_image_one_is_found_and_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str, code: int
+) -> None:
+    """Each start has the commits of its place, and the products are swapped before the rest."""
+    shas: dict[str, list[str]] = {}
+    words = []
+    for name in ("vllm", "ascend"):
+        (tmp_path / name).mkdir()
+        repository = product(tmp_path / name, [{"x": "1"}] * 8)
+        shas[name] = git(repository, "rev-list", "--reverse", "main").split()
+        words += ["--repository", f"{name}={repository}", "--good", f"{name}=main~7"]
+    words += ["--good", "image=old:1", "--bad", "image=new:2", "--dir", str(tmp_path / "out")]
+    first_bad = {"image": "new:2", "vllm": shas["vllm"][3], "ascend": shas["ascend"][5]}[culprit]
+    given = []
+
+    def start(case: Path, number: int, words: list[str], directory: Path, env: object) -> Started:
+        images = words[words.index("--image") + 1]
+        told = dict(word.split("=", 1) for word in words if "=" in word)
+        at = {name: shas[name].index(told[name].split("@")[1]) for name in shas}
+        for name in shas:
+            assert told[name].split("@")[0] == str(tmp_path / "out" / f"product-{name}")
+        given.append((images, at["vllm"], at["ascend"]))
+        slow = {"image": images == "new:2", "vllm": at["vllm"] >= 3, "ascend": at["ascend"] >= 5}
+        speed = 90 if slow[culprit] else 100
+        directory.with_suffix(".log").touch()
+        return Started(number, {"chat output_throughput": (speed * next(NOISE),)})
+
+    monkeypatch.setattr(trial, "start", start)
+    assert bisect.main(["quickstart.yaml", *words, "--on", "k8s"]) == code
+    answer = told(tmp_path)["answer"]
+    assert [one["sha"] for one in answer["suspects"]] == [first_bad]
+    swaps = [one for one in dict.fromkeys(given) if one[1] in (0, 7) and one[2] in (0, 7)]
+    assert {("old:1", 0, 0), ("new:2", 7, 7)} < {*swaps}
+    assert list(dict.fromkeys(given))[:3] == swaps[:3]
+    assert not (tmp_path / "out" / "bisect.log").exists()  # git replays one repository
+
+
+def test_nights_of_the_history_shorten_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = product(tmp_path, steps(64, 40, "100", "97"))
+    shas = git(repository, "rev-list", "--reverse", "main").split()
+    ends = ("--repository", str(repository), "--metric", "chat output_throughput")
+    counts = []
+    for nightly in ([], [2, 10, 20, 30, 38, 39, 41, 42, 50, 60]):
+        store = tmp_path / f"history-{len(nightly)}"
+        for at in nightly or [2]:
+            night = Result(
+                f"run{at}", "quickstart", 1e9 + at, "pass" if at < 3 else "performance",
+                versions={"product-commit": shas[at][:12]}, cluster="c",
+                benchmarks={"chat": {"output_throughput": 97.0 if at >= 40 else 100.0}},
+            )  # fmt: skip
+            open_store(str(store)).append(night)
+        last = replace(night, run="last", time=2e9, verdict="performance", benchmarks={})
+        others = ({"rehearsed": True}, {"cluster": "other"}, {"asked": {"p": "pr/1"}})
+        for k, other in enumerate(others):
+            odd = replace(last, run=f"odd{k}", time=1.5e9, verdict="pass", **other)
+            open_store(str(store)).append(replace(odd, versions={"product-commit": shas[4]}))
+        open_store(str(store)).append(replace(last, versions={"product-commit": shas[62]}))
+        out = tmp_path / f"out-{len(nightly)}"
+        history = ("--history", str(store), "--dir", str(out))
+        monkeypatch.setattr(trial, "start", reads_words)
+        assert bisect.main(["quickstart.yaml", *ends, *history]) == 0
+        kept = json.loads((out / "bisect.json").read_text())
+        assert kept["commits"][0]["sha"] == shas[2]
+        assert [one["subject"] for one in kept["answer"]["suspects"]] == ["change 40 | <b>"]
+        counts.append(len(kept["starts"]))
+    assert counts[1] < counts[0]
+    assert bisect.main(["quickstart.yaml", *ends, "--dir", str(tmp_path / "none")]) == 2
+
+
+def test_a_budget_of_device_minutes_is_kept(
+    search: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial.Purse, "pay", lambda purse, *_: purse.spent.append(10.0))
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+    assert search(repository, "--budget", "85") == 4
+    assert told(tmp_path)["device_minutes"] == [10.0] * 8
+    assert search(repository, "--budget", "85") == 4  # and after it goes on
+    assert search(repository, "--budget", "1000") == 0
+
+
+def test_what_moves_is_written_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = product(tmp_path, steps(3, 1, "100", "80"))
+    given = []
+
+    def start(case: Path, number: int, words: list[str], directory: Path, env: object) -> Started:
+        kept = load_case(case)
+        given.append((kept.nodes[0].envs["AT"], words, [one.name for one in kept.benchmarks]))
+        return reads_words(case, number, words, directory, env)
+
+    monkeypatch.setattr(trial, "start", start)
+    argv = ["quickstart.yaml", "--repository", f"p={repository}", "--good", "main~2"]
+    argv += ["--set", "env_common.AT={p.dir}@{p} {other}", "--dir", str(tmp_path / "out")]
+    argv += ["--metric", "chat output_throughput", "--profile", "x-{p}"]
+    assert bisect.main(argv) == 0
+    sha = git(repository, "rev-parse", "main")
+    place = tmp_path / "out" / "product-p"
+    assert given[0] == (f"{place}@{sha} {{other}}", ["--profile", f"x-{sha}"], ["chat"])
+    argv[argv.index("chat output_throughput")] = "none output_throughput"
+    assert bisect.main(argv) == 2
+
+
+def reads_words(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+    """A start that only reads the speed in a checkout."""
+    directory.with_suffix(".log").touch()
+    (checkout,) = directory.parent.glob("product*")
+    speed = float((checkout / "words").read_text()) * next(NOISE)
+    return Started(number, {"chat output_throughput": (speed,)})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--good", "x=main~2"], "where x comes from"),
+        (["--good", "main", "--good", "main~1"], "given twice"),
+        (["--good", "image=a"], "one end is missing"),
+        (["--good", "main~2", "--only", "x"], "holds one case"),
+        ([], "has none"),
+    ],
+)
+def test_ends_that_do_not_fit_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    repository = product(tmp_path, steps(4, 2, "1", "2"))
+    argv = ["quickstart.yaml", "--repository", str(repository), "--dir", str(tmp_path / "out")]
+    assert bisect.main([*argv, *more]) == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
         ("nowhere", "main", "has no commit 'nowhere'"),
         ("--output=x", "main", "has no commit"),
         ("main", "main", "the same commit"),
+        ("-x", "main", "has no commit '-x'"),
         ("side", "main", "is no ancestor"),
         ("main", "main~1", "is no ancestor"),
     ],
@@ -187,9 +340,42 @@ def test_ends_that_are_none(tmp_path: Path, good: str, bad: str, words: str) -> 
     git(repository, "checkout", "--quiet", "-b", "side", "main~2")
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "aside")
     with pytest.raises(UsageError, match=words):
-        commits.between(repository, good, bad)
+        axis.between({"p": repository}, {"p": good}, {"p": bad})
     with pytest.raises(UsageError, match="no directory"):
         commits.between(tmp_path / "gone", good, bad)
+
+
+def test_too_many_commits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "MOST", 3)
+    repository = product(tmp_path, [{"x": str(n)} for n in range(5)])
+    assert len(commits.between(repository, "main~3", "main")) == 4
+    with pytest.raises(UsageError, match="4 commits") as found:
+        commits.between(repository, "main~4", "main")
+    assert "nearer to bad" in found.value.hint
+
+
+def test_a_submodule_moves_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a commit whose submodule is gone ends the search for now, as infrastructure."""
+    monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "file")
+    (tmp_path / "other").mkdir()
+    inner = product(tmp_path / "other", [{"a": "1"}, {"a": "2"}])
+    repository = product(tmp_path, [{"x": "1"}])
+    for commit in ("main~1", "main"):
+        if commit == "main~1":
+            git(repository, "-c", "protocol.file.allow=always", "submodule", "add", str(inner))
+        git(repository / "product", "checkout", "--quiet", git(inner, "rev-parse", commit))
+        git(repository, "commit", "--quiet", "-a", "-m", commit)
+    clone = commits.Clone(tmp_path / "clone", repository)
+    shas = [git(repository, "rev-parse", ref) for ref in ("main~1", "main")]
+    builds = []
+    for sha, text in zip(shas, "12", strict=True):
+        clone.checkout(sha)
+        assert (clone.path / "product" / "a").read_text() == text
+        builds.append(clone.native(sha))
+    assert builds[0] != builds[1]
+    inner.rename(tmp_path / "gone")
+    with pytest.raises(InfraError, match=r"gone|does not exist|not a git"):
+        commits.Clone(tmp_path / "second", repository).checkout(shas[0])
 
 
 def test_a_shallow_clone_is_refused(tmp_path: Path) -> None:

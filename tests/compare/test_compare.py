@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from ci.compare import compare, trial
 from ci.compare.pair import Started
-from ci.compare.trial import Variant
 from steps.core.case.build import load_case
 from steps.core.errors import CaseError, UsageError
+from steps.core.node.wishes import CONFIGS
+from steps.core.record import outcome
+from steps.core.record.rundir import RunDir
 
 Words = Callable[..., int]
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995)
@@ -63,7 +66,7 @@ def test_a_budget_is_kept_and_nothing_is_claimed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compare.Starts, "_cost", lambda *_: 10.0)
+    monkeypatch.setattr(trial.Purse, "pay", lambda purse, *_: purse.spent.append(10.0))
     assert words((100, 90), "--budget", "45") == 3
     assert told(tmp_path)["device_minutes"] == 40
     assert "cannot tell within the budget" in capsys.readouterr().out
@@ -100,6 +103,7 @@ def test_a_variant_that_crashes_is_worse(words: Words, tmp_path: Path) -> None:
     [
         ("--starts", "2"),
         ("--metric", "speed"),
+        ("--metric", "none output_throughput"),
         ("--repeats", "0"),
         ("--b-set", "nonsense"),
         ("--b-set", "deployment.7.server_cmd=x"),
@@ -125,11 +129,9 @@ def test_a_directory_in_use_is_refused(words: Words, tmp_path: Path) -> None:
 
 
 def test_settings_are_carried_out(tmp_path: Path) -> None:
-    variant = Variant(
-        "B", ("deployment.0.server_cmd+= --seed 3", "env_common.X='07'", "model=other/model")
-    )
+    settings = ("deployment.0.server_cmd+= --seed 3", "env_common.X='07'", "model=other/model")
     target = tmp_path / "B.yaml"
-    trial.write(Path("configs/quickstart.yaml"), variant, 3, target)
+    trial.write(Path("configs/quickstart.yaml"), settings, 3, target)
     case = load_case(target)
     assert [word.text for word in case.nodes[0].command][-2:] == ["--seed", "3"]
     assert case.nodes[1].envs["X"] == "07"
@@ -140,9 +142,9 @@ def test_settings_are_carried_out(tmp_path: Path) -> None:
 def test_a_case_that_is_wrong_is_named_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("num_nodes: two\n")
     with pytest.raises(CaseError, match=r"x\.yaml"):
-        trial.write(tmp_path / "x.yaml", Variant("A"), 1, tmp_path / "A.yaml")
+        trial.write(tmp_path / "x.yaml", (), 1, tmp_path / "A.yaml")
     with pytest.raises(UsageError, match="no setting"):
-        trial.write(Path("configs/quickstart.yaml"), Variant("A", ("x",)), 1, tmp_path / "A.yaml")
+        trial.write(Path("configs/quickstart.yaml"), ("x",), 1, tmp_path / "A.yaml")
 
 
 def test_signatures_leave_out_what_differs_from_run_to_run() -> None:
@@ -155,15 +157,173 @@ def test_signatures_leave_out_what_differs_from_run_to_run() -> None:
     assert first != trial.signature(verdict("killed by a signal"))
 
 
-def test_two_real_starts_of_a_rehearsal(tmp_path: Path) -> None:
+VARIANTS = """
+variants:
+  v1: {}
+  v2:
+    set: ["env_common.VLLM_USE_V2=1"]
+    gates: ["output_throughput >= 0.97 * variant(v1)", "ttft_p99_ms <= 1.5 * variant(v1)"]
+  v3:
+    image: image:3
+    products: [vllm-ascend=pr/12]
+    gates: ["output_throughput >= 1.10*variant(v2)"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("speeds", "code"),
+    [
+        ({"v1": 100, "v2": 98.5, "v3": 120}, 0),  # worse, by less than the gate allows
+        ({"v1": 100, "v2": 98.5, "v3": 105}, 1),  # better, by less than the gate asks
+        ({"v1": 100, "v2": 94, "v3": 120}, 1),
+    ],
+)
+def test_variants_of_a_case_are_held_against_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float], code: int
+) -> None:
+    given, count = {}, itertools.count()
+
+    def start(case: Path, number: int, words: list[str], directory: Path) -> Started:
+        given[directory.parent.name, case.stem] = (words, load_case(case).nodes[0].envs)
+        speed = speeds[case.stem] * (1 + 0.002 * (next(count) % 3 - 1))
+        values = {"chat output_throughput": (speed,), "chat ttft_p99_ms": (1 / speed,)}
+        return Started(number, {**values, "chat tpot_mean_ms": (speed,)})
+
+    monkeypatch.setattr(trial, "start", start)
+    case = tmp_path / "case.yaml"
+    case.write_text((CONFIGS / "quickstart.yaml").read_text() + VARIANTS)
+    argv = [str(case), "--dir", str(tmp_path / "out"), "--on", "k8s"]
+    assert compare.main(argv) == code
+    words, envs = given["v2-against-v1", "v2"]
+    assert (words, envs["VLLM_USE_V2"]) == (["--on", "k8s"], "1")
+    assert "VLLM_USE_V2" not in given["v2-against-v1", "v1"][1]
+    words, envs = given["v3-against-v2", "v3"]
+    assert words[2:] == ["--product", "vllm-ascend=pr/12", "--image", "image:3"]
+    content = json.loads((tmp_path / "out" / "v3-against-v2" / "compare.json").read_text())
+    assert [one["name"] for one in content["metrics"]] == ["failures", "chat output_throughput"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("env_common.VLLM_USE_V2=1", "deployment.9.x=1", "deployment.9"),
+        ("env_common.VLLM_USE_V2=1", "nothing", "no setting"),
+        ("env_common.VLLM_USE_V2=1", "env_common.X={[", "no value of YAML"),
+        ("variant(v2)", "variant(v9)", "expected another variant: v1, v2"),
+        ("variant(v2)", "variant(v3)", "expected another variant: v1, v2"),
+        ("1.10*variant(v2)", "3", "expected 'metric op share"),
+        (">= 1.10", "<= 1.10", "more is better"),
+        ("output_throughput >= 1.10", "speed >= 1.10", "unknown metric 'speed'"),
+        ("1.10*", "0*", "share above 0"),
+        ("  v1: {}", "  -v1: {}", "MN"),
+        ("  v1: {}", "  v1: {sets: [a=1]}", "MN"),
+    ],
+)
+def test_variants_that_fit_not_are_refused_when_the_case_is_read(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    case = tmp_path / "case.yaml"
+    case.write_text((CONFIGS / "quickstart.yaml").read_text() + VARIANTS.replace(old, new))
+    with pytest.raises(CaseError) as found:
+        load_case(case)
+    assert words in str(found.value)
+
+
+def test_references_and_images_are_products_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def start(case: Path, number: int, words: list[str], directory: Path) -> Started:
+        given[number] = words
+        return Started(number, {"chat output_throughput": (100.0 - 20 * number + next(small),)})
+
+    small = itertools.cycle((0.1, 0.2, 0.3))
+    monkeypatch.setattr(trial, "start", start)
+    argv = ["quickstart.yaml", "--a", "v0.30.0", "--b", "main", "--b", "vllm=pip:0.33"]
+    argv += ["--b", "image=new", "--dir", str(tmp_path / "out"), "--on", "k8s"]
+    assert compare.main(argv) == 1
+    assert given[0] == ["--on", "k8s", "--product", "vllm-ascend=v0.30.0"]
+    assert given[1][2:6] == ["--product", "vllm-ascend=main", "--product", "vllm=pip:0.33"]
+    assert given[1][6:] == ["--image", "new"]
+
+
+def test_of_a_metric_of_one_benchmark_only_that_is_measured(words: Words, tmp_path: Path) -> None:
+    assert words((100, 90), "--metric", "chat output_throughput") == 1
+    assert [one.name for one in load_case(tmp_path / "out" / "A.yaml").benchmarks] == ["chat"]
+    metrics = told(tmp_path)["metrics"]
+    assert isinstance(metrics, list)
+    assert [one["name"] for one in metrics] == ["failures", "chat output_throughput"]
+
+
+def test_a_metric_that_the_case_does_not_measure_is_said_after_one_start(
+    words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing measured would be "no worse" otherwise."""
+    assert words((100, 90), "--metric", "accuracy") == 2
+    assert "does not measure accuracy" in capsys.readouterr().err
+
+
+SEVERAL = """
+test_cases:
+  - name: one
+    model: org/tiny
+    envs: {SERVER_PORT: DEFAULT_PORT}
+    server_cmd: [--max-num-seqs, "1"]
+  - name: two
+    model: org/tiny
+    envs: {SERVER_PORT: DEFAULT_PORT}
+    server_cmd: [--max-num-seqs, "2"]
+"""
+
+
+def test_of_several_cases_one_is_changed_and_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def start(case: Path, number: int, words: tuple[str, ...], directory: Path) -> Started:
+        given.append((case, words))
+        return Started(number, {"chat output_throughput": (100.0,)})
+
+    monkeypatch.setattr(trial, "start", start)
+    case = tmp_path / "several.yaml"
+    case.write_text(SEVERAL)
+    argv = [str(case), "--b-set", "model=org/other", "--dir", str(tmp_path / "out")]
+    assert compare.main([*argv, "--on", "local"]) == 2  # which of them?
+    assert compare.main([*argv, "--on", "local", "--only", "two"]) == 0
+    path, words = given[1]
+    assert words == ["--only", "two", "--on", "local"]
+    assert load_case(path, only="two").model == "org/other"
+    assert load_case(path, only="one").model == "org/tiny"
+
+
+def test_two_real_starts_of_a_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTINODE_HISTORY", str(tmp_path / "history"))
     case = tmp_path / "A.yaml"
-    trial.write(Path("configs/quickstart.yaml"), Variant("A"), 2, case)
+    trial.write(Path("configs/quickstart.yaml"), (), 2, case)
     good = trial.start(case, 0, ["--load-seconds", "0.2"], tmp_path / "01-A")
     assert good is not None
     assert len(good.values["chat output_throughput"]) == 2
+    assert not (tmp_path / "history").exists()  # a changed case is none of the case's nights
+    costs(tmp_path / "01-A")
     fault = ["--load-seconds", "0.2", "--fault", "crash@1:load"]
     bad = trial.start(case, 1, fault, tmp_path / "02-B")
     assert bad is not None
     assert bad.failure.startswith("startup load server")
     with pytest.raises(UsageError, match="was refused"):
         trial.start(case, 0, ["--fault", "nonsense"], tmp_path / "03-A")
+
+
+def costs(directory: Path) -> None:
+    """A start costs what its report says; by the clock and its plan where there are no records."""
+    purse, over = trial.Purse(9.0), outcome.read(RunDir(directory))
+    purse.pay(directory, 6000)
+    assert 0 < purse.total == over.spent.total < 60
+    for record in directory.glob("node-*/record.json"):
+        record.unlink()
+    purse.pay(directory, 60)
+    assert purse.spent[1] == sum(node.devices for node in over.plan.nodes) == 4
+    purse.pay(directory / "nothing", 60)
+    assert purse.spent[2] == 1
+    assert purse.affords is (purse.total + max(purse.spent) <= 9)

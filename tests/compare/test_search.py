@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -119,12 +120,46 @@ def test_a_budget_that_is_over_leaves_a_window() -> None:
     assert sum(answer.suspects.values()) >= 0.95
 
 
-def test_other_failures_tell_nothing_but_cost() -> None:
-    def fleet(commit: int, rng: random.Random) -> Seen:
-        return Seen(commit, failed=None)
+@pytest.mark.parametrize("by_value", [True, False])
+def test_a_commit_that_only_fails_otherwise_is_left_out(by_value: bool) -> None:
+    """In the middle, where it would be asked for again and again; the culprit is behind it."""
+    fleet = slower(7) if by_value else crashes(7, 1.0)
+    other = {8, 9}
 
-    answer, seen = search(Search(8, starts=12), fleet)
-    assert (answer.kind, len(seen)) == (Kind.BUDGET, 12)
+    def odd(commit: int, rng: random.Random) -> Seen:
+        return Seen(commit, failed=None) if commit in other else fleet(commit, rng)
+
+    what = Search(16) if by_value else Search(16, by_value=False, ends=(3, 16))
+    answer, seen = search(what, odd)
+    assert (answer.kind, list(answer.suspects)) == (Kind.CULPRIT, [7])
+    assert max(Counter(one.commit for one in seen if one.commit in other).values()) <= 3
+    other = {6, 7}  # the culprit is one of them
+    answer, seen = search(what, odd)
+    assert answer.kind is Kind.SUSPECTS
+    assert set(answer.suspects) == {6, 7, 8}
+
+
+def test_a_commit_that_mostly_fails_otherwise_is_left_out_with_what_it_showed() -> None:
+    turns = itertools.count()
+
+    def odd(commit: int, rng: random.Random) -> Seen:
+        if commit == 8 and next(turns) % 4 != 3:
+            return Seen(commit, failed=None)
+        return slower(3, noise=0.004)(commit, rng)
+
+    answer, seen = search(Search(16), odd)
+    assert (answer.kind, list(answer.suspects)) == (Kind.CULPRIT, [3])
+    assert sum(one.commit == 8 for one in seen) <= 4
+
+
+def test_an_end_that_only_fails_otherwise_is_said() -> None:
+    def at(end: int) -> Fleet:
+        return lambda k, rng: Seen(k, failed=None) if k == end else slower(3)(k, rng)
+
+    answer, seen = search(Search(8), at(0))
+    assert (answer.kind, len(seen) < 9) == (Kind.ENVIRONMENT, True)
+    answer, seen = search(Search(8), at(8))
+    assert (answer.kind, len(seen) < 9) == (Kind.NOT_REPRODUCED, True)
 
 
 def test_unlikely_commits_go_last() -> None:

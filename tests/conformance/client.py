@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -406,6 +407,14 @@ NAMES = (
     "time_to_first_token_seconds_bucket",
     "inter_token_latency_seconds_count",
     "e2e_request_latency_seconds_count",
+    "request_queue_time_seconds_sum",
+    "request_prefill_time_seconds_bucket",
+    "request_decode_time_seconds_count",
+    "request_inference_time_seconds_sum",
+    "request_time_per_output_token_seconds_sum",
+    "request_prompt_tokens_sum",
+    "request_generation_tokens_sum",
+    "iteration_tokens_total_sum",
 )
 
 
@@ -441,6 +450,87 @@ def metrics_count_what_was_served(server: Server) -> None:
         server.post(COMPLETIONS, prompt=[8, 9, 10], max_tokens=4, ignore_eos=True)
     # An engine tells its counters a moment after the answer.
     assert wait_for(lambda: grown() == wanted), f"found {grown()}, expected {wanted}"
+
+
+@dataclass
+class Load:
+    """Requests that ran at once: what their clients measured, and the metrics meanwhile."""
+
+    ttft: list[float]
+    e2e: list[float]
+    tokens: list[int]
+    seen: list[dict[str, float]]
+    grown: dict[str, float]
+
+    def most(self, name: str) -> float:
+        """The highest value of a gauge."""
+        return max(look[f"vllm:{name}"] for look in self.seen)
+
+    def total(self, name: str) -> float:
+        """How much a counter grew."""
+        return self.grown[f"vllm:{name}"]
+
+
+def load(server: Server, requests: int, tokens: int) -> Load:
+    """Streamed completions, all at once, and metrics until the last has been counted."""
+    found = Load([], [], [], [], {})
+
+    def one() -> None:
+        began = time.monotonic()
+        asked = {"max_tokens": tokens, "ignore_eos": True, "stream": True}
+        options = {"include_usage": True}
+        answer = server.send(COMPLETIONS, prompt=[5] * 8, stream_options=options, **asked)
+        answer.readline()
+        found.ttft.append(time.monotonic() - began)
+        lines = [line for line in answer.read().decode().splitlines() if '"usage":{' in line]
+        found.e2e.append(time.monotonic() - began)
+        found.tokens.append(json.loads(lines[-1][6:])["usage"]["completion_tokens"])
+
+    def over() -> bool:
+        found.seen.append(server.metrics())
+        now = found.seen[-1]
+        found.grown = {name: now[name] - before.get(name, 0.0) for name in now}
+        done = found.grown["vllm:e2e_request_latency_seconds_count"] == requests
+        return done and now["vllm:num_requests_running"] == 0
+
+    before = server.metrics()
+    threads = [threading.Thread(target=one) for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    assert wait_for(over, SECONDS), f"not all ended: {found}"
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@check
+def metrics_under_load_agree_with_what_clients_measure(server: Server) -> None:
+    """Twelve requests at an engine that takes eight."""
+    found, count = load(server, 12, 250), 12
+    same((found.most("num_requests_running"), found.tokens), (8.0, [250] * count))
+    assert found.most("num_requests_waiting") >= 1, "four have to wait"
+    assert 0 < found.most("kv_cache_usage_perc") <= 1
+    same(found.seen[-1]["vllm:kv_cache_usage_perc"], 0.0)
+    same(found.total("request_prompt_tokens_sum"), 8.0 * count)
+    same(found.total("request_generation_tokens_sum"), 250.0 * count)
+    same(found.total("iteration_tokens_total_sum"), 258.0 * count)
+    for stage in ("queue", "prefill", "decode", "inference"):
+        same((stage, found.total(f"request_{stage}_time_seconds_count")), (stage, float(count)))
+    queue, prefill, decode, inference = (
+        found.total(f"request_{stage}_time_seconds_sum")
+        for stage in ("queue", "prefill", "decode", "inference")
+    )
+    ttft = found.total("time_to_first_token_seconds_sum")
+    e2e = found.total("e2e_request_latency_seconds_sum")
+    # A client's clock begins before the engine's and ends after it; 0.5 s each is a busy machine.
+    for whose, theirs, own in (("first", found.ttft, ttft), ("last", found.e2e, e2e)):
+        assert -0.1 * count <= sum(theirs) - own <= 0.5 * count, (whose, theirs, own)
+    assert abs(queue + prefill - ttft) <= 0.5 * count, (queue, prefill, ttft)
+    assert abs(prefill + decode - inference) <= 0.1 * count, (prefill, decode, inference)
+    assert abs(queue + inference - e2e) <= 0.5 * count, (queue, inference, e2e)
+    assert queue >= 2 * decode / count, "four waited until one of eight had decoded"
+    pace = found.total("request_time_per_output_token_seconds_sum")
+    assert abs(pace - decode / 249) <= 0.01 * count, (pace, decode)
 
 
 @check

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conformance.client import CHAT, COMPLETIONS, QUESTION, Server, same, wait_for
+from tests.conformance.client import CHAT, COMPLETIONS, QUESTION, Server, load, same, wait_for
 
 LIVES: list[Callable[[Program], None]] = []
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
@@ -210,6 +210,18 @@ def a_wrong_command_is_refused_with_code_2(program: Program) -> None:
     with running(wrong) as run:
         same(run.exit_code(program.ready_seconds), 2)
         assert "error: unrecognized arguments: --no-such-option 1" in run.tail()
+
+
+@life
+def a_full_kv_cache_preempts_and_every_answer_is_whole(program: Program) -> None:
+    """23 blocks of 32 tokens for eight requests of 158 tokens, 5 blocks each."""
+    argv = (*program.argv, "--block-size", "32", "--num-gpu-blocks-override", "24")
+    with running(replace(program, argv=argv)) as run:
+        found = load(run.ready(), 8, 150)
+        same(found.tokens, [150] * 8)
+        assert found.total("num_preemptions_total") > 0, "all of them do not fit"
+        assert found.most("kv_cache_usage_perc") > 0.8
+        same(found.seen[-1]["vllm:kv_cache_usage_perc"], 0.0)
 
 
 def _rest(stream: object) -> str:

@@ -82,7 +82,7 @@ def test_many_problems_are_counted_and_a_few_are_shown(tmp_path: Path) -> None:
 
 
 def test_an_error_is_shown_before_many_warnings(tmp_path: Path) -> None:
-    from steps.core.case.source import enough
+    from steps.core.errors import enough
 
     place = load_case(_write(tmp_path, PARALLEL)).place()
     warnings = [Problem("MN601", f"w{n}", place, severity=Severity.WARNING) for n in range(500)]

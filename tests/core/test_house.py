@@ -24,6 +24,7 @@ FLOORS = (
     "k8s",
     "steps",  # its top: the verbs
     "steps.checks",
+    "steps.sizing",
     "steps.bench_drivers",
     "steps.lint",
     "steps.core.node",

@@ -95,6 +95,7 @@ def test_a_silent_server_is_not_waited_for(serve: Serve) -> None:
 
 def test_nobody_there() -> None:
     assert look(Probe("http", f"{closed()}/health")).detail == "connection refused"
+    assert look(Probe("tcp", closed().replace("http", "tcp"))).detail == "connection refused"
     assert not look(Probe("tcp", closed().replace("http", "tcp"))).ok
 
 

@@ -18,6 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steps.core import redaction
 from steps.core.case import masked
 from steps.core.record.cleaning import clean
 from steps.core.record.records import Cause
@@ -348,3 +349,32 @@ def test_no_secret_takes_longer_than_one_lives(secret: str, unit: str) -> None:
     redactor = Redactor([secret])
     redactor.text(("ab" + unit * 400) * 200)
     assert secret not in redactor.text(f"x {secret} y")
+
+
+#: How a command may write an option and what stands behind it.
+WAYS = (
+    "x --{name} '{value} y'", 'x --{name} "{value} y"', "x --{name}={value}",
+    "x --'{name}' {value}",
+    "x --{name} a\\ {value}", 'x --config \'{{"{name}": "{value}"}}\'', "x --url 'a://u:{value}@h'",
+    "x --a 'Authorization: Bearer {value}-and-long-enough'", "x --b \"{name}='{value}'\"",
+)  # fmt: skip
+NAMES = (
+    "hf-token", "HF_TOKEN", "tokenValue", "api-key", "apiKey", "secret", "my_pass", "dbPwd",
+    "x-pat",
+    "dsn", "authorization", "webhook", "connectionString", "databaseUrl", "kubeconfig-b64",
+    "set-cookie", "aws-credential", "max-num-batched-tokens", "tokenizer", "path", "port",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_command_is_left_alone_that_holds_a_secret(way, monkeypatch):
+    """What is never taken apart teaches nothing when it is."""
+    for name in NAMES:
+        for value in ("Zq9xkcd77kk", "hf_" + "a1" * 12, "sk-" + "b2" * 12, "AKIA" + "C3" * 8):
+            command = way.format(name=name, value=value)
+            quick, whole = Redactor(), Redactor()
+            quick.study(command)
+            with monkeypatch.context() as patch:
+                patch.setattr(redaction, "_may_hold", lambda _: True)
+                whole.study(command)
+            assert quick.learned == whole.learned, command

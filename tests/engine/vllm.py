@@ -41,7 +41,8 @@ class Engine:
         self.turn, self.asked = itertools.count(), itertools.count(1)
         self.requests: collections.Counter[int] = collections.Counter()
         self.tokens: collections.Counter[str] = collections.Counter()
-        self.drafts = 0
+        self.drafts = self.made = self.running = 0
+        self.lock = threading.Lock()
         self.seen: set[str] = set()
         self.stuck = False
 
@@ -143,6 +144,9 @@ class Engine:
         count = sum(self.requests.values()) * self.number("preempts")
         lines.append(f'vllm:num_preemptions_total{{engine="0"}} {count}')
         lines.append('vllm:kv_cache_usage_perc{engine="0"} 0.25')
+        lines.append(f'vllm:num_requests_running{{engine="0"}} {self.running}.0')
+        lines.append('vllm:num_requests_waiting{engine="0"} 0.0')
+        lines.append(f'vllm:generation_tokens_total{{engine="0"}} {self.made}.0')
         if "--speculative-config" in self.argv and "blind" not in self.knobs:
             name, rate = "vllm:spec_decode_num", self.number("accepts", 1.0)
             lines.append(f'{name}_drafts_total{{engine="0"}} {self.drafts}.0')
@@ -235,7 +239,13 @@ class Api(Handler):
         elif self.path == "/v1/messages":
             self.message(body)
         else:
-            self.complete(body, "messages" in body)
+            with engine.lock:
+                engine.running += 1
+            try:
+                self.complete(body, "messages" in body, number == engine.number("stick"))
+            finally:
+                with engine.lock:
+                    engine.running -= 1
 
     def message(self, body: dict[str, Any]) -> None:
         """One of Anthropic's messages."""
@@ -249,7 +259,7 @@ class Api(Handler):
             self.chunk(f"event: {kind}\ndata: {{}}\n\n".encode())
         self.chunk(b"")
 
-    def complete(self, body: dict[str, Any], chat: bool) -> None:
+    def complete(self, body: dict[str, Any], chat: bool, sticks: bool) -> None:
         """One completion, streamed or whole."""
         engine = self.engine
         given = body["messages"][-1]["content"] if chat else body["prompt"]
@@ -291,6 +301,9 @@ class Api(Handler):
         self.begin()
         for index, piece in enumerate(pieces):
             time.sleep(engine.number("itl") if index else 0)
+            while sticks and index == 2:
+                time.sleep(0.5)
+            engine.made += 1
             last = "length" if index == len(pieces) - 1 else None
             said = {"delta": {"content": piece}} if chat else {"text": piece}
             self.event({**common, "choices": [{"index": 0, "finish_reason": last, **said}]})

@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import pytest
 from lxml import etree
 
+from steps import validate as validation
+from steps.core import redaction
 from steps.core.case.excerpt import render, render_all, summary
 from steps.core.case.fields import FIELDS
 from steps.core.errors import Place, Problem, Severity, sort_problems
@@ -258,3 +260,21 @@ def test_sarif_names_files_as_uris(broken: Path, capsys: pytest.CaptureFixture[s
     main(["--format", "sarif", str(odd)])
     found = json.loads(capsys.readouterr().out)["runs"][0]["results"][0]["locations"][0]
     assert found["physicalLocation"]["artifactLocation"]["uri"].endswith("/50%25%20of%20it.yaml")
+
+
+def test_many_files_are_validated_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PARALLEL
+    for number in range(6):
+        wrong = f"{text}\nmy_api_key_{number}: Zq9{number}xkcd77kk\n"
+        (tmp_path / f"{number}.yaml").write_text(wrong if number else text)
+    paths = sorted(tmp_path.glob("*.yaml"))
+    monkeypatch.setattr(validation.os, "cpu_count", lambda: 1)
+    alone = validation.validate(paths)
+    assert len(alone) >= 5
+    redaction.here.cache_clear()
+    monkeypatch.setattr(validation, "SHARE", 2)
+    monkeypatch.setattr(validation.os, "cpu_count", lambda: 2)
+    assert validation.validate(paths) == alone
+    assert "xkcd" not in redaction.here().text("x Zq95xkcd77kk y"), "the helpers learned it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from steps.core.errors import CaseError
 from steps.lint.examples import BASES, Example, text_of
 from steps.validate import validate
 from tests.core.test_schema import ROUTING, SPLIT, WRONG
+from tests.core.test_several import ENCODERS, SEVERAL
 
 #: Six errors of the fleet and its benchmarks, of several themes.
 FLEET = (
@@ -35,6 +37,7 @@ FORM = {
     "hosts": ("model:", "cluster_hosts: [a]\nmodel:"),
     "a list as variable": ("OMP_NUM_THREADS: 10", "OMP_NUM_THREADS: [10]"),
     "content": ("model:", "test_content: [poem]\nmodel:"),
+    "no name of a variable": ("OMP_NUM_THREADS: 10", "'A=B': 10"),
 }
 
 
@@ -92,8 +95,62 @@ def test_no_rule_tells_what_only_follows_from_a_problem_of_form(name: str, tmp_p
     assert told - form <= clean
 
 
+#: A file of several cases, of which the first has an unknown flag and odd benchmarks.
+ODD = SEVERAL.replace('"--max-model-len"', '"--max-model-length"').replace("perf:\n", "TPOT50:\n")
+#: A problem of form in the first case, and what cannot be asked without what is wrong there.
+ENTRY = {
+    "a list as variable": ('LEVEL: "3"', "LEVEL: [3]", {"MN601"}),
+    "no variables": ("    envs:\n      <<: *envs\n", "", {"MN601"}),
+    "no name of a variable": ('LEVEL: "3"', '"LE=VEL": 3', {"MN601"}),
+    "a number as name": ('LEVEL: "3"', '5: "3"', {"MN601"}),
+    "no port": ('"DEFAULT_PORT"', "eighty", set()),
+    "no name": ('name: "first"', "engine: vllm", set()),
+    "no model": ("    model: demo/tiny\n", "", set()),
+    "a text as command": ("server_cmd: *server_cmd\n    ", "server_cmd: a b\n    ", {"MN601"}),
+    "no command": ("    server_cmd: *server_cmd\n    ", "    ", {"MN601"}),
+    "a mapping as word": ('- "4096"', "- {a: b}", {"MN101", "MN601"}),
+    "words of encoders": ("    model:", "    epd_server_cmds: [[--port, 1]]\n    model:", set()),
+    "no encoders": ("    model:", "    service_mode: epd\n    model:", {"MN101", "MN601"}),
+    "devices": ("    model:", "    npu_per_node: four\n    model:", set()),
+    "no case": ("test_cases:\n", "test_cases:\n  - 5\n", set()),
+}
+
+
+@pytest.mark.parametrize("name", ENTRY)
+def test_a_problem_of_form_in_one_of_several_hides_little(name: str, tmp_path: Path) -> None:
+    old, new, unasked = ENTRY[name]
+    odd = rules(ODD, tmp_path)
+    assert {rule for rule, _ in odd} >= {"MN101", "MN601", "MN702", "MN704"}
+    both = rules(ODD.replace(old, new, 1), tmp_path)
+    assert {rule for rule, _ in odd - both} <= unasked
+    assert {rule for rule, _ in both - odd} <= {f"MN0{n:02}" for n in range(30)}
+    assert both - odd
+
+
+def test_what_the_file_and_one_of_its_cases_have_wrong_is_told_once(tmp_path: Path) -> None:
+    both = rules(ODD.replace('LEVEL: "3"', '5: "3"'), tmp_path)
+    assert [message for rule, message in both if rule == "MN005"] == [
+        "envs.5: found the key 5, expected text"
+    ]
+
+
+def test_encoders_with_a_problem_of_form_hide_no_benchmark(tmp_path: Path) -> None:
+    perf = textwrap.indent(ODD[ODD.index("  TPOT50:") : ODD.index("test_cases:")], "    ")
+    text = ENCODERS.replace("_args:\n      [", "_args:\n      [[a], ") + "    benchmarks:\n" + perf
+    both = rules(text, tmp_path)
+    assert {message.split(":")[0] for _, message in both} >= {"epd_proxy_args.0"}
+    assert {rule for rule, _ in both} >= {"MN704"}
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("line", range(60))
 def test_a_line_lost_makes_no_rule_fall_over(base: str, line: int, tmp_path: Path) -> None:
     lines = BASES[base].splitlines()
     rules("\n".join(lines[:line] + lines[line + 1 :]), tmp_path)
+
+
+@pytest.mark.parametrize("text", [SEVERAL, ENCODERS], ids=["several", "encoders"])
+def test_a_line_lost_in_one_of_several_makes_no_rule_fall_over(text: str, tmp_path: Path) -> None:
+    lines = text.splitlines()
+    for at in range(len(lines)):
+        rules("\n".join(lines[:at] + lines[at + 1 :]), tmp_path)

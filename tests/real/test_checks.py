@@ -7,13 +7,13 @@ from tests.real.fleet import running
 
 ASKED = """\
 test_content: [chat_completion, completion, messages, spec_decode_acceptance]
-chat_prompts: [What is 2 + 3?, {seed: "two and three ", target_tokens: 96}]
+chat_prompts: [The capital of France is, {seed: "two and three ", target_tokens: 96}]
 api_keyword_args: {max_tokens: 24, temperature: 0}
 expected_response:
   per_prompt:
   - {}
   - {prompt_tokens: 96, completion_tokens: 24}
-acceptance_rate: {baseline: 0.5, tolerance: 1}
+acceptance_rate: {baseline: 0.5, tolerance: 0.98}
 """
 DRAFTS = (
     '--dtype float32 --speculative-config \'{"method": "ngram", "num_speculative_tokens": 2, '
@@ -32,4 +32,4 @@ def test_checks_of_content_are_made(tmp_path):
     assert len(made) == 6
     assert set(made.values()) == {"pass"}
     [result] = verdict["benchmarks"]
-    assert 0 <= result["metrics"]["acceptance_rate_pos_1"] <= 1
+    assert 0 < result["metrics"]["acceptance_rate_pos_1"] < 1

@@ -16,6 +16,7 @@ from tests.kube.conftest import QUICK
 from tests.kube.double import Image, KubeDouble
 from tests.kube.fleet import PROFILE, environment, leftovers
 from tests.realpath import fleet
+from tests.realpath import test_products as products
 
 pytest.importorskip("kubernetes")
 pytestmark = pytest.mark.timeout(180)
@@ -24,8 +25,15 @@ TAG = "TAG-4711"
 BROUGHT = ("PATH", "PYTHONPATH", "TEST_PIP_LOG")
 
 
-def run(tmp: Path, data: fleet.Case) -> Outcome:
-    """One run on a double of its own."""
+def run(
+    tmp: Path,
+    data: fleet.Case,
+    *words: str,
+    profile: str = "",
+    verb: tuple[str, str] = ("ci.run", "--run-dir"),
+    seconds: float = 120,
+) -> Outcome:
+    """One run on a double of its own, or what another verb makes of it."""
     here = fleet.environment(tmp)
     for entry in data["deployment"]:
         entry["server_cmd"] = entry["server_cmd"].replace("$MODELS", "/models")
@@ -35,10 +43,11 @@ def run(tmp: Path, data: fleet.Case) -> Outcome:
     shutil.copytree(fleet.HERE, tmp / "opt" / "tests" / "engine")
     mounts = {"/models": here["MODELS"], "/data": here["DATASETS"], "/engine": str(tmp / "opt")}
     listed = [{"path": path, "host_path": path} for path in mounts]
-    (tmp / "lab.yaml").write_text(f"{PROFILE}mounts: {json.dumps(listed)}\n")
-    argv = [sys.executable, "-m", "ci.run", str(fleet.written(tmp, data)), "--on", "k8s"]
-    argv += ["--profile", str(tmp / "lab.yaml"), "--run-dir", str(tmp / "run")]
+    (tmp / "lab.yaml").write_text(f"{PROFILE}mounts: {json.dumps(listed)}\n{profile}")
+    argv = [sys.executable, "-m", verb[0], str(fleet.written(tmp, data)), "--on", "k8s"]
+    argv += ["--profile", str(tmp / "lab.yaml"), verb[1], str(tmp / "run"), *words]
     brought = {name: here[name].replace(str(fleet.ROOT), "/engine") for name in BROUGHT}
+    brought["MULTINODE_CACHE"] = "/tmp/multinode-cache"
     image = Image(env=brought)
     with KubeDouble(tmp / "kube", timing=QUICK, images={"registry.local/py:1": image}) as kube:
         for path, source in mounts.items():
@@ -51,7 +60,7 @@ def run(tmp: Path, data: fleet.Case) -> Outcome:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
         assert leftovers(kube) == [], done.stdout
@@ -70,6 +79,20 @@ def test_a_fleet_passes_without_the_tag(tmp_path):
     assert found.verdict["benchmarks"][0]["driver"] == "aisbench"
     assert TAG not in log(found)
     assert not any("rehearsal" in name for name in paths(found))
+
+
+def test_a_directory_travels_with_its_changes_to_pods_that_reach_no_server(tmp_path):
+    place, commits = products.repository(tmp_path, "one", "two", engine="/engine")
+    program = place / "bin" / "vllm"
+    program.write_text(program.read_text().replace("engine two", "engine changed"))
+    entry = {"install": "none", "paths": {"PATH": ["bin"]}}
+    profile = f"products: {json.dumps({'engine': entry})}\n"
+    found = run(tmp_path, fleet.case(2), "--product", f"engine=dir:{place}", profile=profile)
+    assert found.code == 0, found.output
+    junit = (found.path / "junit.xml").read_text()
+    assert f"{commits[1]}-dirty" in junit and "sha256:d9c1f6472be0" in junit
+    for index in (0, 1):
+        assert "engine changed" in (found.path / f"node-{index}" / "server.log").read_text()
 
 
 def paths(found: Outcome) -> set[str]:

@@ -25,14 +25,14 @@ from ci import run as ci_run
 from ci.backends import hosts, local
 from ci.backends.hosts.inventory import Host
 from ci.backends.hosts.session import Session
-from steps import bench, prove, resolve, wait
-from steps.bench_drivers import Job, aisbench, smoke
+from steps import bench, prove, proxy, resolve, wait
+from steps.bench_drivers import client_program
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import http, identify
 from steps.core.node.http import Answer
 from steps.core.node.noderun import NodeRun, StepFailed
 from steps.core.node.wishes import Wishes
-from steps.core.plan import budgets, clusters
+from steps.core.plan import budgets, clusters, resolver
 from steps.core.plan.cluster import STAND_IN_ROUTER, Cluster, Rehearsal, loopback_nodes
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.proxies import KINDS, choose
@@ -47,9 +47,14 @@ from tests.realpath import fleet
 #: Where it is asked (file and function), and the test that is not rehearsed.
 PLACES = {
     "times.compare": "test_checks.py::test_a_check_fails",
-    "composed.not_done": "test_steps_alone.py::test_a_row_that_needs_packages",
     "go.Go._aim": "test_steps_alone.py::test_a_row_on_engines",
-    "install.parts": "test_steps_alone.py::test_a_row_that_needs_packages",
+    "carry.carry": "test_over_ssh.py::test_a_commit_of_a_repository_here_travels",
+    "init.Crew.__init__": "test_over_ssh.py::test_a_commit_of_a_repository_here_travels",
+    "cluster.Cluster.installs": "test_products.py::test_two_nodes_run_the_commit",
+    "cluster.Cluster.skipped": "test_products.py::test_two_nodes_run_the_commit",
+    "plan.Plan.installs": "test_local.py::test_a_worker_s_install_that_fails",
+    "install.left_out": "test_products.py::test_two_nodes_run_the_commit",
+    "sizing.beside": "test_fronts.py::test_only_a_run_of_the_same_kind_is_laid_beside",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
@@ -57,7 +62,7 @@ PLACES = {
     "clusters.local": "test_what_a_run_says_of_itself",
     "init.cluster_of": "test_hosts_get_no_stand_ins",
     "init.problems": "test_local.py::test_what_preflight_finds",
-    "init._ask": "test_an_endpoint_has_a_minute_for_one_answer",
+    "client_program.ask": "test_an_endpoint_has_a_minute_for_one_answer",
     "init._material": "test_local.py::test_a_fleet_passes_and_its_gates_are_judged",
     "bench._await_deaths": "test_a_dying_server_gets_its_time",
     "bench._watch_health": "test_health_is_watched_with_real_patience",
@@ -71,31 +76,30 @@ PLACES = {
     "local._profile": "test_without_an_engine_nothing_is_started",
     "manifest.cluster": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
     "manifest._resources": "test_pods_get_no_stand_ins_but_a_workdir_and_devices",
-    "node.lead": "test_local.py::test_one_node_installs",
-    "node.follow": "test_local.py::test_a_worker_s_install_that_fails",
     "plan.Plan.rehearsed": "test_what_a_run_says_of_itself",
     "preflight._bound": "test_ports.py::test_where_the_command_says_it_listens",
     "preflight.models": "test_local.py::test_what_preflight_finds",
-    "preflight.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
+    "identity.versions": "test_local.py::test_versions_are_the_engines_and_differences_are_shown",
+    "proxy.late": "test_only_a_rehearsal_holds_a_real_router_back",
     "prove.judge": "test_a_handoff_over_files_is_judged",
     "proxies.choose": "test_nothing_stands_in_for_a_script",
     "proxies.encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
+    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "resolver._Resolver._encoders": "test_several.py::test_encoders_sit_behind_a_proxy",
     "render.order": "test_a_bundle_without_stand_ins",
     "replay.options": "test_a_run_is_replayed",
     "replay.compared": "test_a_run_is_replayed",
     "resolve._far": "test_a_plan_for_hosts",
-    "resolver._Resolver.plan": "test_what_a_run_says_of_itself",
     "drivers.Driver.load": "test_a_real_load_is_the_case_s_own_and_is_judged",
+    "drivers.Driver.small": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.skips_gates": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.Driver.judges": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "drivers.chosen": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "resolver._Resolver._benchmark": "test_a_real_load_is_the_case_s_own_and_is_judged",
     "wishes.Wishes.of_case": "test_only_a_case_of_stand_ins_rehearses_unasked",
-    "run.choose": "test_only_a_case_of_stand_ins_rehearses_unasked",
+    "run._place": "test_only_a_case_of_stand_ins_rehearses_unasked",
     "scope.Scope.around": "test_local.py::test_a_kv_pool",
     "session.Session._check": "test_no_stand_ins_are_no_reason_to_refuse_a_place",
-    "smoke._Load.__init__": "test_a_real_request_may_take_its_time",
     "noderun.stage": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
     "start._cluster": "test_by_hand.py::test_a_fleet_passes",
     "summary.headline": "test_what_a_run_says_of_itself",
@@ -104,10 +108,14 @@ PLACES = {
     "summary._phases": "test_what_a_run_says_of_itself",
     "upstream._hardware": "test_what_a_run_says_of_itself",
     "texts.chat_completion": "test_checks.py::test_every_check_is_made_and_nothing_is_skipped",
+    "bisect.run": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
+    "nights.comparable": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
+    "backend.run": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
+    "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
+    "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
     "wait.completion": "test_a_completion_is_asked_for_with_real_patience",
-    "wait._probe": "test_a_real_server_is_asked_less_often",
 }
 
 
@@ -298,6 +306,17 @@ def test_only_a_rehearsal_takes_the_rehearsals_own_proxy(monkeypatch, tmp_path):
     assert identify.at_home(given, case_of(SPLIT)).router == given.router
 
 
+def test_only_a_rehearsal_holds_a_real_router_back():
+    def late(router: str, rehearsal: Rehearsal | None) -> bool:
+        case = case_of(SPLIT + "proxy:\n  kind: vllm-router\n")
+        cluster = replace(cluster_of(2), rehearsal=rehearsal, router=router)
+        return proxy.late(resolver.resolve(case, cluster, resolver.Options("run-1")))
+
+    assert late("/envs/bin/vllm-router", Rehearsal())
+    assert not late(STAND_IN_ROUTER, Rehearsal())
+    assert not late("/envs/bin/vllm-router", None)
+
+
 @pytest.mark.parametrize(
     ("kind", "script", "words"),
     [
@@ -404,16 +423,10 @@ def test_a_dying_server_gets_its_time(run, monkeypatch):
 def test_an_endpoint_has_a_minute_for_one_answer(run, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(
-        aisbench.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
+        client_program.http, "ask", lambda *given: asked.append(given) or http.Reply(0, "", "")
     )
-    aisbench._ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
-    assert asked[0][-1] == aisbench.ANSWER_SECONDS > aisbench.ANSWER_SECONDS_REHEARSED
-
-
-def test_a_real_request_may_take_its_time(run):
-    job = Job(run.plan.benchmarks[0], run.plan.endpoint, Path())
-    assert smoke._Load(job, run.plan.rehearsed, [0])._limit == smoke.REQUEST_SECONDS
-    assert smoke.REQUEST_SECONDS > smoke.REQUEST_SECONDS_REHEARSED
+    client_program.ask(run, SimpleNamespace(endpoint=run.plan.endpoint))  # type: ignore[arg-type]
+    assert asked[0][-1] == client_program.ANSWER_SECONDS > client_program.ANSWER_SECONDS_REHEARSED
 
 
 def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
@@ -429,16 +442,6 @@ def test_a_completion_is_asked_for_with_real_patience(run, monkeypatch):
         wait.completion(run)
     assert limits == [wait.ATTEMPT_SECONDS_REAL] * wait.ATTEMPTS_REAL
     assert wait.ATTEMPTS_REAL > wait.ATTEMPTS
-
-
-def test_a_real_server_is_asked_less_often(run, monkeypatch):
-    waited: list[float] = []
-    ended = SimpleNamespace(is_set=lambda: bool(waited), wait=waited.append)
-    monkeypatch.setattr(run, "ended", ended)
-    monkeypatch.setattr(wait, "look", lambda _: Answer(False, "refused"))
-    node, process = next(iter(run.plan.probes()))
-    wait._probe(run, wait._Watch(node, process), 0.0)
-    assert waited == [wait.PROBE_EVERY_REAL]
 
 
 def test_a_handoff_over_files_is_judged():

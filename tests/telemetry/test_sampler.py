@@ -244,3 +244,26 @@ def test_an_archive_that_is_none_is_empty(tmp_path: Path) -> None:
     path.write_bytes(packer.compress(lines) + packer.flush())
     assert list(telemetry.read(path)["a"].series["x||"][1]) == [5]
     assert telemetry.read(path, most=10) == {}
+
+
+def test_a_fleet_that_loads_is_looked_at_seldom_until_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "SELDOM", 30.0)
+    looks: list[float] = []
+    enough = threading.Event()
+
+    def ask() -> sampler.Found:
+        looks.append(time.monotonic())
+        if len(looks) > 3:
+            enough.set()
+        return ("running||",), (str(len(looks)),)
+
+    made = sampler.Sampler([sampler.Source("server", ask, 0.05)], tmp_path / "t", HEAD, seldom=True)
+    made.start(patience=20)
+    assert not enough.wait(0.5)
+    assert len(looks) == 1
+    made.quicken()
+    assert enough.wait(20)
+    made.close()
+    assert len(telemetry.read(tmp_path / "t")["server"].seen) >= 4

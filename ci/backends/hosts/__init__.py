@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from ci.backends import Request
@@ -31,6 +32,7 @@ from ci.backends.hosts.session import Session
 from steps.core import settings
 from steps.core.errors import InfraError, MultinodeError
 from steps.core.node import contract
+from steps.core.node.products.carry import carry
 from steps.core.plan.cluster import Cluster, ClusterNode
 from steps.core.plan.plan import LEADER, from_json
 from steps.core.record.records import Cause, record_from
@@ -92,7 +94,10 @@ class Crew:
         self.changed = threading.Condition()
         token = settings.read().token or secrets.token_hex(16)
         base = base_of(request, inventory)
-        cargo = Cargo(request, cluster_of(request, inventory))
+        asked = request.wishes
+        products, entries = carry(asked.products, rehearsed=asked.rehearsal is not None)
+        cluster = replace(cluster_of(request, inventory), products=products)
+        cargo = Cargo(request, cluster, entries)
         self.sessions = [
             Session(request, i, host, client, base, token, cargo, self._wake)
             for i, host in enumerate(inventory.hosts)

@@ -23,9 +23,15 @@ _UNUSED = ("steps/lint/", "rehearsal/")
 
 
 class Cargo:
-    """What goes to the hosts: the harness, the case, the cluster, missing packages."""
+    """What goes to the hosts: the harness, the case, the cluster, missing packages.
 
-    def __init__(self, request: Request, cluster: Cluster) -> None:
+    Args:
+        more: files beside the harness: products that travel with it.
+    """
+
+    def __init__(
+        self, request: Request, cluster: Cluster, more: Iterable[bundle.Entry] = ()
+    ) -> None:
         case = Path(request.case.file)
         self.case_name = case.name
         texts = {"cluster.json": dumps(cluster.to_dict())}
@@ -34,7 +40,7 @@ class Cargo:
         beside = case.parent / script
         if not script.is_absolute() and ".." not in script.parts and beside.is_file():
             texts[f"case/{script}"] = beside.read_text(encoding="utf-8")
-        self._own = list(bundle.texts(texts))
+        self._own = [*bundle.texts(texts), *_placed(more)]
         self._parts: dict[str, bytes] = {}
         self._packer = threading.Thread(target=self._pack, name="cargo", daemon=True)
         self._packer.start()

@@ -64,6 +64,7 @@ def _shown(name: str, value: object) -> str:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hosts", default="", help="addresses, or a hosts file")
     parser.add_argument("--case", default="", help="a case with cluster_hosts")
+    parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     parser.add_argument(
         "--directory", default="", help="where runs will be; default: the hosts file's, or /tmp"
     )
@@ -156,7 +157,8 @@ def _inventory(arguments: argparse.Namespace) -> Inventory:
     """The hosts that the command line names."""
     if arguments.hosts:
         return hosts_file.of_argument(arguments.hosts)
-    return hosts_file.of_run(load_case(wishes.find_case(arguments.case)), "")
+    case = load_case(wishes.find_case(arguments.case), only=arguments.only)
+    return hosts_file.of_run(case, "")
 
 
 main = door.Verb("hosts-check", __doc__, _options, run)

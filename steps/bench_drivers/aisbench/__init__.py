@@ -20,27 +20,21 @@ from pathlib import Path
 from steps.bench_drivers import Job, Measurement, hub
 from steps.bench_drivers.aisbench import catalogue, config, material, package, results
 from steps.bench_drivers.aisbench.material import Material
+from steps.bench_drivers.aisbench.pace import Pace
 from steps.bench_drivers.aisbench.package import Packaged
-from steps.bench_drivers.client_program import run_tool
+from steps.bench_drivers.client_program import blame, judge, killed, run_tool
 from steps.core import settings
 from steps.core.case.case import Benchmark
 from steps.core.case.numbers import dumps
-from steps.core.node import http
 from steps.core.node.noderun import NodeRun, StepFailed
-from steps.core.node.supervisor import ExitStatus
 from steps.core.plan.cluster import AIS_BENCH
-from steps.core.plan.plan import TOOL, BenchmarkPlan, NodePlan, Process
+from steps.core.plan.plan import TOOL, BenchmarkPlan, Process
 from steps.core.record import evidence
-from steps.core.record.records import Cause
 from steps.core.vllm import access
 
 PROCESS = "bench"
 #: AISBench prints its counts every other second, moved or not; the rates beside them sink to 0.
 _RATES = re.compile(r"\([0-9.]+/s\)")
-#: How long the endpoint may take over one short answer before it is called broken.
-ANSWER_SECONDS, ANSWER_SECONDS_REHEARSED = 60.0, 5.0
-#: The same when a budget is used up already, and only the culprit is looked for.
-BLAME_SECONDS = 10.0
 
 
 def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
@@ -96,6 +90,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
     asked = min(filter(None, (benchmark.num_prompts, read.size)), default=0)
     program = AIS_BENCH.of(run.plan.cluster)
     log = place / f"{PROCESS}.log"
+    pace = Pace(run, benchmark, asked, log)
     try:
         status = run_tool(
             run,
@@ -104,20 +99,25 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             place,
             env=_environment(run),
             what=lambda: f"{benchmark.name}: ais_bench, whose log ends: {evidence.last_line(log)}",
-            blame=lambda: _blame(run, job),
+            blame=lambda: blame(run, job, PROCESS),
             progress=lambda: _RATES.sub("", evidence.last_line(log)),
+            tell=pace.tell,
         )
     except OSError as error:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
     if status.signal:
-        raise StepFailed(_killed(run, status, log))
+        raise StepFailed(killed(run, status, log, PROCESS, "ais_bench"))
     abbr, *others = data.abbrs
     sizes = {"asked": asked, "size": read.size}
     found = results.read(
         work, request.abbr, abbr, benchmark, **sizes, stream=request.stream, others=others
     )
     results.write_requests(place / "requests.jsonl", found.rows)
-    return _judge(run, job, found.measurement, status, log)
+    measured = found.measurement
+    if status.code:
+        exited = results.exit_check(status.code)
+        measured = replace(measured, checks=(*measured.checks, exited))
+    return judge(run, job, measured, status, log, "ais_bench")
 
 
 def _data_set(run: NodeRun, benchmark: Benchmark) -> catalogue.DataSet | Packaged:
@@ -177,51 +177,3 @@ def _environment(run: NodeRun) -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _ask(run: NodeRun, job: Job, most: float = ANSWER_SECONDS) -> http.Reply:
-    limit = min(most, ANSWER_SECONDS_REHEARSED if run.plan.rehearsed else ANSWER_SECONDS)
-    return http.ask(job.endpoint.access, job.endpoint.model, "What is 2 + 3?", 16, run.ended, limit)
-
-
-def _blame(run: NodeRun, job: Job) -> tuple[NodePlan, str]:
-    """Who hangs: the endpoint, if it does not answer a single question, else AISBench."""
-    if _ask(run, job, BLAME_SECONDS).text.strip():
-        return run.me, PROCESS
-    return run.me, "proxy" if job.endpoint.kind == "proxy" else "server"
-
-
-def _killed(run: NodeRun, status: ExitStatus, log: Path) -> Cause:
-    return run.cause_of(
-        "exit",
-        "infra",
-        f"the benchmark client ais_bench {status}",
-        process=PROCESS,
-        signal=status.signal,
-        evidence=evidence.of_log(log).lines,
-        log=str(log.relative_to(run.run_dir.path.resolve())),
-        hint="No server had ended; look at the leader's memory and at what else runs there.",
-    )
-
-
-def _judge(
-    run: NodeRun, job: Job, found: Measurement, status: ExitStatus, log: Path
-) -> Measurement:
-    """Whose fault it is when AISBench brings no result: the endpoint's, or its own."""
-    if status.code:
-        found = replace(found, checks=(*found.checks, results.exit_check(status.code)))
-    if not any(check.status == "fail" for check in found.checks):
-        return found
-    if any(found.requests.get(kind) for kind in ("failed", "empty", "truncated")):
-        return found
-    reply = _ask(run, job)
-    run.check_end()
-    said = "; ".join(evidence.of_log(log).lines[-1:]) or evidence.last_line(log)
-    ended = f"ais_bench {status}" + (f", saying: {said}" if said else "")
-    if reply.text.strip():
-        state, fault = "the endpoint still answers, so AISBench itself failed", "infra"
-    else:
-        state, fault = f"the endpoint does not answer: {reply.error}", "functional"
-    if found.metrics:
-        return replace(found, fault=fault)
-    return replace(found, error=f"no result: {ended}; {state}", fault=fault)

@@ -53,7 +53,7 @@ def find(plan: Plan, benchmark: Benchmark, data: DataSet | Packaged, hub: Hub) -
         missing.append(str(error))
     if benchmark.case_type == "performance":
         try:
-            tokenizer = _tokenizer(plan, benchmark, hub)
+            tokenizer = found_tokenizer(plan, benchmark, hub)
         except NotHere as error:
             missing.append(f"AISBench needs the tokenizer: {error}")
     if missing:
@@ -132,7 +132,12 @@ def _count(path: Path) -> int:
         return sum(1 for line in source if line.strip())
 
 
-def _tokenizer(plan: Plan, benchmark: Benchmark, hub: Hub) -> Path:
+def found_tokenizer(plan: Plan, benchmark: Benchmark, hub: Hub) -> Path:
+    """The directory of the tokenizer.
+
+    Raises:
+        NotHere: it is nowhere.
+    """
     reasons: list[str] = []
     for name in wanted_models(plan, benchmark):
         try:

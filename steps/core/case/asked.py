@@ -68,10 +68,18 @@ BENCHMARK: Field = {
         "string", "AISBench request configuration, such as `vllm_api_stream_chat`."
     ),
     "dataset_conf": field(
-        "string", "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`."
+        "string",
+        "AISBench data set configuration, such as `gsm8k/gsm8k_gen_0_shot_cot_str_perf`; `random`: "
+        "the random prompts of `--bench vllm-bench`.",
     ),
     "num_prompts": field(_WHOLE, "Requests to send; absent: the whole data set.", min_value=1),
     "max_out_len": field(_WHOLE, "Output tokens asked of each request.", min_value=1),
+    "input_len": field(
+        _WHOLE,
+        "Tokens of each prompt, where they are random (`dataset_conf: random`; default 1024).",
+        ours=True,
+        min_value=1,
+    ),
     "batch_size": field(_WHOLE, "Most requests in flight at once.", min_value=1),
     "request_rate": field(_NUMBER, "Requests/s (Poisson); 0: no limit.", min_value=0),
     "baseline": field(
@@ -122,6 +130,73 @@ BENCHMARK: Field = {
     ),
     "gate": field("string", "`none`: gates nothing, with a `reason`.", ours=True, allowed=["none"]),
     "reason": field("string", "Why `gate: none`.", ours=True, empty=False),
+    "sweep": field(
+        "dict",
+        "Loads to measure one after another on the warm fleet: every combination of `batch_size`, "
+        "`request_rate`, `max_out_len` (each a list, or a ladder `{from, to, times}` or "
+        "`{from, to, step}`) and `dataset` (a list of mappings of the data set's keys).",
+        ours=True,
+        empty=False,
+        schema={
+            **{
+                knob: field(["list", "dict"], f"Values of `{knob}`.", ours=True, empty=False)
+                for knob in ("batch_size", "request_rate", "max_out_len")
+            },
+            "dataset": field(
+                "list",
+                "Data sets.",
+                ours=True,
+                empty=False,
+                schema=field(
+                    "dict",
+                    "A data set.",
+                    empty=False,
+                    schema={
+                        key: field("string", "As the benchmark's.", empty=False)
+                        for key in ("dataset_path", "dataset_path_local", "dataset_conf")
+                    },
+                ),
+            ),
+        },
+    ),
+    "find": field(
+        "dict",
+        "The largest load that holds limits, searched for on the warm fleet.",
+        ours=True,
+        schema={
+            "maximise": field(
+                "string",
+                "`batch_size` or `request_rate`: that load; `output_throughput`: by `batch_size`.",
+                ours=True,
+                required=True,
+                allowed=["output_throughput", "request_rate", "batch_size"],
+            ),
+            "subject_to": field(
+                "list",
+                "Limits, `metric op value`, such as `tpot_p99_ms <= 50`.",
+                ours=True,
+                required=True,
+                empty=False,
+                schema={"type": "string", "empty": False},
+            ),
+            "within": field(
+                "list",
+                "Least and largest load.",
+                ours=True,
+                required=True,
+                schema=field("number", "A load.", min_value=0.001, max=1_000_000),
+                minlength=2,
+                maxlength=2,
+            ),
+            "tolerance": field(
+                "number",
+                "How well the border is to be known, as a share of it (default 0.05).",
+                ours=True,
+                min_value=0.01,
+                max=0.5,
+            ),
+        },
+    ),
     "repeat": count(
         "How often to measure, the caches the same each time; the median counts.", ours=True, max=20
     ),

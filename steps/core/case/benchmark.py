@@ -7,12 +7,14 @@ Touches nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from steps.core.case import gates
 from steps.core.case.asked import SAMPLING
-from steps.core.case.case import Benchmark
-from steps.core.case.source import cut
+from steps.core.case.case import RANDOM, Benchmark
+from steps.core.case.parts import sizing
+from steps.core.errors import cut
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]
@@ -38,19 +40,14 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         problem("MN019", "needs a reason", "Add 'reason: why nothing is gated'.", *path, "gate")
     if entry.get("gate") and own_gates:
         problem("MN019", "is none, but 'gates' has entries", "Keep one.", *path, "gate")
-    if not (entry.get("dataset_path") or entry.get("dataset_path_local")):
-        problem(
-            "MN004",
-            "neither 'dataset_path' nor 'dataset_path_local' is there",
-            "Name the data set: a hub id, or a path on the leader.",
-            *path,
-        )
+    _data(entry, partial(problem, "MN004"), path)
     rates = _rates(entry, lambda message, hint: problem("MN023", message, hint, *path, "baseline"))
     numbers = {key: _number(entry.get(key)) for key in ("request_rate", "baseline", "threshold")}
     if _number(entry.get("tpot_threshold")) == 0:
         hint = "Upstream judges it, and no fleet passes: write a limit, or remove it."
         problem("MN023", "found 0, which no answer can keep", hint, *path, "tpot_threshold")
     own_gates += _upstream_limits(entry)
+    wrong = partial(_of_loads, problem, name)
     return Benchmark(
         name=name,
         case_type=entry["case_type"],
@@ -60,6 +57,7 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         request_conf=entry.get("request_conf", ""),
         dataset_conf=entry.get("dataset_conf", ""),
         num_prompts=_whole(entry.get("num_prompts")),
+        input_len=_whole(entry.get("input_len")) or 0,
         max_out_len=_whole(entry.get("max_out_len")) or 512,
         batch_size=_whole(entry.get("batch_size")) or 1,
         request_rate=float(numbers["request_rate"] or 0),
@@ -77,7 +75,21 @@ def build(name: str, entry: Mapping[str, Any], problem: Report) -> Benchmark:
         no_gate_reason=entry.get("reason", "") if entry.get("gate") else "",
         repeat=entry.get("repeat", 1),
         confirm=entry.get("confirm", 2),
+        sweep=sizing.sweep(entry, wrong),
+        find=sizing.find(entry, wrong),
     )
+
+
+def _data(entry: Mapping[str, Any], missing: Report, path: tuple[str, ...]) -> None:
+    named = entry.get("dataset_path") or entry.get("dataset_path_local")
+    if not named and entry.get("dataset_conf") != RANDOM:
+        text = "neither 'dataset_path' nor 'dataset_path_local' is there"
+        missing(text, "Name the data set: a hub id, or a path on the leader.", *path)
+
+
+def _of_loads(problem: Report, name: str, message: str, hint: str, *at: Any) -> None:
+    rule = "MN019" if "subject_to" in at else "MN023"
+    problem(rule, message, hint, "benchmarks", name, *at)
 
 
 def _sampling(entry: Mapping[str, Any]) -> dict[str, Any]:

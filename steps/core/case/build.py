@@ -14,10 +14,10 @@ from typing import Any
 
 from steps.core.case import benchmark, check, content, fields, shellwords
 from steps.core.case.case import Case, CaseNode, Ranks, Split, seconds
-from steps.core.case.parts import pool, proxy, single
+from steps.core.case.parts import pool, proxy, single, variants
 from steps.core.case.shellwords import Word
-from steps.core.case.source import Source, enough, load_yaml
-from steps.core.errors import CaseError, Place, Problem, UsageError, errors_of
+from steps.core.case.source import Source, load_yaml
+from steps.core.errors import CaseError, Place, Problem, UsageError, enough, errors_of
 
 #: Servers of a fleet; words and variables that a command, and all servers together, have.
 MAX_SERVERS = 4096
@@ -56,8 +56,15 @@ def cases_in(source: Source) -> dict[str, Source]:
     problems = check.check_form(source, "several")
     if errors_of(problems):
         raise CaseError(enough(problems))
+    return cases_left(source)
+
+
+def cases_left(source: Source) -> dict[str, Source]:
+    """The cases of a file of several; what is no case at all is left out."""
     found: dict[str, Source] = {}
     for at, entry in enumerate(source.entries("test_cases")):
+        if not isinstance(entry.data, dict):
+            continue
         own = entry.data.get("name")
         base = own.strip() if isinstance(own, str) and own.strip() else f"case-{at}"
         names = (base, *(f"{base}-{number}" for number in range(2, at + 3)))
@@ -209,6 +216,7 @@ class _Builder:
             inherit=tuple(data.get("inherit") or ()),
             source=self.source,
             only=self.source.only,
+            variants=variants.build(data, self._problem),
         )
 
     def _name(self) -> str:
@@ -249,11 +257,11 @@ class _Builder:
         )
 
     def _hosts(self) -> tuple[str, ...]:
-        hosts = tuple(self.data.get("cluster_hosts") or ())
-        if hosts and len(hosts) != self.data["num_nodes"]:
+        hosts, size = tuple(self.data.get("cluster_hosts") or ()), self.data.get("num_nodes", 1)
+        if hosts and len(hosts) != size:
             self._problem(
                 "MN010",
-                f"has {len(hosts)} entries, expected {self.data['num_nodes']} as num_nodes says",
+                f"has {len(hosts)} entries, expected {size} as num_nodes says",
                 "Give one address a node, in the order of the nodes.",
                 "cluster_hosts",
             )

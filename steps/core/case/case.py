@@ -13,14 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core.case import gates
 from steps.core.case.content import Content
 from steps.core.case.shellwords import Word
-from steps.core.case.source import Source
 from steps.core.errors import Place
 
+if TYPE_CHECKING:  # a node that has a plan reads no case, and YAML takes its time to load
+    from steps.core.case.source import Source
+
+#: The ``dataset_conf`` of prompts that a driver makes up itself.
+RANDOM = "random"
 #: The longest a phase may take: a month.
 MAX_SECONDS = 30 * 86400.0
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -104,12 +108,36 @@ class ProxySpec:
 
 
 @dataclass(frozen=True)
+class Find:
+    """The largest load that holds limits.
+
+    Attributes:
+        maximise: what is made large; ``output_throughput`` by way of the batch size.
+        limits: what has to hold.
+        low, high: the range of loads.
+        tolerance: how well the border is to be known, as a share.
+    """
+
+    maximise: str
+    limits: tuple[gates.Gate, ...]
+    low: float
+    high: float
+    tolerance: float = 0.05
+
+    @property
+    def knob(self) -> str:
+        """The field of the benchmark that is varied."""
+        return "request_rate" if self.maximise == "request_rate" else "batch_size"
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark with its gates.
 
     ``sampling`` goes into each request; ``num_prompts`` None means the whole
     data set; ``request_rate`` is in requests/s, 0 without limit; ``rates`` are the
-    acceptance rates by position that a spec_decode benchmark has for a baseline.
+    acceptance rates by position that a spec_decode benchmark has for a baseline; ``sweep`` are
+    the fields that each of its points changes.
     """
 
     name: str
@@ -121,6 +149,7 @@ class Benchmark:
     dataset_conf: str = ""
     num_prompts: int | None = None
     max_out_len: int = 512
+    input_len: int = 0
     batch_size: int = 1
     request_rate: float = 0.0
     baseline: float | None = None
@@ -136,6 +165,53 @@ class Benchmark:
     no_gate_reason: str = ""
     repeat: int = 1
     confirm: int = 2
+    sweep: tuple[Mapping[str, Any], ...] = ()
+    find: Find | None = None
+
+    @property
+    def sized(self) -> bool:
+        """Whether it is measured at several loads."""
+        return bool(self.sweep or self.find)
+
+    @property
+    def compared(self) -> str:
+        """The metric that its baseline is one of."""
+        if self.case_type == "accuracy":
+            return "accuracy"
+        return "capacity" if self.find else "output_throughput"
+
+
+def conditions(entry: Benchmark) -> tuple[gates.Gate, ...]:
+    """All gates of a benchmark, upstream's baseline rule among them."""
+    if entry.no_gate_reason:
+        return entry.gates
+    known = entry.case_type, entry.baseline, entry.threshold, entry.rates
+    return (*gates.upstream(*known, entry.compared), *entry.gates)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A gate between two variants: at least, where less is better at most, a share of another's."""
+
+    metric: str
+    share: float
+    of: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The case with something changed.
+
+    Attributes:
+        settings: ``env_common.OMP_NUM_THREADS=8``, ``deployment.0.server_cmd+= --enforce-eager``.
+        products: ``NAME=REF`` each; ``image``: of every node.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    image: str = ""
+    gates: tuple[Against, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +245,7 @@ class Case:
     inherit: tuple[str, ...]
     source: Source = field(repr=False, compare=False)
     only: str = ""
+    variants: tuple[Variant, ...] = ()
 
     def place(self, *path: Any) -> Place:
         """Where the value at a YAML path stands in the file."""

@@ -20,8 +20,8 @@ from steps.core.case import fields
 from steps.core.case.asked import BENCHMARK, Field
 from steps.core.case.fields import FIELDS, dialect_of, is_several, known_keys
 from steps.core.case.parts import balancing
-from steps.core.case.source import MAX_PROBLEMS, DataPath, Source
-from steps.core.errors import Problem
+from steps.core.case.source import DataPath, Source
+from steps.core.errors import MAX_PROBLEMS, Problem
 
 #: Numbers of the routing dialect that upstream reads with ``int``, so that they may be quoted.
 _QUOTABLE = ("num_nodes", "npu_per_node", "config", "routing", "kv_pool")

@@ -19,7 +19,7 @@ from steps.core.case.asked import count as _count
 from steps.core.case.asked import field as _field
 from steps.core.case.source import DataPath, Source
 
-#: The phases of a run that have a budget, in their order.
+#: The phases of a run that have a budget, in their order, and after them what else has one.
 PHASES = (
     "join",
     "preflight",
@@ -32,6 +32,7 @@ PHASES = (
     "proof",
     "stop",
     "collect",
+    "request",
 )
 DURATION = r"^\d+(\.\d+)?\s*(s|m|h)?$"
 
@@ -56,6 +57,11 @@ def _port(doc: str, **rules: Any) -> Field:
 
 def _indices(doc: str) -> Field:
     return _field("list", doc, schema=_index("A node index."))
+
+
+def _texts(doc: str) -> Field:
+    text = {"type": "string", "empty": False}
+    return _field("list", doc, ours=True, schema=text, maxlength=100)
 
 
 #: What a case may name as its ``proxy``; each is an entry of ``steps.core.plan.proxies``.
@@ -98,7 +104,8 @@ _COMMON: Field = {
     ),
     "timeouts": _field(
         "dict",
-        "Budget of each phase: seconds, or text such as `45m`.",
+        "Budget of each phase: seconds, or text such as `45m`. `request`: how long one request of "
+        "a benchmark may be silent while others are answered.",
         ours=True,
         keysrules={"type": "string", "allowed": list(PHASES)},
         valuesrules={"type": ["number", "string"], "regex": DURATION, "min_value": 0.001},
@@ -125,6 +132,27 @@ _COMMON: Field = {
         "boolean",
         "Check after the benchmarks that every side and rank served requests (default true).",
         ours=True,
+    ),
+    "variants": _field(
+        "dict",
+        "What `compare` compares when nothing else is said, by name; each changes the case.",
+        ours=True,
+        maxlength=100,
+        keysrules={"type": "string", "regex": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}$"},
+        valuesrules=_field(
+            "dict",
+            "A variant; empty: the case as it stands.",
+            nullable=True,
+            schema={
+                "set": _texts("Changes: `PATH=VALUE`, or `PATH+=MORE TEXT`."),
+                "products": _texts("Products under test, `NAME=REF`, as `--product` takes them."),
+                "image": _field("string", "Image of every node.", ours=True, empty=False),
+                "gates": _texts(
+                    "`metric op share * variant(NAME)`, such as "
+                    "`output_throughput >= 0.97 * variant(v1)`."
+                ),
+            },
+        ),
     ),
     "lint": _field(
         "dict",
@@ -321,7 +349,7 @@ SINGLE: Field = {
         key: _COMMON[key]
         for key in ("inherit", "special_dependencies", "timeouts", "engine", "rehearse")
     },
-    **{key: _COMMON[key] for key in ("proof", "lint")},
+    **{key: _COMMON[key] for key in ("cluster_hosts", "proof", "variants", "lint")},
     "benchmarks": {**_COMMON["benchmarks"], "required": False},
     "kv_pool": _KV_POOL,
     **checks("prompts", nullable=True),

@@ -13,6 +13,10 @@ baseline less ``threshold`` (default 0.05) of it.
 score, from the number of samples: ``accuracy_high >= 92`` fails only when the
 score is below 92 beyond chance.
 
+``goodput`` are the requests/s that met every latency limit of the benchmark, each by itself.
+``capacity`` is what ``find`` finds: the largest load that holds its limits, and the baseline is
+held against it; it lies between ``capacity_low`` and ``capacity_high`` with 95 % certainty.
+
 ``kv_cache_usage_max`` is the fullest KV cache of any engine (1: full), ``rank_imbalance`` the
 tokens of a side's busiest engine over the mean of that side, ``acceptance_pos1`` another name of
 the first drafted position's rate.
@@ -21,7 +25,7 @@ the first drafted position's rate.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from steps.core.case.numbers import LIMIT, is_finite
@@ -38,6 +42,10 @@ METRICS: dict[str, tuple[str, bool]] = {
     "request_throughput": ("req/s", True),
     "duration_ms": ("ms", False),
     "success_ratio": ("", True),
+    "goodput": ("req/s", True),
+    "capacity": ("", True),
+    "capacity_low": ("", True),
+    "capacity_high": ("", True),
     "accuracy": ("%", True),
     "accuracy_low": ("%", True),
     "accuracy_high": ("%", True),
@@ -118,6 +126,17 @@ def parse(text: str) -> Gate:
     return Gate(metric, match["op"], number, scaled)
 
 
+def each(gates: Iterable[Gate]) -> dict[str, float]:
+    """Milliseconds that one request may take, by ``ttft``, ``tpot`` and ``e2el``, of all limits."""
+    found: dict[str, float] = {}
+    for gate in gates:
+        name, _, stat = gate.metric.partition("_")
+        timed = name in ("ttft", "tpot", "e2el") and stat.endswith("_ms")
+        if timed and gate.op in ("<=", "<") and not gate.of_baseline:
+            found[name] = min(gate.number, found.get(name, gate.number))
+    return found
+
+
 def hold(gate: Gate, metrics: Mapping[str, float], baseline: float | None) -> GateResult:
     """Hold one gate against measured metrics; one that is absent or not finite fails it."""
     limit = gate.number
@@ -148,8 +167,13 @@ def upstream(
     baseline: float | None,
     threshold: float | None,
     rates: Sequence[float] = (),
+    found: str = "output_throughput",
 ) -> tuple[Gate, ...]:
-    """The gates that ``baseline`` and ``threshold`` mean; none without a baseline."""
+    """The gates that ``baseline`` and ``threshold`` mean; none without a baseline.
+
+    Args:
+        found: the metric that is held against the baseline of a performance benchmark.
+    """
     share = 1 - (0.05 if threshold is None else threshold)
     drafted = (
         Gate(f"{ACCEPTED}{position}", ">=", round(rate * share, 9))
@@ -159,7 +183,7 @@ def upstream(
         return tuple(drafted)
     if case_type == "performance":
         share = 0.97 if threshold is None else threshold
-        return (Gate("output_throughput", ">=", share, True),)
+        return (Gate(found, ">=", share, True),)
     width = 1.0 if threshold is None else threshold
     return (
         Gate("accuracy", ">=", round(baseline - width, 9)),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from steps.core import redaction
-from steps.core.errors import CaseError, Place, Problem, Severity, errors_of, sort_problems
+from steps.core.errors import MAX_PROBLEMS, CaseError, Place, Problem, cut, enough
 
 MAX_BYTES = 1 << 20
 #: What a file may make, its aliases and merge keys counted each time: values, and their text.
@@ -34,8 +33,6 @@ MAX_DEPTH = 60
 MAX_BITS = 256
 #: The longest text that can be a number or a date.
 _MAX_DIGITS = 100
-#: Problems of one file that are told; a file with more is not read line by line.
-MAX_PROBLEMS = 200
 
 DataPath = tuple[Any, ...]
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -70,7 +67,10 @@ class Source:
     only: str = ""
 
     def entries(self, key: str) -> list[Source]:
-        """Each entry of the list at ``key`` as if it were a file of its own, places kept."""
+        """Each entry of the list at ``key`` as if it were a file of its own, places kept; none
+        where there is no list.
+        """
+        entries = self.data[key] if isinstance(self.data[key], list) else ()
         marks: dict[Any, dict[DataPath, tuple[int, int]]] = {}
         spans: dict[Any, dict[DataPath, tuple[int, int, int, str]]] = {}
         for path, mark in self.marks.items():
@@ -81,7 +81,7 @@ class Source:
                 spans.setdefault(path[1], {})[path[2:]] = span
         return [
             replace(self, data=data, marks=marks.get(at, {}), spans=spans.get(at, {}))
-            for at, data in enumerate(self.data[key])
+            for at, data in enumerate(entries)
         ]
 
     def place(self, *path: Any) -> Place:
@@ -111,24 +111,6 @@ class Source:
         where = place or self.place(*path)
         message = cut(f"{name}: {message}")
         return Problem(rule, message, where, cut(hint), field=name, related=related)
-
-
-def enough(problems: Iterable[Problem]) -> list[Problem]:
-    """What is told of a file: in reading order, errors first when there are too many."""
-    every = sort_problems(problems)
-    if len(every) <= MAX_PROBLEMS:
-        return every
-    chosen = sorted(every, key=lambda problem: problem.severity is not Severity.ERROR)
-    left = chosen[MAX_PROBLEMS:]
-    severity = Severity.ERROR if errors_of(left) else Severity.WARNING
-    more = f"and {len(left):,} more problems, which are not shown"
-    last = Problem("MN009", more, left[-1].place, "Mend some of these first.", severity)
-    return [*sort_problems(chosen[:MAX_PROBLEMS]), last]
-
-
-def cut(text: str, most: int = 1000) -> str:
-    """A text as a message shows it: no longer than ``most``."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def load_yaml(path: Path, name: str = "") -> Source:

@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from steps.core.node.noderun import NodeRun
-from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.messages import End, Told
 from steps.core.node.rendezvous.pace import ROLL_WAIT
 from steps.core.plan.plan import LEADER
 from steps.core.record.records import Cause
 from steps.core.record.verdict import BLAME_SECONDS, first_cause
+
+if TYPE_CHECKING:
+    from steps.core.node.rendezvous.leader import Leader
 
 TOLD_WAIT = ROLL_WAIT + 3.0
 #: How many of many a line names.
@@ -83,14 +86,14 @@ def hear(run: NodeRun, told: threading.Event) -> None:
 
 
 def stop(run: NodeRun) -> None:
-    """Stop everything of this node, the proxy first, the KV pool last."""
+    """Stop everything of this node, the proxy first, the KV pool when all others have ended."""
     run.events.phase = "stop"
     began, started = time.monotonic(), time.time()
     supervisor = run.supervisor
     if run.cause and run.cause.verdict == "hang" and not supervisor.dump_stacks():
         run.events.emit("note", text="py-spy is not installed: no stacks of hanging processes")
-    for kind in ("proxy", "server", "pool"):
-        names = [r.process.name for r in supervisor.running if r.process.kind == kind]
+    for kinds in (("proxy", "server"), ("pool",)):
+        names = [r.process.name for r in supervisor.running if r.process.kind in kinds]
         for name, seconds in supervisor.stop(names, run.hurry).items():
             run.events.emit("stopped", process=name, seconds=seconds)
     strays, alive = supervisor.kill_strays()

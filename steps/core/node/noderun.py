@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core import settings
 from steps.core.node import causes
-from steps.core.node.rendezvous.leader import Leader
-from steps.core.node.rendezvous.link import Link
+from steps.core.node.products import placed
 from steps.core.node.rendezvous.messages import Look, State, Told
 from steps.core.node.supervisor import Running, Supervisor
 from steps.core.plan.plan import LEADER, TOOL, Budget, NodePlan, Plan
@@ -39,7 +38,13 @@ from steps.core.system.tail import Growth
 from steps.core.vllm import access
 from steps.core.vllm.logs import OUR_QUESTIONS
 
+if TYPE_CHECKING:  # a leader's end takes asyncio, which nobody else needs
+    from steps.core.node.rendezvous.leader import Leader
+    from steps.core.node.rendezvous.link import Link
+
 POLL = 0.05
+#: How often a wait looks by itself where whoever brings what it waits for stirs it.
+SELDOM = 1.0
 SAY_EVERY = 10.0
 #: How often a wait looks whether the run directory can still be written.
 DISK_EVERY = 1.0
@@ -48,6 +53,36 @@ ROOM = "Make room there, or name a directory on another disk with --run-dir."
 
 class RunEnded(Exception):
     """The run is over for this node, for a reason that is already known."""
+
+
+class Ending(threading.Event):
+    """Set when the run is over; who waits for something else meanwhile can be stirred.
+
+    Attributes:
+        turn: grows whenever something has changed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+        self._moved = threading.Condition()
+
+    def set(self) -> None:
+        """The run is over."""
+        super().set()
+        self.stir()
+
+    def stir(self) -> None:
+        """Let those who wait look at once."""
+        with self._moved:
+            self.turn += 1
+            self._moved.notify_all()
+
+    def rest(self, turn: int, seconds: float) -> bool:
+        """Wait until something has changed since ``turn``; whether the run is over."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.turn != turn or self.is_set(), seconds)
+        return self.is_set()
 
 
 class StepFailed(Exception):
@@ -80,6 +115,9 @@ class NodeRun:
         step: the step that runs alone.
     """
 
+    #: What this node's engines do at present, added up; nothing until somebody samples them.
+    load: Callable[[], dict[str, float]] = dict
+
     def __init__(
         self,
         plan: Plan,
@@ -107,7 +145,7 @@ class NodeRun:
         self.redactor = redactor or here()
         self.started = time.time()
         self.began = time.monotonic()
-        self.ended = threading.Event()
+        self.ended = Ending()
         self.leader = leader
         self.link = link
         self.guard = guard
@@ -139,6 +177,7 @@ class NodeRun:
             nice,
             plan.hosts(),
         )
+        self.supervisor.prefer(placed.paths(run_dir, index))
 
     @property
     def is_leader(self) -> bool:
@@ -218,10 +257,13 @@ class NodeRun:
         every: float = POLL,
         blame: Callable[[], tuple[NodePlan, str]] | None = None,
         logs: bool = True,
+        tell: Callable[[], None] | None = None,
     ) -> None:
         """Wait until ``done``; say ``what`` is missing now and then.
 
         Args:
+            every: seconds between two looks, unless something stirs the run.
+            tell: called all the while; it says itself how things go, in place of ``what``.
             blame: the node and process to name when the phase's budget ends.
             logs: whether a growing log is progress; not where servers log our own probes.
 
@@ -230,14 +272,19 @@ class NodeRun:
             StepFailed: the phase's budget or its stall limit is used up.
         """
         said = time.monotonic()
-        while not done():
-            if self.ended.wait(every):
+        while True:
+            turn = self.ended.turn
+            if done():
+                break
+            if self.ended.rest(turn, every):
                 raise RunEnded
             now = time.monotonic()
             self._hold_disk(now)
             if logs:
                 self._watch_progress()
-            if now - said >= SAY_EVERY:
+            if tell:
+                tell()
+            elif now - said >= SAY_EVERY:
                 said = now
                 missing = what()
                 if missing:
@@ -372,6 +419,7 @@ class NodeRun:
             pid=running.pid,
             expected=status.expected,
         )
+        self.ended.stir()
         if status.expected or self.cause is not None or running.process.kind == TOOL:
             return
         state = self.leader.state if self.leader else self.state
@@ -404,9 +452,8 @@ class NodeRun:
 
     def look(self) -> Look:
         """What a beat says."""
-        return Look(
-            self.phase_name, tuple(sorted(self.passed)), self.log_sizes(), self.own_causes()
-        )
+        passed = tuple(sorted(self.passed))
+        return Look(self.phase_name, passed, self.log_sizes(), self.own_causes(), self.load())
 
     # Record
 

@@ -19,13 +19,13 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from steps.core.case.numbers import dumps
 from steps.core.node import http
-from steps.core.node.noderun import NodeRun
+from steps.core.node.noderun import Ending, NodeRun
 from steps.core.plan.cluster import url_host
 from steps.core.plan.plan import Access, NodePlan
 from steps.core.record import telemetry
@@ -33,6 +33,8 @@ from steps.core.record.rundir import appending
 from steps.core.vllm import metrics
 
 EVERY, FLUSH_EVERY = 1.0, 5.0
+#: How often is looked before the fleet serves: a machine that only loads tells little.
+SELDOM = 5.0
 #: Seconds an endpoint may take, and bytes of its answer.
 PATIENCE, MOST_ANSWER = 5.0, 4 << 20
 #: Bytes of a node's file.
@@ -66,29 +68,39 @@ class Source:
     ask: Callable[[], Found | None]
     every: float = EVERY
     stop: Callable[[], None] = _nothing
-    _keys: Sequence[str] = ()
-    _before: Sequence[str] = field(default=())
+    _said: Found = ((), ())
+    _told: Sequence[tuple[int, str]] = ()
 
     def look(self) -> list[object]:
         """Lines to write: new keys, then what has changed; nothing when it did not answer."""
         found = self.ask()
         if found is None:
             return []
-        keys, words = found
+        (keys, words), (known, said) = found, self._said
         lines: list[object] = []
-        if keys is not self._keys and tuple(keys) != tuple(self._keys):
-            self._before = [""] * len(keys)
+        if keys is not known and tuple(keys) != tuple(known):
+            said = [""] * len(keys)
             lines.append({"s": self.name, "keys": list(keys)})
-        self._keys = keys
+            shown = ((place, key.split("|")[0]) for place, key in enumerate(keys))
+            self._told = [(place, short) for place, short in shown if short in metrics.LOAD]
         pairs: list[float] = []
-        for place, (word, before) in enumerate(zip(words, self._before, strict=True)):
+        for place, (word, before) in enumerate(zip(words, said, strict=True)):
             if word != before:
                 with contextlib.suppress(ValueError, IndexError):
                     value = float(word.split()[0])
                     if math.isfinite(value) and abs(value) < 1e18:
                         pairs += [place, int(value) if value.is_integer() else round(value, 6)]
-        self._before = words
+        self._said = found
         return [*lines, pairs]
+
+    def load(self) -> Iterator[tuple[str, float]]:
+        """What it told last of :data:`metrics.LOAD`; of a change of keys just now perhaps less."""
+        words = self._said[1]
+        for place, short in self._told:
+            with contextlib.suppress(ValueError, IndexError):
+                value = float(words[place].split()[0])
+                if math.isfinite(value):
+                    yield short, value
 
 
 class Sampler:
@@ -96,17 +108,24 @@ class Sampler:
 
     Args:
         head: what the first line says besides.
+        seldom: until :meth:`quicken`.
     """
 
     def __init__(
-        self, sources: Sequence[Source], path: Path, head: dict[str, object], room: int = ROOM
+        self,
+        sources: Sequence[Source],
+        path: Path,
+        head: dict[str, object],
+        room: int = ROOM,
+        seldom: bool = False,
     ) -> None:
         self._sources = sources
         self._began = time.monotonic()
         self._path, self._room = path, room
         self._head = {"schema": telemetry.SCHEMA, **head, "started": round(time.time(), 3)}
         self._box: SimpleQueue[tuple[str, float, list[object]]] = SimpleQueue()
-        self._over, self._closed = threading.Event(), threading.Event()
+        self._over, self._closed = Ending(), threading.Event()
+        self._seldom = seldom
         self._slower = 1
         self._looked = threading.Semaphore(0)
         self._followers = [
@@ -125,6 +144,20 @@ class Sampler:
         for _ in self._followers:
             self._looked.acquire(timeout=max(until - time.monotonic(), 0))
 
+    def load(self) -> dict[str, float]:
+        """What the engines do at present, added up."""
+        found: dict[str, float] = {}
+        for source in self._sources:
+            for short, value in source.load():
+                found[short] = found.get(short, 0.0) + value
+        return found
+
+    def quicken(self) -> None:
+        """Look now, and from now on each second: the fleet serves."""
+        if self._seldom:
+            self._seldom = False
+            self._over.stir()
+
     def close(self) -> None:
         """Look once more, and write; waits for no slow source, and for no disk that hangs."""
         until = time.monotonic() + _LAST_LOOK
@@ -138,17 +171,19 @@ class Sampler:
 
     def _follow(self, source: Source, offset: float) -> None:
         """Look each second; what takes longer leaves out the seconds it took."""
-        turn, last = -offset, False
+        due, last = 0.0, False
         while not last:
-            last = self._over.wait(max(self._began + turn + offset - time.monotonic(), 0))
+            turn, wait = self._over.turn, self._began + due - time.monotonic()
+            last = self._over.rest(turn, max(wait, 0))
             if last and source.every > EVERY:
                 return
             asked = time.monotonic() - self._began
             if lines := source.look():
                 self._box.put((source.name, asked, lines))
             self._looked.release()
-            every = source.every * self._slower
-            turn = every * (math.floor((time.monotonic() - self._began - offset) / every) + 1)
+            every = max(source.every * self._slower, SELDOM if self._seldom else 0.0)
+            turns = math.floor((time.monotonic() - self._began - offset) / every) + 1
+            due = every * turns + offset
 
     def _write(self) -> None:
         packer = zlib.compressobj(6, wbits=31)
@@ -168,7 +203,7 @@ class Sampler:
                 written += len(raw)
                 while self._room > written > self._room * (1 - 0.5 / self._slower):
                     self._slower *= 2
-                last = self._closed.wait(EVERY * self._slower)
+                last = self._closed.wait(SELDOM if self._seldom else EVERY * self._slower)
                 lines = list(self._drained())
 
     def _drained(self) -> Iterator[str]:
@@ -186,13 +221,15 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def sampling(run: NodeRun) -> Iterator[None]:
+def sampling(run: NodeRun, seldom: bool = False) -> Iterator[Sampler]:
     """Sample this node's own engines and devices meanwhile."""
     head = {"run": run.plan.run, "node": run.me.index}
-    sampler = Sampler([*engines(run.me), *machine()], run.dir.path / telemetry.NAME, head)
+    path = run.dir.path / telemetry.NAME
+    sampler = Sampler([*engines(run.me), *machine()], path, head, seldom=seldom)
     sampler.start()
+    run.load = sampler.load
     try:
-        yield
+        yield sampler
     finally:
         sampler.close()
 

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.build import load_case
 from steps.core.case.case import Case
-from steps.core.case.masked import mask
 from steps.core.errors import UsageError
 from steps.core.node import alone, identify, wishes
 from steps.core.node.wishes import Wishes
@@ -100,6 +98,9 @@ def start_of(asked: Wishes) -> Start:
             bound=asked.bound,
             listeners=listeners,
         )
+    from steps.core.case.build import load_case  # here: a node that has a plan reads no case
+    from steps.core.case.masked import mask
+
     case = load_case(wishes.find_case(case_name), asked.case_name, only=asked.only)
     if not asked.cluster:
         asked = asked.of_case(case)
@@ -139,8 +140,9 @@ def _cluster(case: Case, asked: Wishes) -> Cluster:
     if asked.cluster:
         return identify.at_home(identify.read_cluster(Path(asked.cluster)), case)
     if asked.rehearsal is not None:
-        return clusters.local(case, rehearsal=asked.rehearsal, network=asked.network or "71.9")
-    return identify.by_hand(case)
+        network = asked.network or "71.9"
+        return asked.placed(clusters.local(case, rehearsal=asked.rehearsal, network=network))
+    return asked.placed(identify.by_hand(case))
 
 
 def _token(asked: Wishes) -> str:

@@ -205,6 +205,12 @@ class Supervisor:
             env[name] = str(self._dir.path / file)
         return exempt(env, self._direct)
 
+    def prefer(self, paths: Mapping[str, Sequence[str]]) -> None:
+        """Put directories in front of path variables of all that is started from now on."""
+        for name, parts in paths.items():
+            before = self._inherited.get(name)
+            self._inherited[name] = ":".join([*parts, *([before] if before else [])])
+
     def check(self) -> None:
         """Notice exits now, and wait until what they mean has been told."""
         for running in self.running:
@@ -218,7 +224,7 @@ class Supervisor:
                 os.killpg(running.pid, number)
 
     def stop(self, names: Iterable[str], hurry: Callable[[], float]) -> dict[str, float]:
-        """TERM, grace, KILL to each group of ``names``, all at the same time.
+        """TERM, grace, KILL to each group of ``names``, all at the same time, the last one first.
 
         Args:
             hurry: factor on the graces, asked again all the time; a second
@@ -229,7 +235,7 @@ class Supervisor:
         """
         began = time.monotonic()
         chosen = set(names)
-        mine = [r for r in self.running if r.process.name in chosen and r.held]
+        mine = [r for r in reversed(self.running) if r.process.name in chosen and r.held]
         for running in mine:
             running.stopping = True
             if running.exit is None or group_members(running.pid):
@@ -241,7 +247,8 @@ class Supervisor:
             passed = time.monotonic() - began
             for running in list(pending):
                 name = running.process.name
-                if running.ended.wait(0.02) and not group_members(running.pid):
+                alone = running.ended.wait(0.02) and not group_members(running.pid)
+                if alone:
                     took[name] = round(passed, 3)
                 elif passed > running.process.grace * hurry():
                     self.signal(running, signal.SIGKILL)
@@ -250,14 +257,14 @@ class Supervisor:
                 else:
                     continue
                 pending.remove(running)
-                self._let_go(running)
+                self._let_go(running, alone)
         with self._lock:
             self._write_table()
         return took
 
-    def _let_go(self, running: Running) -> None:
+    def _let_go(self, running: Running, alone: bool) -> None:
         """Reap a stopped process; the guard keeps the number of a group that lives on."""
-        if self._guard and running.ended.is_set() and not group_members(running.pid):
+        if self._guard and running.ended.is_set() and (alone or not group_members(running.pid)):
             self._guard.remove(running.pid)
         running.release()
 

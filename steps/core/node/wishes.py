@@ -15,14 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steps.core import settings
-from steps.core.case.build import load_case
 from steps.core.case.case import Case
 from steps.core.errors import InfraError, UsageError
-from steps.core.plan import clusters, faults
+from steps.core.node.products import pin
+from steps.core.plan import clusters, faults, products
 from steps.core.plan.budgets import parse_timeouts
-from steps.core.plan.cluster import Rehearsal
+from steps.core.plan.cluster import Cluster, Rehearsal
 from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Plan, from_json
+from steps.core.plan.products import Product
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record.rundir import new_run_id
 
@@ -83,6 +84,16 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", action="append", default=[], metavar="PHASE=SECONDS", help="a phase's budget"
     )
     shape.add_argument(
+        "--profile", default="", metavar="NAME", help="cluster profile in configs/clusters/; only "
+        "its products count where nodes are no pods",
+    )  # fmt: skip
+    shape.add_argument(
+        "--product", action="append", default=[], metavar="NAME=REF",
+        help="test this state of a product: a branch, tag, commit, pr/N, URL@REF, pip:VERSION, "
+        "wheel:PATH, dir:PATH",
+    )  # fmt: skip
+    shape.add_argument("--image", default="", help="with --on k8s: instead of the profile's")
+    shape.add_argument(
         "--network", type=_network, default="", help="loopback network, such as 71.9"
     )
 
@@ -127,6 +138,8 @@ class Wishes:
         bound: the node program ends when its standard input closes.
         output: ``text`` for people, ``events`` for a starter.
         detach: a keeper holds what a step starts; ``limit``: for so many seconds at most.
+        product: products as they were asked for; ``products``: what these words mean.
+        image: of containers, instead of the profile's.
     """
 
     case: str = ""
@@ -154,6 +167,9 @@ class Wishes:
     output: str = "text"
     detach: bool = False
     limit: float = 0.0
+    product: tuple[str, ...] = ()
+    products: tuple[Product, ...] = ()
+    image: str = ""
 
     def options(self, run: str) -> Options:
         """What these wishes add to case and cluster."""
@@ -183,7 +199,28 @@ class Wishes:
             text = f"{case.file} says 'rehearse: true': stand-ins play the engines"
             print(text, file=sys.stderr, flush=True)
         made.check_faults()
-        return made
+        return made.with_products()
+
+    def with_products(self) -> Wishes:
+        """The same with the products of command line and profile, looked up once.
+
+        Raises:
+            UsageError, CaseError: there is no such product or state, or the profile is wrong.
+            InfraError: a server does not answer.
+        """
+        if self.products or not (self.product or self.profile):
+            return self
+        known, listed = products.of_profile({}), tuple[str, ...]()
+        if self.profile:
+            from steps.core.plan.profile import find_profile, load_profile  # here: as any YAML
+
+            known, listed = load_profile(find_profile(self.profile)).known_products()
+        found = products.wanted(self.product, known, listed=listed)
+        return replace(self, products=tuple(map(pin.pin, found)))
+
+    def placed(self, cluster: Cluster) -> Cluster:
+        """The cluster with what is tested on it."""
+        return replace(cluster, products=self.products, image=self.image or cluster.image)
 
     def check_faults(self) -> None:
         """Refuse faults where nothing is rehearsed.
@@ -214,6 +251,7 @@ def wishes_of(arguments: argparse.Namespace, *, case_may_rehearse: bool = False)
     asked["node_index"] = getattr(arguments, "node_index", None)
     if "run_dir" in asked:
         asked["run_dir"] = Path(asked["run_dir"])
+    asked["product"] = tuple(given.get("product", ()))
     texts = tuple(given.get("fault", ()))
     try:
         _, asked["signals"] = faults.sort(texts)
@@ -238,10 +276,13 @@ def plan_of(asked: Wishes) -> tuple[Plan, Path]:
         UsageError, CaseError, InfraError: there is none.
     """
     if asked.case:
+        from steps.core.case.build import load_case  # here: a node that has a plan reads no case
+
         case = load_case(find_case(asked.case), only=asked.only)
         run = new_run_id()
+        asked = asked.with_products()
         cluster = clusters.local(case, rehearsal=asked.rehearsal, network=asked.network)
-        plan = resolve(case, cluster, asked.options(run))
+        plan = resolve(case, asked.placed(cluster), asked.options(run))
         return plan, asked.run_dir or Path("runs") / run
     path = Path(asked.plan or (asked.run_dir or Path("runs/latest")) / "plan.json")
     if not path.is_file():

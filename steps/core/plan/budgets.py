@@ -13,7 +13,8 @@ from steps.core.plan.cluster import Cluster
 from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Budget
 
-#: Seconds for each phase, and seconds it may pass without progress.
+#: Seconds for each phase, and seconds it may pass without progress; ``request`` is no phase: so
+#: long may one request of a benchmark be silent.
 BUDGETS = {
     "join": Budget(600, 600),
     "preflight": Budget(120, 120),
@@ -26,6 +27,7 @@ BUDGETS = {
     "proof": Budget(60, 60),
     "stop": Budget(120, 120),
     "collect": Budget(300, 300),
+    "request": Budget(300, 300),
 }
 REHEARSAL_BUDGETS = {
     "join": Budget(30, 30),
@@ -39,6 +41,7 @@ REHEARSAL_BUDGETS = {
     "proof": Budget(15, 15),
     "stop": Budget(60, 60),
     "collect": Budget(60, 60),
+    "request": Budget(20, 20),
 }
 
 
@@ -57,6 +60,10 @@ def of(
     known = DRIVERS.get(driver)
     if cluster.rehearsal and known and known.rehearsal_budget:
         base = {**base, "bench": known.rehearsal_budget}
+    if cluster.installs:
+        spent = sum(product.seconds for product in cluster.products if product.moves)
+        both = base["install"].seconds + spent
+        base = {**base, "install": Budget(both, both)}
     said = {**cluster.timeouts, **({} if cluster.rehearsal else case.timeouts), **given}
     return {
         phase: Budget(said[phase], min(budget.stall, said[phase])) if phase in said else budget

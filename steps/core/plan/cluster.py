@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.core.plan.products import Product
 from steps.core.settings import CONTROL_PORT
 
 
@@ -52,6 +53,8 @@ class Cluster:
         ais_bench: the ais_bench program; empty: the one on PATH.
         python: the interpreter that runs scripts and pip on the nodes.
         inherit: secrets of this machine's environment that local engines get.
+        image: what the nodes' containers are made of, where somebody told.
+        products: what is under test, in the order of installation.
     """
 
     name: str
@@ -70,6 +73,21 @@ class Cluster:
     rehearsal: Rehearsal | None = None
     timeouts: Mapping[str, float] = field(default_factory=dict)
     inherit: tuple[str, ...] = ()
+    image: str = ""
+    products: tuple[Product, ...] = ()
+
+    @property
+    def installs(self) -> bool:
+        """Whether nodes install a product; a rehearsal installs none."""
+        return self.rehearsal is None and any(product.moves for product in self.products)
+
+    @property
+    def skipped(self) -> list[str]:
+        """What a rehearsal does not install of the products, in a sentence."""
+        moved = [str(product) for product in self.products if product.moves]
+        if self.rehearsal is None or not moved:
+            return []
+        return [f"stand-ins play, so not installed in a rehearsal: {', '.join(moved)}: skipped"]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

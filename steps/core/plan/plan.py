@@ -181,6 +181,7 @@ class BenchmarkPlan:
         skip_gates: why the gates are not judged; empty when they are.
         judged: metrics whose gates are judged in any case.
         scaled: what was made smaller than the case says, for the reader.
+        lasts: seconds for which a point of a request rate sends requests, at least.
     """
 
     benchmark: Benchmark
@@ -189,6 +190,7 @@ class BenchmarkPlan:
     skip_gates: str = ""
     judged: tuple[str, ...] = ("success_ratio",)
     scaled: str = ""
+    lasts: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,10 @@ class Plan:
     def rehearsed(self) -> bool:
         """Whether stand-ins play the engines."""
         return self.cluster.rehearsal is not None
+
+    def installs(self, node: NodePlan) -> bool:
+        """Whether a node has anything to install; in a rehearsal none has."""
+        return not self.rehearsed and bool(node.packages or self.cluster.installs)
 
     def fingerprint(self) -> str:
         """A digest of everything but the run id: equal plans have equal fingerprints."""

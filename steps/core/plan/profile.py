@@ -22,9 +22,10 @@ from steps.core.case.asked import Field
 from steps.core.case.case import seconds
 from steps.core.case.check import check_form
 from steps.core.case.fields import DURATION
-from steps.core.case.source import Source, enough, load_yaml
-from steps.core.errors import CaseError, Problem, UsageError, errors_of
-from steps.core.plan import clusters
+from steps.core.case.source import Source, load_yaml
+from steps.core.errors import CaseError, Problem, UsageError, enough, errors_of
+from steps.core.plan import clusters, products
+from steps.core.plan.products import Product
 from steps.core.redaction import here
 
 CLUSTERS = clusters.ROOT / "configs" / "clusters"
@@ -149,6 +150,12 @@ FIELDS: Field = {
     "proxy_script": _field("string", "Where upstream's proxy script is in the image."),
     "router": _field("string", "The vllm-router program in the image."),
     "ais_bench": _field("string", "The ais_bench program in the image."),
+    "products": _field(
+        "dict",
+        "Products under test: where each comes from, and how it is installed (docs/products.md).",
+        keysrules={"type": "string", "regex": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        valuesrules={"type": "dict", "schema": products.FIELDS},
+    ),
     "budgets": _field(
         "dict",
         "How long a pod may take: `scheduling`, `pulling`, `starting`.",
@@ -210,6 +217,12 @@ class Profile:
     ais_bench: str = ""
     budgets: Mapping[str, float] = field(default_factory=lambda: dict(BUDGETS))
     keep_for: float = 12 * 3600.0
+    products: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def known_products(self) -> tuple[dict[str, Product], tuple[str, ...]]:
+        """Products by name, the built-in ones too, and which of them every run installs."""
+        listed = tuple(name for name, entry in self.products.items() if "ref" in entry)
+        return products.of_profile(self.products), listed
 
 
 def find_profile(name: str) -> Path:
@@ -297,11 +310,22 @@ def _rules(source: Source) -> Iterator[Problem]:
     given: dict[tuple[Any, ...], Any]
     given = {(key,): data[key] for key in ("grace", "keep_for") if key in data}
     given.update({("budgets", key): value for key, value in data.get("budgets", {}).items()})
+    entries = data.get("products", {})
+    given.update(
+        {("products", name, "timeout"): entry["timeout"]
+         for name, entry in entries.items() if "timeout" in entry}
+    )  # fmt: skip
     for where, value in given.items():
         try:
             seconds(value)
         except ValueError as error:
             yield source.problem("MN007", str(error), where)
+    for name, entry in entries.items():
+        try:
+            untimed = {key: value for key, value in entry.items() if key != "timeout"}
+            products.of_profile({name: untimed})
+        except UsageError as error:
+            yield source.problem("MN007", error.message, ("products", name), error.hint)
     for key in sorted(set(data.get("env", {})) & set(data.get("secret_env", {}))):
         yield source.problem("MN007", "is in env too", ("secret_env", key), "Keep one.")
     if re.search(r"\s", str(data["image"])):

@@ -16,10 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steps.core import VERSION
-from steps.core.case import gates
-from steps.core.case.case import Benchmark, Case, CaseNode, KvPool
-from steps.core.case.source import enough
-from steps.core.errors import CaseError, Problem, errors_of, sort_problems
+from steps.core.case.case import Benchmark, Case, CaseNode, KvPool, conditions
+from steps.core.errors import CaseError, Problem, enough, errors_of, sort_problems
 from steps.core.plan import budgets, direct, drivers, kvpool, proxies
 from steps.core.plan.cluster import Cluster, url_host
 from steps.core.plan.plan import (
@@ -152,6 +150,7 @@ class _Resolver:
             self.notes.append("rehearsal: stand-ins play the engines; baselines are not judged")
             if case.special_dependencies:
                 self.notes.append("special_dependencies are not installed in a rehearsal: skipped")
+            self.notes += cluster.skipped
         plan = Plan(
             run=self.options.run,
             case_name=case.name,
@@ -446,18 +445,11 @@ class _Resolver:
         entry = replace(entry, dataset_path_local=local)
         rehearsed = self.cluster.rehearsal is not None
         driver = drivers.chosen(self.options.driver, rehearsed)
-        conditions = (
-            *(
-                ()
-                if entry.no_gate_reason
-                else gates.upstream(entry.case_type, entry.baseline, entry.threshold, entry.rates)
-            ),
-            *entry.gates,
-        )
-        skip = driver.skips_gates(entry, rehearsed)
+        held, skip = conditions(entry), driver.skips_gates(entry, rehearsed)
         judged = driver.judges(rehearsed)
         entry, scaled = driver.load(entry, rehearsed)
-        return BenchmarkPlan(entry, driver.name, conditions, skip, judged, scaled)
+        lasts = drivers.SMALL_SECONDS if driver.small(rehearsed) else drivers.SECONDS
+        return BenchmarkPlan(entry, driver.name, held, skip, judged, scaled, lasts)
 
     def _drafts(self, plan: Plan) -> None:
         """What is asked of drafted tokens needs engines that draft."""

@@ -17,8 +17,7 @@ from typing import Any
 from steps.core.case.case import Case, CaseNode, Ranks
 from steps.core.case.parts import single
 from steps.core.case.shellwords import Word
-from steps.core.case.source import MAX_PROBLEMS, cut
-from steps.core.errors import Place, Problem, Severity
+from steps.core.errors import MAX_PROBLEMS, Place, Problem, Severity, cut
 from steps.core.plan import faults
 from steps.core.plan.cluster import Cluster, Rehearsal
 from steps.core.plan.variables import (

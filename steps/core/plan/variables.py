@@ -102,10 +102,12 @@ def fill_environment(
             return text
         if len(trail) > _MAX_CHAIN:
             raise TooLong(f"{name} hangs on more than {_MAX_CHAIN} other variables in a row")
-        table = {**given}
-        for used in dict.fromkeys(names_in(text)):
+        table: dict[str, str] = {}
+        for used in names_in(text):
             if used in envs and used not in trail and used != name:
                 table[used] = render(used, (*trail, name))
+            elif used in given:
+                table[used] = given[used]
         done_text = fill(text, table, partial(unknown, name), braced)
         if name in PATH_LISTS:
             done_text = ":".join(part for part in done_text.split(":") if "$" not in part)

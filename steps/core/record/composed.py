@@ -89,7 +89,7 @@ def not_done(plan: Plan, records: Mapping[int, Record]) -> Iterator[tuple[int, s
         done = {s.name for s in _last(record) if s.outcome in DONE}
         ran = {process.name for process in record.processes} if record else set()
         wanted = ["preflight"]
-        if node.packages and not plan.rehearsed:
+        if plan.installs(node):
             wanted.append("install")
         missing = [process for process in node.processes if process.name not in ran]
         kinds = {"pool": "pool", "server": "serve", "proxy": "proxy"}

@@ -161,6 +161,7 @@ def sentence(event: Event) -> str:
         "note": text,
         "waiting": f"waiting for {f.get('missing')}",
         "progress": text,
+        "load": load_line(f.get("rows")) if f.get("say") is True else "",
         "answer": f"first answer from {f.get('url')}: {text!r}",
         "benchmark": text,
         "cause": f"CAUSE {text}",
@@ -171,6 +172,11 @@ def sentence(event: Event) -> str:
         "joined": f"node {f.get('member')} joined from {f.get('address')}",
     }
     return words.get(event.what, "")
+
+
+def load_line(rows: Any) -> str:
+    """How a load goes on, in one line; ``rows`` are the load generator's and those of each side."""
+    return "; ".join(map(str, rows)) if isinstance(rows, list) else ""
 
 
 def console_line(event: Event, started: float) -> str:

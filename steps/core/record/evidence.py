@@ -131,16 +131,20 @@ def of_bytes(parts: Iterable[bytes], limit: int = 8) -> Evidence:
     return Evidence(tuple(_shown(line) for line in block[:limit]), signature)
 
 
-def last_line(path: Path) -> str:
-    """The last line of a log that says something, cleaned for a status line."""
+def tail(path: Path) -> str:
+    """The end of a log, without what only a terminal wants; empty where there is none."""
     try:
         with path.open("rb") as source:
             source.seek(0, 2)
             source.seek(max(0, source.tell() - 4096))
-            text = source.read().decode("utf-8", "replace")
+            return _ANSI.sub("", source.read().decode("utf-8", "replace"))
     except OSError:
         return ""
-    lines = [line.strip() for line in _ANSI.sub("", text).splitlines() if line.strip()]
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something, cleaned for a status line."""
+    lines = [line.strip() for line in tail(path).splitlines() if line.strip()]
     return lines[-1][:160] if lines else ""
 
 

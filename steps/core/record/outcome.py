@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from steps.core.errors import InfraError
@@ -96,10 +96,14 @@ def plan_of(run_dir: RunDir) -> Plan:
 
 def _records(run_dir: RunDir, plan: Plan) -> dict[int, Record | None]:
     found: dict[int, Record | None] = {}
+    images = read_json(run_dir.images)
     for node in plan.nodes:
         record = records.record_from(read_json(run_dir.node(node.index).record))
         if record is not None and (record.run != plan.run or record.node != node.index):
             record = None
+        digest = images.get(str(node.index)) if isinstance(images, dict) else None
+        if record is not None and isinstance(digest, str):
+            record = replace(record, versions={**record.versions, "image-digest": digest})
         found[node.index] = record
     return found
 

@@ -75,6 +75,32 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One load of a benchmark that was measured at several.
+
+    Attributes:
+        load: what it changes in the benchmark.
+        wrong: why its numbers do not count; empty: they do.
+        held: whether the limits of a search held; None: there are none.
+        missed: those that did not, with what was found.
+    """
+
+    load: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
+    wrong: str = ""
+    held: bool | None = None
+    missed: str = ""
+    directory: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in self.load.items()
+        )
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """One benchmark's outcome.
 
@@ -105,6 +131,7 @@ class BenchResult:
     threshold: float | None = None
     scaled: str = ""
     note: str = ""
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ class RunDir:
         return self.path / "observed.json"
 
     @property
+    def images(self) -> Path:
+        """Digests of the images that the nodes' containers ran, as the backend saw them."""
+        return self.path / "images.json"
+
+    @property
     def junit(self) -> Path:
         """The verdict as JUnit XML."""
         return self.path / "junit.xml"

@@ -106,7 +106,34 @@ def _benchmarks(verdict: Verdict) -> list[str]:
     lines.append(
         "\n".join(f"- {foreign.markdown(sentence(result))}" for result in verdict.benchmarks)
     )
+    for result in verdict.benchmarks:
+        if result.points:
+            lines += [f"Points of {foreign.markdown(result.name)}:", table(*points_table(result))]
     return lines
+
+
+#: What is shown of each point: the metric and the head of its column.
+POINT = {
+    "output_throughput": "output token/s",
+    "goodput": "goodput req/s",
+    "ttft_p99_ms": "TTFT p99 ms",
+    "tpot_mean_ms": "TPOT mean ms",
+    "tpot_p99_ms": "TPOT p99 ms",
+}
+
+
+def points_table(result: BenchResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows of a benchmark that was measured at several loads."""
+    shown = [name for name in POINT if any(name in point.metrics for point in result.points)]
+    rows = []
+    for point in result.points:
+        cells = [f"{point.metrics[n]:.2f}" if n in point.metrics else "" for n in shown]
+        judged = f"missed: {point.missed}" if point.missed else "counts"
+        judged = "holds" if point.held else judged
+        rows.append(
+            (str(point), *cells, f"does not count: {point.wrong}" if point.wrong else judged)
+        )
+    return ("point", *(POINT[name] for name in shown), "verdict"), rows
 
 
 def _time(over: Finished) -> list[str]:
@@ -148,7 +175,8 @@ def gate_cells(gate: GateResult, result: BenchResult) -> tuple[str, ...]:
         judged += f": {gate.reason}"
     limit = "" if gate.limit is None or "baseline" not in gate.gate else f" ({gate.limit:g})"
     value = "" if found is None else with_unit(gate.metric, found)
-    compared = gate.metric in ("accuracy", "output_throughput") or "baseline" in gate.gate
+    usual = gate.metric in ("accuracy", "output_throughput") and "capacity" not in result.metrics
+    compared = usual or "baseline" in gate.gate
     base = result.baseline if compared else None
     return (
         gate.metric,
@@ -220,6 +248,9 @@ def _fleet(plan: Plan, found: Mapping[int, Record | None]) -> list[str]:
         f"## Fleet: {plan.cluster.name}, engine {foreign.markdown(plan.engine or 'vllm')}",
         table(heads, rows),
     ]
+    if plan.cluster.products:
+        asked = ", ".join(map(str, plan.cluster.products))
+        lines.append(f"Asked to test: {foreign.markdown(asked)}")
     versions = {r.node: dict(r.versions) for r in found.values() if r and r.versions}
     if not versions:
         return lines

@@ -179,7 +179,7 @@ class Orphans:
             if clear == 2 or passed > patience + limit:
                 return list(killed), left
             # Quick at first, since it may fork; what then still lives is being torn down.
-            pause.wait(0.001 if patience < passed < patience + 2 else 0.02)
+            pause.wait(0.001 if clear or patience < passed < patience + 2 else 0.02)
 
 
 def _born(pid: int) -> tuple[int, str]:

@@ -177,14 +177,14 @@ def _freeze(houses: set[int], known: set[Kin], marker: str) -> set[Kin]:
     return found
 
 
-def marked(marker: str, name: str = MARKER) -> Iterator[int]:
-    """Processes of ours whose environment carries the marker (Linux; elsewhere none)."""
-    needle = f"{name}={marker}".encode()
+def marked(*markers: str, name: str = MARKER) -> Iterator[int]:
+    """Processes of ours whose environment carries one of these (Linux; elsewhere none)."""
+    needles = {f"{name}={marker}".encode() for marker in markers}
     for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
         if entry.name.isdigit():
             try:
                 environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if needle in environment.split(b"\0"):
+            if not needles.isdisjoint(environment.split(b"\0")):
                 yield int(entry.name)

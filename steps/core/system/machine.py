@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import json
 import os
 import platform
@@ -55,6 +54,9 @@ def commit(one):
         words = [*git, "rev-parse", "HEAD"]
         head = subprocess.run(words, capture_output=True, text=True, timeout=5)
         if head.returncode == 0:
+            words = [*git, "symbolic-ref", "--quiet", "--short", "HEAD"]
+            named = subprocess.run(words, capture_output=True, text=True, timeout=5)
+            found[name + "-branch"] = named.stdout.strip()
             return head.stdout.strip() + dirty(git)
     built = re.search(r"[+.]g([0-9a-f]{7,40})(?![0-9a-z])", one.version)
     return told.get("vcs_info", {}).get("commit_id") or (built and built[1])
@@ -121,6 +123,8 @@ def facts(
 
 def packages(names: Sequence[str]) -> dict[str, str]:
     """Versions of the packages that matter, of this interpreter."""
+    import importlib.metadata  # here: a rehearsal asks for none
+
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -146,7 +150,8 @@ def versions_of(
 ) -> dict[str, str]:
     """Versions of the packages that matter, of another interpreter; empty when it has none.
 
-    A package's git commit stands beside it as ``NAME-commit`` where that is known.
+    A package's git commit stands beside it as ``NAME-commit``, its branch as ``NAME-branch``,
+    where they are known.
     """
     try:
         done = subprocess.run(

@@ -52,6 +52,18 @@ _HISTOGRAMS = {
 for _name, _ours in _HISTOGRAMS.items():
     _SAMPLED |= {f"{_name}_{part}": (f"{_ours}_{part}", "") for part in ("sum", "count")}
     _SAMPLED[f"{_name}_bucket"] = (f"{_ours}_bucket", "le")
+#: Sampled with sum and count only; releases before 0.11 say the second one's time otherwise.
+for _name, _ours in (
+    ("time_to_first_token_seconds", "ttft"),
+    ("inter_token_latency_seconds", "itl"),
+    ("time_per_output_token_seconds", "itl"),
+):
+    _SAMPLED |= {f"{_name}_{part}": (f"{_ours}_{part}", "") for part in ("sum", "count")}
+#: What is told of an engine's load while it goes on, by our names.
+LOAD = (
+    "running", "waiting", "kv_usage", "prompt_tokens", "generation_tokens",
+    "ttft_sum", "ttft_count", "itl_sum", "itl_count",
+)  # fmt: skip
 #: Series that one endpoint may have; those of a server that is no engine.
 MOST, MOST_OTHER = 4000, 64
 _PLAIN = re.compile(r"[\w.+-]{0,40}", re.ASCII)

@@ -11,7 +11,7 @@ from typing import Any
 
 from steps.core.case.asked import BENCHMARK
 from steps.core.case.benchmark import UNSENT_AT_ZERO
-from steps.core.case.case import Benchmark
+from steps.core.case.case import RANDOM, Benchmark
 from steps.core.errors import Place, Severity
 from steps.core.vllm import options
 from steps.lint.fleet import Fleet
@@ -38,10 +38,11 @@ def is_warmup(entry: Benchmark) -> bool:
 
 @rule("MN701", WARNING, "No benchmark")
 def any_benchmark(fleet: Fleet) -> Iterator[Finding]:
-    """Nothing is measured: the case only proves that the fleet starts and answers once."""
+    """Nothing is measured: the case proves that the fleet starts and answers, and its checks of
+    content."""
     if not fleet.case.benchmarks:
         yield Finding(
-            "no benchmark: only start and one answer are tested",
+            "no benchmark: nothing is measured",
             fleet.case.place("benchmarks"),
             "Add one, or say why not with an ignore.",
         )
@@ -53,7 +54,7 @@ def gates_something(fleet: Fleet) -> Iterator[Finding]:
     (tokens a second) every fleet passes. Without any baseline or gate nothing is judged either.
     Warm-ups are left alone. `gate: none` with a `reason` says that it is meant so."""
     for entry in fleet.case.benchmarks:
-        if entry.gates or entry.rates or entry.no_gate_reason or is_warmup(entry):
+        if entry.gates or entry.rates or entry.no_gate_reason or entry.find or is_warmup(entry):
             continue
         performance = entry.case_type == "performance"
         if entry.baseline is None:
@@ -216,14 +217,14 @@ def _configurations(key: str) -> frozenset[str]:
 def spelled(fleet: Fleet) -> Iterator[Finding]:
     """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
     versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
-    slash may be another, or left out: it is not looked at."""
+    slash may be another, or left out: it is not looked at. `random` is of `--bench vllm-bench`."""
     for entry in fleet.case.benchmarks:
         for key, name in (
             ("request_conf", entry.request_conf),
             ("dataset_conf", entry.dataset_conf),
         ):
             last = name.strip().rsplit("/", 1)[-1]
-            if not name or last in _configurations(key):
+            if name in ("", RANDOM) or last in _configurations(key):
                 continue
             close = difflib.get_close_matches(last, sorted(_configurations(key)), 1, 0.75)
             version = options.aisbench()["version"]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core.case.case import CaseNode, ProxySpec
 from steps.core.case.shellwords import Word
-from steps.core.case.source import Source
+
+if TYPE_CHECKING:
+    from steps.core.case.source import Source
 
 #: Takes a rule, a message, a hint and the words of a YAML path.
 Report = Callable[..., None]

@@ -21,10 +21,11 @@ from steps.core.node.alone import holding
 from steps.core.node.alone.faults import Aim
 from steps.core.node.alone.holding import HOLDING, Hold, Taken
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
+from steps.core.node.sampler import sampling
 from steps.core.plan import faults
 from steps.core.plan.faults import Signal
 from steps.core.plan.plan import LEADER, TOOL, Plan
-from steps.core.record import cleaning
+from steps.core.record import cleaning, telemetry
 from steps.core.record.events import Event, EventLog, console_line
 from steps.core.record.records import Artifact, Cause, StepRecord, cause_from, to_dict
 from steps.core.record.rundir import RunDir, sha256_of
@@ -93,7 +94,8 @@ class StepRun(NodeRun):
         names = {name for hold in up for name in hold.processes}
         logs = [process.log for process in self.me.processes if process.name in names]
         tables = [self.run_dir.node(self.me.index, h.step).processes.name for h in up]
-        return [*logs, *tables, *(f"keeper-{hold.step}.log" for hold in up)]
+        sampled = [telemetry.NAME] if names else []
+        return [*sampled, *logs, *tables, *(f"keeper-{hold.step}.log" for hold in up)]
 
     def kinds_here(self) -> set[str]:
         """The kinds of processes that this node has and no other step holds."""
@@ -155,7 +157,7 @@ class Go:
             tail.start()
         self._append("begun")
         aim = self._aim()
-        why = "it is done"
+        why = ""
         over = threading.Event()
         limit = threading.Timer(self.taken.hold.until - time.time(), self._be_late)
         limit.daemon = True
@@ -165,17 +167,8 @@ class Go:
             if step.needs:
                 self._look_for_fleet()
                 threading.Thread(target=self._watch, args=(over,), daemon=True).start()
-            for phase, body in step.parts(run):
-                with run.phase(phase):
-                    body(run)
-            if step.holds:
-                self.taken.holds(r.process.name for r in run.supervisor.running)
-                self._append("held")
-                self.held = True
-                if up:
-                    up()
-                with run.phase("hold"):
-                    why = self._hold(detached=up is not None)
+            with sampling(run) if "server" in step.kinds else contextlib.nullcontext():
+                why = self._do(up)
         except StepFailed as failure:
             run.add_cause(failure.cause)
         except RunEnded:
@@ -189,6 +182,22 @@ class Go:
                 tail.close()
             self.events.close()
         return code
+
+    def _do(self, up: Callable[[], None] | None) -> str:
+        """Every part, and then hold what was started; why that came to its end."""
+        run, step = self.run, self.step
+        for phase, body in step.parts(run):
+            with run.phase(phase):
+                body(run)
+        if not step.holds:
+            return "it is done"
+        self.taken.holds(r.process.name for r in run.supervisor.running)
+        self._append("held")
+        self.held = True
+        if up:
+            up()
+        with run.phase("hold"):
+            return self._hold(detached=up is not None)
 
     def _interrupt(self, number: int, _frame: object) -> None:
         run = self.run

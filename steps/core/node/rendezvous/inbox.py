@@ -41,6 +41,8 @@ class Inbox:
     def attach(self, run: NodeRun) -> None:
         """From here on all reaches the run by itself; let it know what happened before."""
         self.run = run
+        if run.leader:
+            run.leader.on_change = run.ended.stir
         run.interrupts = max(self._early_interrupts - 1, 0)
         if self.early.is_set():
             self.interrupt("interrupted before the start")
@@ -62,10 +64,12 @@ class Inbox:
         if self.run is None:
             return
         self.run.state = state
-        if state.ended is not None:
-            self.run.cause = state.ended.cause
-            self.told.set()
-            self.run.ended.set()
+        if state.ended is None:
+            self.run.ended.stir()
+            return
+        self.run.cause = state.ended.cause
+        self.told.set()
+        self.run.ended.set()
 
     def on_lost(self, why: str) -> None:
         """The leader does not answer any more."""

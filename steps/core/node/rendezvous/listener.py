@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from steps.core import door
 from steps.core.case.numbers import dumps
 from steps.core.node.rendezvous import pace
+from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, STATE
 
 #: Seconds a connection may take to its first request with the right token.
 SILENT = 10.0
 MAX_HEADER = 16 << 10
 MAX_BODY = 4 << 20
-BEAT, DONE, STATE, PLAN = "/v1/beat", "/v1/done", "/v1/state", "/v1/plan"
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,11 @@ class Listener:
         loop.close()
 
     def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.complain(context.get("exception"), context["message"])
+
+    def complain(self, error: object, where: str) -> None:
         """One line for each kind of failure of ours, however often somebody brings it about."""
-        error = context.get("exception")
-        kind = f"{type(error).__name__} in {context['message']}"
+        kind = f"{type(error).__name__} in {where}"
         if kind not in self._complained:
             self._complained.add(kind)
             door.warn(f"the rendezvous failed at a request: {kind[:200]}: {str(error)[:200]}")
@@ -151,7 +153,7 @@ class Listener:
         now = time.monotonic()
         # All that are due at once: one wake-up costs less than one a worker.
         for connection, since in list(self.held.items()):
-            if now - since > pace.BEAT - pace.TICK:
+            if now - since > pace.BEAT - pace.TICK / 2:
                 connection.let_go()
         self.ledger.tick(now - before - pace.TICK)
         self.loop.call_later(pace.TICK, self._tick, now)

@@ -11,15 +11,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steps.core import VERSION
 from steps.core.case.case import Case
 from steps.core.errors import CaseError, DeadlineError, Exit, InfraError, UsageError
 from steps.core.node import identify
-from steps.core.node.noderun import SAY_EVERY, NodeRun, RunEnded, StepFailed
+from steps.core.node.noderun import SAY_EVERY, SELDOM, NodeRun, RunEnded, StepFailed
 from steps.core.node.rendezvous.inbox import Inbox
-from steps.core.node.rendezvous.leader import Leader, Member
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.messages import End, Hello, Look, Told
 from steps.core.node.start import Start
@@ -31,6 +30,9 @@ from steps.core.record.records import Cause
 from steps.core.record.rundir import write_json
 from steps.core.record.verdict import CLASSES
 from steps.core.vllm import installed
+
+if TYPE_CHECKING:
+    from steps.core.node.rendezvous.leader import Leader, Member
 
 #: Grace for telling the others when this node quits before the run starts.
 TELL_SECONDS = 1.0
@@ -138,8 +140,7 @@ class Meeting:
             cause = Cause("config", "config", str(error), phase="join", at=time.time())
             leader.tell(ended=End(cause))
             raise
-        leader.plan = to_json(plan)
-        leader.tell(planned=True)
+        leader.plan(to_json(plan))
         return plan
 
     def _ask_for_plan(self, link: Link, leader: str) -> Plan:
@@ -208,6 +209,8 @@ class Meeting:
     # The two ends
 
     def _leader(self, address: str, port: int, size: int, hello: Hello) -> Leader:
+        from steps.core.node.rendezvous.leader import Leader  # here: asyncio, for leaders only
+
         ours = identify.comparable(hello)
 
         def refuse(node: int, theirs: Hello) -> str:
@@ -320,6 +323,7 @@ def meet(run: NodeRun) -> None:
         run.until(
             lambda: not missing(),
             lambda: "node " + ", ".join(f"{i} ({nodes[i].address})" for i in missing()),
+            every=SELDOM,
             blame=lambda: (nodes[missing()[0]], "node"),
         )
     elif run.link:
@@ -327,5 +331,6 @@ def meet(run: NodeRun) -> None:
         run.until(
             run.link.joined.is_set,
             lambda: f"the leader at {nodes[LEADER].address}:{run.plan.cluster.control_port}",
+            every=SELDOM,
             blame=lambda: (nodes[LEADER], "node"),
         )

@@ -6,11 +6,36 @@ Enters and leaves: values, which ``dataclasses.asdict`` writes and
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from steps.core.record.records import Cause
+
+#: Where a worker asks the leader.
+BEAT, DONE, STATE, PLAN = "/v1/beat", "/v1/done", "/v1/state", "/v1/plan"
+
+
+def packed(plan: str) -> str:
+    """A plan on its way: hundreds of nodes ask for it at once, and it is as long as they are many.
+
+    512 nodes of 8 processes: 6 MB, of which 0.2 MB travel to each.
+    """
+    return base64.b64encode(zlib.compress(plan.encode())).decode()
+
+
+def unpacked(text: str) -> str:
+    """The plan.
+
+    Raises:
+        ValueError: this is none.
+    """
+    try:
+        return zlib.decompress(base64.b64decode(text)).decode()
+    except zlib.error as error:
+        raise ValueError(f"no plan: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -55,12 +80,14 @@ class Look:
     Attributes:
         passed: names of the phases it has passed; they only grow.
         progress: bytes in the log of each of its processes.
+        load: what its engines do, added up (``steps.core.vllm.metrics.LOAD``).
     """
 
     phase: str
     passed: tuple[str, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
     causes: tuple[Told, ...] = ()
+    load: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,7 @@ class Beat:
     phase: str = ""
     passed: tuple[str, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
+    load: Mapping[str, float] = field(default_factory=dict)
     causes: tuple[Aged, ...] = ()
     seq: int = -1
     roll: int = 0

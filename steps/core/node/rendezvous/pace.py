@@ -15,7 +15,9 @@ LOST_AFTER = 4.0
 GONE_AFTER = 2.0
 #: Seconds of silence that waiting for a core can excuse.
 STARVED_MOST = 26.0
-TICK = 0.2
+TICK = 0.5
+#: Before somebody who did not answer is asked again.
+AGAIN = 0.2
 ROLL_WAIT = LOST_AFTER + 0.6
 
 

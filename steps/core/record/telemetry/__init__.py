@@ -214,14 +214,15 @@ def where_time_went(engines: Sequence[Engine], span: Span) -> list[str]:
     return [line for line in lines if line]
 
 
-def _named(side: str) -> str:
+def named(side: str) -> str:
+    """The engines of a side, in words."""
     return "engines" if side == "plain" else f"{side}s"
 
 
 def _busy(sides: Mapping[str, Sequence[Engine]], whole: Mapping[str, Figures], span: Span) -> str:
     parts = []
     for side, found in whole.items():
-        text = f"{_named(side)}: {found.tokens_rate:,.0f} tokens/s"
+        text = f"{named(side)}: {found.tokens_rate:,.0f} tokens/s"
         if found.running is not None:
             text += f", nothing to run {100 * (found.idle or 0):.0f} % of the time, "
             text += f"{found.running:.1f} requests each on the mean (at most {found.running_max:g})"
@@ -235,7 +236,7 @@ def _busy(sides: Mapping[str, Sequence[Engine]], whole: Mapping[str, Figures], s
 
 def _waited(whole: Mapping[str, Figures]) -> str:
     spent = {
-        f"{_named(side)}: {name.replace('_', ' ')}": seconds
+        f"{named(side)}: {name.replace('_', ' ')}": seconds
         for side, found in whole.items()
         for name, seconds in found.spent.items()
         if seconds > 0
@@ -246,7 +247,7 @@ def _waited(whole: Mapping[str, Figures]) -> str:
     most = sorted(spent, key=lambda name: -spent[name])
     told = ", ".join(f"{name} {100 * spent[name] / total:.0f} %" for name in most)
     queues = [
-        f"{_named(side)} queue mean {found.queue:.2f} s"
+        f"{named(side)} queue mean {found.queue:.2f} s"
         + (f", p95 at most {found.queue_p95:g} s" if found.queue_p95 is not None else "")
         for side, found in whole.items()
         if found.queue
@@ -277,5 +278,5 @@ def _short(sides: Mapping[str, Sequence[Engine]], whole: Mapping[str, Figures], 
         uneven = balance(sides[side], span)
         if uneven and uneven.ratio >= OUTLYING:
             text += f", {uneven.engine} did {uneven.ratio:.2f} times the mean"
-        parts.append(f"{_named(side)}: {text}")
+        parts.append(f"{named(side)}: {text}")
     return "; ".join(parts)

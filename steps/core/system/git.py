@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from steps.core import settings
@@ -33,6 +34,7 @@ _OURS = (
     "init.templateDir=",
     "init.defaultObjectFormat=sha1",
     "maintenance.auto=false",
+    "protocol.ext.allow=never",
     "gc.auto=0",
 )
 #: What a hook's or a bisection's environment says of another repository.
@@ -43,26 +45,43 @@ _FOREIGN = re.compile(
 _DUBIOUS = re.compile(r"dubious ownership in repository at '(?P<where>.+?)'")
 
 
+def words(root: Path, *arguments: str) -> list[str]:
+    """The command line of git in ``root``."""
+    return ["git", "-C", str(root), *(word for c in _OURS for word in ("-c", c)), *arguments]
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment git gets: it asks nobody, in English, and of no other repository."""
+    kept = {k: v for k, v in inherited.items() if not _FOREIGN.fullmatch(k)}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "LANGUAGE": "C"}
+
+
 def git(
-    root: Path, *arguments: str, hint: str = "", refused: type[MultinodeError] = InfraError
+    root: Path,
+    *arguments: str,
+    hint: str = "",
+    refused: type[MultinodeError] = InfraError,
+    more: Mapping[str, str] | None = None,
 ) -> str:
     """Run git in ``root``.
+
+    Args:
+        more: further environment, such as the place of an index.
 
     Raises:
         InfraError: git cannot be run, takes too long, or distrusts the owner of a repository.
         MultinodeError: git refused; of the class that is given.
     """
-    inherited = {k: v for k, v in settings.inherited().items() if not _FOREIGN.fullmatch(k)}
     command = f"git {' '.join(arguments)}"
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *(word for c in _OURS for word in ("-c", c)), *arguments],
+            words(root, *arguments),
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "LANGUAGE": "C"},
+            env={**environment(settings.inherited()), **(more or {})},
             timeout=SECONDS,
         )
     except FileNotFoundError:

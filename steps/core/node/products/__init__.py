@@ -1,0 +1,1 @@
+"""Products under test: looked up where a run is planned, carried, and installed on its nodes."""
