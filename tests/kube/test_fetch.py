@@ -170,6 +170,7 @@ def test_an_api_server_that_is_away_costs_no_files(
     away.start()
     try:
         fleet.await_(lambda: not _answers(api))
+        assert away.is_alive(), "it is away"
         found = run(api, tmp_path)
     finally:
         away.join()
