@@ -189,6 +189,13 @@ def test_problems_are_known_before_anything_starts(bench: Bench) -> None:
     assert "measures performance" in " ".join(vllm_bench.problems(bench.run, acc))
 
 
+def test_its_bar_tells_how_it_goes_on() -> None:
+    bar = " 50%|█████     | 8/16 [00:53<00:03,  3.77s/it]"
+    assert vllm_bench.counted(f"INFO 3/4 [x\r{bar}", 16, 4) == (12, 0, 8)
+    assert vllm_bench.counted(bar.replace("8/16", "15/16"), 16, 4) == (16, 0, 15)
+    assert vllm_bench.counted("INFO loading 1/2 [", 16, 4) == (0, 0, 0)
+
+
 def test_only_random_prompts_are_held_against_gates() -> None:
     driver, chat = DRIVERS["vllm-bench"], Benchmark("b", "performance", dataset_conf="gsm8k/x")
     assert "random prompts" in driver.skips_gates(chat, False)
