@@ -37,7 +37,7 @@ PROCESS, CLIENT = "bench", "vllm bench serve"
 RESULT = "vllm-bench.json"
 #: Requests where the case does not say how many, and vLLM's own length of a prompt.
 PROMPTS, INPUT = 100, 1024
-TEXT_KEPT = 400
+TEXT_KEPT, BLANK = 400, "(blank)"
 _BAR = re.compile(r"(\d{1,9})/(\d{1,9}) \[")
 
 
@@ -209,6 +209,8 @@ def _samples(data: Mapping[str, Any]) -> Iterator[Sample]:
         ttft = finite(data["ttfts"][index], least=0)
         gaps = [finite(gap, least=0) for gap in data["itls"][index]]
         said = str(data["errors"][index] or "").strip().splitlines()
+        tokens = whole(data["output_lens"][index])
+        text = clean(str(data["generated_texts"][index]))[:TEXT_KEPT]
         yield Sample(
             index,
             begun=begun[index] - first,
@@ -216,7 +218,8 @@ def _samples(data: Mapping[str, Any]) -> Iterator[Sample]:
             e2el=ttft + math.fsum(gaps),
             itl=gaps,
             input_tokens=whole(data["input_lens"][index]),
-            output_tokens=whole(data["output_lens"][index]),
-            text=clean(str(data["generated_texts"][index]))[:TEXT_KEPT],
+            output_tokens=tokens,
+            # Random words may be answered by blanks; their tokens were counted all the same.
+            text=text if text.strip() or not tokens else BLANK,
             error=clean(said[-1])[:TEXT_KEPT] if said else "",
         )
