@@ -88,7 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
-    return row.run(asked, path, cases, _one)
+    # Looked up once: all cases of a file test the same commit of a branch.
+    return row.run(asked.with_products(), path, cases, _one)
 
 
 def _one(asked: Wishes, path: Path) -> int:
@@ -99,12 +100,12 @@ def _one(asked: Wishes, path: Path) -> int:
     try:
         warnings = check(path, asked.only)  # which says more than loading, of a refused case
         case = load_case(path, only=asked.only)
+        asked = choose(case, asked)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today(), case.only)
-    asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
@@ -149,7 +150,9 @@ def _keep_products(run_dir: RunDir, asked: Wishes) -> None:
     entries = {product.name: products.entry(product) for product in asked.products}
     path = run_dir.profile(products.KEPT)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, here().value({"image": asked.image or "none", "products": entries}))
+    content = {"image": asked.image or "none", "products": entries}
+    here().study(content)
+    write_json(path, here().value(content))
 
 
 def _collect(asked: Wishes, run_dir: RunDir) -> None:

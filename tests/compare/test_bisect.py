@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,22 @@ def test_it_goes_on_where_it_died(search: Callable[..., int], tmp_path: Path) ->
     assert search(repository, start=dies, good="main~3") == 2
 
 
+def test_a_repository_that_vanishes_stops_no_search_that_runs(
+    search: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        if repository.exists():
+            repository.rename(tmp_path / "gone")
+        return reads_words(case, number, words, directory, env)
+
+    assert search(repository, start=start) == 0
+    assert culprits(tmp_path) == ["change 9 | <b>"]
+    assert search(repository, start=start) == 2
+    assert "is no directory" in capsys.readouterr().err
+
+
 def test_infrastructure_that_fails_never_decides(
     search: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -228,6 +245,12 @@ def test_nights_of_the_history_shorten_the_search(
                 benchmarks={"chat": {"output_throughput": 97.0 if at >= 40 else 100.0}},
             )  # fmt: skip
             open_store(str(store)).append(night)
+        last = replace(night, run="last", time=2e9, verdict="performance", benchmarks={})
+        others = ({"rehearsed": True}, {"cluster": "other"}, {"asked": {"p": "pr/1"}})
+        for k, other in enumerate(others):
+            odd = replace(last, run=f"odd{k}", time=1.5e9, verdict="pass", **other)
+            open_store(str(store)).append(replace(odd, versions={"product-commit": shas[4]}))
+        open_store(str(store)).append(replace(last, versions={"product-commit": shas[62]}))
         out = tmp_path / f"out-{len(nightly)}"
         history = ("--history", str(store), "--dir", str(out))
         monkeypatch.setattr(trial, "start", reads_words)

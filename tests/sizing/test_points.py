@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -143,6 +144,31 @@ def test_a_fleet_that_holds_nothing_fails_and_one_that_holds_all_says_so() -> No
 def test_failing_requests_bound_the_load() -> None:
     told = sought(walked(50, failing=20), entry(find=FIND))
     assert told.metrics["capacity"] < 20 and "requests failed: 1" in told.note
+
+
+def test_a_rate_at_the_end_of_its_range_is_that_end() -> None:
+    find = Find("request_rate", (parse("ttft_mean_ms <= 100"),), 1 / 7, 10 / 3)
+    asked: list[float] = []
+
+    class Walk:
+        points: ClassVar[list[Point]] = []
+        broken = None
+
+        def __init__(self, *_: object) -> None:
+            self.points.clear()
+
+        def go(self, changes: dict[str, float]) -> bool:
+            asked.append(changes["request_rate"])
+            metrics = {"ttft_mean_ms": 20.0 + changes["request_rate"]}
+            self.points.append(Point(changes, metrics, held=True))
+            return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_Walk", Walk)
+        plan = entry(find=find)
+        made = measure.measure(None, plan, SimpleNamespace(way=""), Path())  # type: ignore[arg-type]
+    assert asked[-1] == 10 / 3 and len(asked) <= 4
+    assert made.measured.metrics["capacity"] == pytest.approx(10 / 3, rel=1e-3)
 
 
 def test_the_output_at_the_border_is_what_is_maximised() -> None:
