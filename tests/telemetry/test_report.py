@@ -12,18 +12,17 @@ from ci.report import timeseries
 from ci.tools import plots
 from steps.core.record import outcome
 from steps.core.record.rundir import RunDir
-from tests.faults.rehearse import rehearse
+from tests.faults.rehearse import Outcome, rehearse
 
 pytest.importorskip("matplotlib")
 
 
-def test_a_report_shows_both_sides_under_the_timeline(tmp_path: Path) -> None:
-    found = rehearse("quickstart.yaml", tmp_path)
-    page = (found.path / "report.html").read_text()
+def test_a_report_shows_both_sides_under_the_timeline(passed: Outcome) -> None:
+    page = (passed.path / "report.html").read_text()
     for words in ("prefillers: requests running", "decoders: KV cache, % full"):
         assert words in page
     assert re.search(r"<title>decoders: tokens/s, 0 to \d+ s: ", page), "hovering shows values"
-    over = outcome.read(RunDir(found.path))
+    over = outcome.read(RunDir(passed.path))
     every = list(timeseries.charts(over, over.verdict.seconds))
     assert len(every) == 8
     assert max(value for value in every[-1].highs if not math.isnan(value)) > 0
