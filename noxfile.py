@@ -75,7 +75,7 @@ def replay(session: nox.Session) -> None:
 
 @nox.session
 def compare(session: nox.Session) -> None:
-    """Say whether a variant of a case is worse: CASE --b-set PATH=VALUE [--budget MINUTES]."""
+    """Say whether B is worse than A: CASE [--a REF] --b REF [--b-set PATH=VALUE]."""
     install(session, "node", "runner", "report", *backend_extras(session.posargs))
     run_module(session, "ci.compare.compare")
 

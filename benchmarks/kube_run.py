@@ -1,11 +1,15 @@
 """How long a run on Kubernetes takes besides its work, on the double.
 
-    python benchmarks/kube_run.py [--rounds 3]
+    python benchmarks/kube_run.py [--rounds 3] [--pods 4 64]
 
 Measures, per round: from the LeaderWorkerSet being applied to every node's
 harness running (its first event), with and without what the cluster itself
 takes to start the containers; from a killed pod's death being published to the
 run being over on every other node, and to the command's end. Prints seconds.
+
+With ``--pods``: from the LeaderWorkerSet being applied to the harness running in each of so many
+pods. All pods share this machine: what is theirs in parallel on a cluster is one after another
+here.
 """
 
 from __future__ import annotations
@@ -28,11 +32,18 @@ def main() -> int:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--pods", type=int, nargs="*", default=())
+    given = parser.parse_args()
+    rounds, sizes = given.rounds, given.pods
     figures: dict[str, list[float]] = {}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="kube-run-") as name:
-            for key, value in {**starting(Path(name) / "a"), **dying(Path(name) / "b")}.items():
+            place, found = Path(name), dict[str, float]()
+            for size in sizes:
+                found |= spreading(place / str(size), size)
+            if not sizes:
+                found = {**starting(place / "a"), **dying(place / "b")}
+            for key, value in found.items():
                 figures.setdefault(key, []).append(value)
     for key, values in figures.items():
         print(f"{key:58} median {statistics.median(values):5.2f} s, worst {max(values):5.2f} s")
@@ -59,6 +70,28 @@ def starting(directory: Path) -> dict[str, float]:
             "apply to every node's harness running": begun - applied,
             "  of it ours: container running to harness running": begun - running,
         }
+
+
+def spreading(directory: Path, size: int) -> dict[str, float]:
+    """From apply to the harness running in each of ``size`` pods."""
+    head, _, entries = fleet.CASE.partition("deployment:\n")
+    entries, _, tail = entries.partition("benchmarks:")
+    leader, worker = (f"  - server_cmd{part}" for part in entries.split("  - server_cmd")[1:])
+    ranks = f"--data-parallel-size {2 * size}"
+    parts = [leader, *(worker.replace("rank 2", f"rank {2 * i}") for i in range(1, size))]
+    body = "".join(parts).replace("--data-parallel-size 4", ranks)
+    case = f"{head.replace('num_nodes: 2', f'num_nodes: {size}')}deployment:\n{body}"
+    with (
+        KubeDouble(directory / "kube") as kube,
+        fleet.start(kube, directory / "user", case=f"{case}benchmarks:{tail}") as started,
+    ):
+        started.until("applied mn-", 120)
+        applied = time.time()
+        volume = "pods/*/volumes/work/run/node-*/events.jsonl"
+        fleet.await_(lambda: len([*kube.directory.glob(volume)]) == size, 600, started.text)
+        first = [path.read_text().partition("\n")[0] for path in kube.directory.glob(volume)]
+        begun = max(json.loads(line)["time"] if line else time.time() for line in first)
+    return {f"{size} pods: apply to every node's harness running": begun - applied}
 
 
 def note_running(kube: KubeDouble, first: dict[str, float]) -> int:

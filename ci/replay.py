@@ -59,7 +59,7 @@ def replay(earlier: Path, given: str | None, more: Sequence[str]) -> int:
     profile = profile_of(before, plan)
     words = [str(path), *options(plan, path, profile), *tested(before, plan)]
     words += ["--run-dir", str(directory), *more]
-    for text in warnings(plan, profile):
+    for text in warnings(plan, profile, str(before.profile(products.KEPT))):
         door.warn(text)
     print(foreign.line(f"replay of {before.path}: multinode {shlex.join(words)}"), flush=True)
     code = ci_run.main(words)
@@ -189,10 +189,11 @@ def _network(plan: Plan) -> str:
     return ".".join(first[1:3])
 
 
-def warnings(plan: Plan, profile: str = "") -> Iterator[str]:
+def warnings(plan: Plan, *profiles: str) -> Iterator[str]:
     """What may make the new run another one."""
-    if Path(profile).is_file() and MASK in Path(profile).read_text(encoding="utf-8"):
-        yield f"secrets are left out of {profile}: add --profile with the profile of the run"
+    for profile in profiles:
+        if Path(profile).is_file() and MASK in Path(profile).read_text(encoding="utf-8"):
+            yield f"secrets are left out of {profile}: add --profile with the profile of the run"
     if plan.harness != VERSION:
         yield (
             f"the run was made by version {plan.harness or 'unknown'} of the harness, this is "

@@ -26,7 +26,7 @@ from ci import row
 from ci.backends import BACKENDS, Request, backend
 from ci.nightly import known
 from ci.nightly.known import Known
-from ci.report import annotate, closing, junit
+from ci.report import annotate, closing
 from ci.report.live import Live
 from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     path = wishes.find_case(asked.case)
     if asked.junit:
+        from ci.report import junit
+
         junit.check(asked.junit)
     cases = () if asked.only else row.names(path)
     if len(cases) < 2:
@@ -88,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         refusal = partial(_refuse, asked, run_dir, run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
-    return row.run(asked, path, cases, _one)
+    # Looked up once: all cases of a file test the same commit of a branch.
+    return row.run(asked.with_products(), path, cases, _one)
 
 
 def _one(asked: Wishes, path: Path) -> int:
@@ -99,12 +102,12 @@ def _one(asked: Wishes, path: Path) -> int:
     try:
         warnings = check(path, asked.only)  # which says more than loading, of a refused case
         case = load_case(path, only=asked.only)
+        asked = choose(case, asked)
     except CaseError as error:
         refusal = partial(_refuse, asked, run_dir.make(), run_id, path, error)
         closing.attempt("the report", refusal, door.warn)
         raise
     issues = known.of_case(known.load(), case.file, datetime.date.today(), case.only)
-    asked = choose(case, asked)
     run_dir.make().claim()
     door.keep_in(run_dir.path)
     run_dir.reserve()
@@ -149,12 +152,16 @@ def _keep_products(run_dir: RunDir, asked: Wishes) -> None:
     entries = {product.name: products.entry(product) for product in asked.products}
     path = run_dir.profile(products.KEPT)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, here().value({"image": asked.image or "none", "products": entries}))
+    content = {"image": asked.image or "none", "products": entries}
+    here().study(content)
+    write_json(path, here().value(content))
 
 
 def _collect(asked: Wishes, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if asked.junit:
+        from ci.report import junit
+
         add = partial(junit.collect, asked.junit, [run_dir.junit])
         closing.attempt(f"the JUnit in {asked.junit}", add, door.warn)
 

@@ -64,6 +64,7 @@ def doctor(c: Context, for_: str = "", format: str = "text") -> None:
     iterable=["slo"],
     help={
         "case": "a case: a path, or a name in configs/",
+        "only": "NAME of a case, in a file of several",
         "slo": "a limit, such as 'tpot_p99_ms<=50'; may be given several times",
         "maximise": "batch_size (default), request_rate or output_throughput",
         "within": "the range of loads, such as 1,256",
@@ -77,6 +78,7 @@ def size(
     c: Context,
     case: str,
     slo: list[str],
+    only: str = "",
     maximise: str = "",
     within: str = "",
     on: str = "",

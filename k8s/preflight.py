@@ -50,6 +50,10 @@ _UNITS = {
 }
 
 
+#: For how many seconds a server that has not answered yet is asked again.
+FIRST = 10.0
+
+
 @dataclass
 class Report:
     """What was found: problems stop the run, notes say what was not looked at.
@@ -70,7 +74,7 @@ def check(api: Api, order: Order) -> Report:
         ApiError: the API server does not answer, or does not know us.
     """
     report = Report()
-    api.get("/version")
+    api.ask("GET", "/version", patience=FIRST)
     _lws(api, report)
     namespace = order.names.namespace
     if _namespace(api, namespace, report):

@@ -216,7 +216,7 @@ def lead(run: NodeRun, leader: Leader) -> None:
             serve.pool(run)
     run.checks += install.left_out(run.plan, run.me)
     leader.tell(phase="load", go=True)
-    with sampling(run) as sampler:
+    with sampling(run, seldom=True) as sampler:
         _measure(run, leader, sampler)
     from steps import prove
 
@@ -264,7 +264,7 @@ def follow(run: NodeRun, told: threading.Event) -> None:
             sampler.quicken()
         return told.is_set()
 
-    with sampling(run) as sampler:
+    with sampling(run, seldom=True) as sampler:
         with run.phase("load"):
             serve.servers(run)
             _read_ahead()

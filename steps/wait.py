@@ -23,7 +23,7 @@ from steps.core.record import evidence
 from steps.core.record.records import Check
 
 #: Seconds between two looks at a server: this part of what it has taken so far, between the two.
-PROBE_PART, PROBE_LEAST, PROBE_MOST = 0.03, 0.05, 0.5
+PROBE_PART, PROBE_LEAST, PROBE_MOST = 0.05, 0.05, 1.0
 ATTEMPTS, ATTEMPTS_REAL = 5, 8
 ATTEMPT_SECONDS, ATTEMPT_SECONDS_REAL = 10.0, 120.0
 

@@ -6,7 +6,6 @@ Touches: reads the repository; makes and changes a clone of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steps.core.errors import UsageError
-from steps.core.plan.products import NATIVE
+from steps.core.node.products import pin
+from steps.core.plan import products
 from steps.core.system.git import git
 
 MOST = 5000
@@ -82,12 +82,7 @@ def resolve(repository: Path, name: str, ref: str) -> str:
     Raises:
         UsageError: there is none.
     """
-    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    hint = "git branch -a and git tag list what there is; git fetch brings more."
-    try:
-        return git(repository, *words, refused=UsageError).strip()
-    except UsageError:
-        raise UsageError(f"--{name}: {repository} has no commit {ref!r}", hint) from None
+    return pin.commit_in(repository, ref, f"--{name}")
 
 
 def _log(repository: Path, first: str, last: str, product: str) -> list[Commit]:
@@ -126,13 +121,7 @@ class Clone:
 
     def native(self, sha: str) -> str:
         """What a build of this commit is made of."""
-        lines = git(self.path, "ls-tree", "-r", sha).splitlines()
-        wanted = [
-            line
-            for line in lines  # a submodule, or a file
-            if line.startswith("160000") or NATIVE.search(line.partition("\t")[2])
-        ]
-        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
+        return products.native_key(git(self.path, "ls-tree", "-r", sha), products.Product(""), "")
 
     def install(self, words: Sequence[str], log: Path, seconds: float) -> bool:
         """Run the command in the checkout; whether it ended well in time."""

@@ -33,6 +33,7 @@ from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.record.rundir import new_run_id, write_json
+from steps.core.redaction import here
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
@@ -54,7 +55,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(
                 f"--{option}", action="append", default=[], metavar=metavar, help=text
             )
-    parser.add_argument("--metric", action="append", default=[], help=f"default: {USUAL}")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        help=f"METRIC, or one benchmark's: 'BENCHMARK METRIC'; default: {USUAL}",
+    )
     parser.add_argument("--margin", type=float, default=2.0, help="a loss that matters, in percent")
     parser.add_argument("--starts", type=int, default=10, help="of each variant at most")
     parser.add_argument("--repeats", type=int, default=2, help="measurements on each warm fleet")
@@ -85,11 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
     every = comparisons(case, arguments)
     if arguments.starts < 3 or arguments.repeats < 1:
         raise UsageError("--starts: expected at least 3, --repeats at least 1")
-    unknown = [metric for metric in arguments.metric if metric not in METRICS]
+    unknown = [one for one in arguments.metric if one.rpartition(" ")[2] not in METRICS]
     if unknown:
         raise UsageError(
             f"--metric: {unknown[0]!r} is unknown", f"There are: {', '.join(METRICS)}."
         )
+    only = {one.rpartition(" ")[0] for one in arguments.metric}
+    benchmark = min(only) if len(only) == 1 else ""
     home = arguments.dir or Path("runs") / f"compare-{new_run_id()}"
     if home.exists() and any(home.iterdir()):
         raise UsageError(f"{home} holds something else", "Name another --dir.")
@@ -102,11 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
         where.mkdir(exist_ok=True)
         for one in two.variants:
             target = where / f"{one.name}.yaml"
-            trial.write(case, one.settings, arguments.repeats, target, arguments.only)
+            trial.write(case, one.settings, arguments.repeats, target, arguments.only, benchmark)
         all_starts.append(Starts(where, two, purse, arguments))
     for starts in all_starts:
-        starts.carry_out()
-        found.append(starts.conclude())
+        try:
+            starts.carry_out()
+        finally:  # what was measured is kept, whatever ended it
+            found.append(starts.conclude())
     return worst(found).value
 
 
@@ -156,7 +166,7 @@ class Starts:
         """The rules, with each metric that a start has measured, and each that one has to."""
         names = sorted({name for one in self._seen for name in one.values})
         wanted = self._asked or USUAL
-        measured = [name for name in names if name.split()[-1] in wanted]
+        measured = [name for name in names if name in wanted or name.split()[-1] in wanted]
         rules = [*measured, *self._lacking(measured)]
         shares = {gate.metric: gate.share for gate in self._gates}
         limits = {
@@ -169,7 +179,7 @@ class Starts:
 
     def _lacking(self, measured: Sequence[str]) -> list[str]:
         """Metrics without which nothing can be said, and that no start has measured."""
-        there = {name.split()[-1] for name in measured}
+        there = {*measured, *(name.split()[-1] for name in measured)}
         wanted = self._asked or ([] if there else USUAL[:1])
         return [metric for metric in wanted if metric not in there]
 
@@ -204,7 +214,8 @@ class Starts:
 
     def _values(self, one: Started) -> str:
         told = [f"{name} {sum(v) / len(v):.6g}" for name, v in one.values.items()]
-        return ", ".join(text for text in told if text.split()[-2] in (self._asked or USUAL))
+        wanted = {one.split()[-1] for one in self._asked or USUAL}
+        return ", ".join(text for text in told if text.split()[-2] in wanted)
 
     def _limit(self) -> str:
         limit = self._purse.limit
@@ -223,7 +234,7 @@ class Starts:
             "metrics": [to_dict(one) for one in judged],
             "starts": [asdict(one) for one in self._seen],
         }
-        write_json(self._home / "compare.json", content)
+        write_json(self._home / "compare.json", here().value(content))
         closing.attempt("the page", lambda: pages.compared(self._home, content), self._say)
         for one in judged:
             self._say(line(one))

@@ -423,6 +423,8 @@ def work(arguments: argparse.Namespace) -> int:
     """Make the report of a run, and print where it is."""
     run_dir = RunDir(Path(arguments.run_dir))
     run_dir.check_there("Name one.")
+    if arguments.against:
+        RunDir(arguments.against).check_there("Name a run for --against.")
     door.keep_in(run_dir.path)
     over = outcome.read(run_dir)
     where = arguments.store or settings.read().history

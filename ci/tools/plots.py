@@ -273,7 +273,9 @@ def percentiles(title: str, values: Mapping[str, Sequence[float]], unit: str) ->
 
 
 def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = False) -> str:
-    """Every load of each run, those that no other beats joined; what is last is hollow."""
+    """Every load of each run; those that no other beats are full and joined, the rest hollow."""
+    from matplotlib.ticker import LogLocator
+
     titles: dict[str, str] = {}
     with figure(4.7, [3.0]) as (drawn, (axes,)):
         for number, (colour, loads) in enumerate(zip("abd", runs, strict=False)):
@@ -292,12 +294,13 @@ def fronts(title: str, runs: Sequence[Loads], x: str, y: str, *, log: bool = Fal
                 mark.set_gid(gid)
                 titles[gid] = dot.title
         if log:
-            axes.set_xscale("log")
+            axes.set_xscale("log", subs=[])
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        legend(axes, 1)
+        axes.legend(loc="best")
         return svg(drawn, title, titles)
 
 

@@ -58,7 +58,8 @@ def measure(run: NodeRun, entry: BenchmarkPlan, series: Series, directory: Path)
         search = points.search_of(find, float(getattr(asked, find.knob)))
         seen: list[Seen] = []
         while (load := search.next(seen)) is not None:
-            value = int(load) if search.whole else float(f"{load:.4g}")
+            end = load in (find.low, find.high)
+            value = int(load) if search.whole else load if end else float(f"{load:.4g}")
             if not walk.go({find.knob: value}):
                 break
             seen.append(points.seen(find, walk.points[-1]))
@@ -86,7 +87,7 @@ class _Walk:
         found = self._series.found[before:]
         if len(found) < repeat and not (found and found[-1].error):
             reason = f"point {number} could not be measured like the first: {self._series.way}"
-            self.broken = Measurement(error=reason, fault="config")
+            self.broken = Measurement(error=reason, fault="infra")
             return False
         one = replace(found[-1], metrics=_middle(found))
         kept = replace(entry, benchmark=replace(entry.benchmark, find=self._entry.benchmark.find))

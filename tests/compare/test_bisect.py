@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,33 @@ def test_what_cannot_be_installed_is_left_out(search: Callable[..., int], tmp_pa
     assert told(tmp_path)["out"] == [8, 9]
 
 
+def test_what_the_nodes_cannot_install_is_started_once(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    """Another start would change nothing, while other failures get three."""
+    history = steps(16, 9, "100", "80")
+    for number, text in ((7, "crash of something else"), (8, "startup install node: pip")):
+        history[number] = {"words": text}
+    history[9] = {"words": "80"}
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        directory.with_suffix(".log").touch()
+        said = (directory.parent / "product" / "words").read_text()
+        if not said.isdecimal():
+            return Started(number, failure=said)
+        return Started(number, {"chat output_throughput": (float(said) * next(NOISE),)})
+
+    assert search(product(tmp_path, history), start=start) == 5
+    kept = told(tmp_path)
+    assert sorted(culprits(tmp_path)) == [f"change {n} | <b>" for n in (7, 8, 9)]
+    assert (kept["out"], kept["unclear"]) == ([8], [7])
+    counts = [[one["variant"] for one in kept["starts"]].count(k) for k in (7, 8)]
+    assert counts == [3, 1]
+    assert f"git bisect skip {kept['commits'][7]['sha']}" in (
+        (tmp_path / "out" / "bisect.log").read_text()
+    )
+
+
 def test_an_unchanged_build_is_not_made_again_and_a_failed_one_is_forgotten(
     search: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -150,6 +178,22 @@ def test_it_goes_on_where_it_died(search: Callable[..., int], tmp_path: Path) ->
     assert search(repository, start=dies) == 0
     assert culprits(tmp_path) == ["change 9 | <b>"]
     assert search(repository, start=dies, good="main~3") == 2
+
+
+def test_a_repository_that_vanishes_stops_no_search_that_runs(
+    search: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = product(tmp_path, steps(16, 9, "100", "95"))
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        if repository.exists():
+            repository.rename(tmp_path / "gone")
+        return reads_words(case, number, words, directory, env)
+
+    assert search(repository, start=start) == 0
+    assert culprits(tmp_path) == ["change 9 | <b>"]
+    assert search(repository, start=start) == 2
+    assert "is no directory" in capsys.readouterr().err
 
 
 def test_infrastructure_that_fails_never_decides(
@@ -228,6 +272,12 @@ def test_nights_of_the_history_shorten_the_search(
                 benchmarks={"chat": {"output_throughput": 97.0 if at >= 40 else 100.0}},
             )  # fmt: skip
             open_store(str(store)).append(night)
+        last = replace(night, run="last", time=2e9, verdict="performance", benchmarks={})
+        others = ({"rehearsed": True}, {"cluster": "other"}, {"asked": {"p": "pr/1"}})
+        for k, other in enumerate(others):
+            odd = replace(last, run=f"odd{k}", time=1.5e9, verdict="pass", **other)
+            open_store(str(store)).append(replace(odd, versions={"product-commit": shas[4]}))
+        open_store(str(store)).append(replace(last, versions={"product-commit": shas[62]}))
         out = tmp_path / f"out-{len(nightly)}"
         history = ("--history", str(store), "--dir", str(out))
         monkeypatch.setattr(trial, "start", reads_words)

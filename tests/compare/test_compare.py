@@ -85,6 +85,20 @@ def test_what_the_infrastructure_fails_is_made_again(words: Words, tmp_path: Pat
     assert [one["variant"] for one in starts[:4]] == [0, 1, 1, 0]
 
 
+def test_what_an_interrupt_leaves_is_kept(words: Words, tmp_path: Path) -> None:
+    start, count = made_up((100, 90)), itertools.count()
+
+    def stopped(*given: object) -> Started:
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return start(*given)
+
+    assert words((0, 0), start=stopped) == 130
+    starts = told(tmp_path)["starts"]
+    assert isinstance(starts, list)
+    assert (len(starts), told(tmp_path)["finding"]) == (5, "unknown")
+
+
 def test_infrastructure_that_fails_always_ends_it(words: Words) -> None:
     assert words((0, 0), start=lambda *_: None) == 3
 
@@ -103,6 +117,7 @@ def test_a_variant_that_crashes_is_worse(words: Words, tmp_path: Path) -> None:
     [
         ("--starts", "2"),
         ("--metric", "speed"),
+        ("--metric", "none output_throughput"),
         ("--repeats", "0"),
         ("--b-set", "nonsense"),
         ("--b-set", "deployment.7.server_cmd=x"),
@@ -245,6 +260,14 @@ def test_references_and_images_are_products_of_the_runs(
     assert given[0] == ["--on", "k8s", "--product", "vllm-ascend=v0.30.0"]
     assert given[1][2:6] == ["--product", "vllm-ascend=main", "--product", "vllm=pip:0.33"]
     assert given[1][6:] == ["--image", "new"]
+
+
+def test_of_a_metric_of_one_benchmark_only_that_is_measured(words: Words, tmp_path: Path) -> None:
+    assert words((100, 90), "--metric", "chat output_throughput") == 1
+    assert [one.name for one in load_case(tmp_path / "out" / "A.yaml").benchmarks] == ["chat"]
+    metrics = told(tmp_path)["metrics"]
+    assert isinstance(metrics, list)
+    assert [one["name"] for one in metrics] == ["failures", "chat output_throughput"]
 
 
 def test_a_metric_that_the_case_does_not_measure_is_said_after_one_start(

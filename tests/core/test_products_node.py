@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import zipfile
@@ -142,7 +143,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 def demo(machine: Machine, source: Path, ref: str = "main", **more: Any) -> Product:
-    options = ("--no-index", "--find-links", str(machine.links))
+    options = ("--no-index", "--no-build-isolation", "--find-links", str(machine.links))
     more = {"module": "demo", **more}
     return replace(read(f"demo={source}@{ref}"), options=options, **more)
 
@@ -237,7 +238,7 @@ def test_two_runs_on_a_machine_do_not_move_each_other_s_product(
 ) -> None:
     product = demo(machine, source, module="", install="none")
     wanted = replace(product, install="editable", native="never", checkout=str(source))
-    home = machine.tmp / "cache" / "products"
+    home = machine.tmp / "cache" / "products" / "hosts" / socket.gethostname()
     home.mkdir(parents=True)
     with (home / "demo.lock").open("w") as other:
         import fcntl
@@ -247,16 +248,26 @@ def test_two_runs_on_a_machine_do_not_move_each_other_s_product(
         fcntl.flock(other, fcntl.LOCK_SH)
         cause = failed(machine, wanted)
         assert cause.verdict == "infra" and "by the rule 'in use'" in cause.reason
-        machine.install(product)  # runs from files of its own
+        # What runs from its files has some of its own; later steps find them too.
+        run = machine.install(replace(product, paths={"PATH": ("demo",)}))
+        again = NodeRun(run.plan, 0, run.run_dir, EventLog(None, "run-1", 0), step="serve")
+        path = again.supervisor.environment(again.me.processes[0])["PATH"]
+        assert path.startswith(f"{done(run).checkout}/demo:")
 
 
 def test_a_commit_that_is_nowhere_and_a_repository_that_is_gone(
-    machine: Machine, source: Path
+    machine: Machine, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = demo(machine, source, install="none", module="")
     nowhere = replace(product, repository=source.as_uri(), ref="1" * 40, commit="1" * 40)
     cause = failed(machine, nowhere)
     assert cause.verdict == "config" and "by the rule 'reference'" in cause.reason
+    (source / "moved").mkdir()
+    absent = pin.pin(replace(read(f"demo=dir:{source / 'moved'}"), install="none"))
+    (source / "moved").rmdir()
+    monkeypatch.setattr(pin, "pin", lambda one: one)
+    cause = failed(machine, absent)
+    assert cause.verdict == "infra" and "by the rule 'absent'" in cause.reason
     gone = replace(nowhere, repository=f"{source.as_uri()}-gone")
     cause = failed(machine, gone)
     assert cause.verdict == "infra" and "by the rule 'git'" in cause.reason

@@ -20,7 +20,17 @@ from steps.core.node.rendezvous import pace
 from steps.core.node.rendezvous.leader import Leader
 from steps.core.node.rendezvous.link import Link
 from steps.core.node.rendezvous.listener import MAX_BODY
-from steps.core.node.rendezvous.messages import Beat, End, Hello, Look, State, Told
+from steps.core.node.rendezvous.messages import (
+    DONE,
+    PLAN,
+    Beat,
+    End,
+    Hello,
+    Look,
+    State,
+    Told,
+    unpacked,
+)
 from steps.core.record.records import Cause
 from steps.core.system import proc
 from tests.core.waiting import eventually
@@ -526,7 +536,8 @@ def test_a_leader_known_to_be_lost_is_asked_once_more(fleet: Callable[..., Fleet
 def test_the_plan_is_told_to_those_who_ask(fleet: Callable[..., Fleet]) -> None:
     run = fleet(2)
     link = run.worker(1)
-    run.leader.plan = '{"a": 1}'
+    run.leader.plan('{"a": 1}')
+    eventually(lambda: run.states[1] and run.states[1][-1].planned)
     assert link.plan() == '{"a": 1}'
 
 
@@ -709,3 +720,51 @@ def test_who_is_known_says_no_more_of_itself(fleet: Callable[..., Fleet]) -> Non
     assert made.leader.members[1].hello.plan == "p"
     link.report()  # over a connection of its own
     eventually(lambda: [hello.plan for hello in said].count("p") == 2)
+
+
+def test_the_plan_of_a_large_fleet_is_small_on_its_way(fleet: Callable[..., Fleet]) -> None:
+    made = fleet(2)
+    plan = json.dumps([{"name": f"server-{n}", "argv": ["vllm", "serve"]} for n in range(20_000)])
+    made.leader.plan(plan)
+    answer = made.leader.answer(PLAN, b"")
+    assert len(answer.text) < len(plan) / 5
+    assert made.leader.answer(PLAN, b"").text is answer.text, "made once, not for each node"
+    assert made.worker(1).plan() == plan
+    with pytest.raises(ValueError, match="no plan"):
+        unpacked("AAAA")
+
+
+def test_who_waits_to_hand_its_record_over_is_not_lost(
+    fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fleet(2)
+    link = made.worker(1)
+    eventually(lambda: made.leader.joined() == [1])
+    post, began = link._post, time.monotonic()
+
+    def busy(connection: Any, path: str, beat: Any = None) -> Any:
+        if path == DONE and time.monotonic() < began + 3 * LOST_AFTER:
+            raise TimeoutError
+        return post(connection, path, beat)
+
+    monkeypatch.setattr(link, "_post", busy)
+    assert link.done({"a": 1}, 60.0)
+    eventually(made.leader.all_done)
+    assert not made.leader.members[1].lost
+    assert made.records == {1: {"a": 1}}
+
+
+def test_a_record_that_takes_long_to_keep_keeps_nobody_waiting(fleet: Callable[..., Fleet]) -> None:
+    made, over = fleet(3), threading.Event()
+    made.leader._on_record = lambda node, record: over.wait(20)
+    first, second = made.worker(1), made.worker(2)
+    eventually(lambda: made.leader.joined() == [1, 2])
+    try:
+        assert first.done({}, 20.0)
+        made.leader.tell(phase="later")
+        eventually(lambda: made.states[2][-1].phase == "later")
+        assert not made.leader.all_done(), "it is not kept yet"
+    finally:
+        over.set()
+    assert second.done({}, 20.0)
+    eventually(made.leader.all_done)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from steps.core.node.rendezvous.inbox import Inbox
 from steps.core.node.rendezvous.messages import State
 from steps.core.record.events import EventLog
 from steps.core.record.rundir import RunDir
-from tests.core.cases import SPLIT, plan_of
+from tests.core.cases import ROOT, SPLIT, plan_of
 
 #: No test waits so long, unless nobody stirs it.
 LONG = 20.0
@@ -84,4 +86,14 @@ def test_the_longer_a_server_loads_the_less_often_it_is_asked(run: NodeRun, monk
     monkeypatch.setattr(run, "progress", lambda: None)
     node, process = next(iter(run.plan.probes()))
     wait._probe(run, wait._Watch(node, process), 0.0)
-    assert waited == [wait.PROBE_LEAST, pytest.approx(0.3), wait.PROBE_MOST]
+    assert waited == [wait.PROBE_LEAST, pytest.approx(0.5), wait.PROBE_MOST]
+
+
+def test_a_node_program_loads_at_its_start_what_it_needs_at_its_start() -> None:
+    """What reads cases, leads or asks over HTTP is loaded where that is done."""
+    ask = "import sys, steps.node; print(*sys.modules)"
+    argv = [sys.executable, "-c", ask]
+    found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    late = {"asyncio", "cerberus", "matplotlib", "psutil", "requests", "steps.bench", "yaml"}
+    assert "steps.node" in found.stdout.split(), found.stderr
+    assert not late & set(found.stdout.split())

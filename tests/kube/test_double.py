@@ -185,6 +185,30 @@ def test_exec_streams_a_tar_and_takes_one(kube: KubeDouble) -> None:
     assert run(kube, "set-0", ["cat", "/tmp/in.txt"])["text"]["1"] == b"hello"
 
 
+def test_without_a_proxy_of_services_pods_are_reachable_and_services_are_not(
+    tmp_path: Path,
+) -> None:
+    ask = "import socket, sys\nsocket.create_connection((sys.argv[1], 8080), timeout=5).close()\n"
+    with KubeDouble(tmp_path / "kube", proxy=False) as kube:
+        own = {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        kube.create(lws("exec python3 -m http.server 8080 --bind $IP", env=[own]))
+        spec = {"selector": {"leaderworkerset.sigs.k8s.io/worker-index": "0"}}
+        spec["ports"] = [{"port": 8080}]  # type: ignore[assignment]
+        made = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": "api"}, "spec": spec}
+        kube.create(made)
+        fleet.await_(lambda: running(kube), 40)
+        api = connected(kube)
+
+        def reaches(name: str) -> bool:
+            where = ("rec", "set-0-1", "node")
+            return bool(api.run(*where, ["python3", "-c", ask, f"{name}.rec"])[0] == 0)
+
+        fleet.await_(lambda: reaches("set-0.set"), 40)
+        assert not reaches("api")
+        hosts = api.run("rec", "set-0-1", "node", ["cat", "/etc/hosts"])[1]
+        assert "api.rec" in hosts, "its name is known all the same"
+
+
 @pytest.fixture
 def nobody_buries() -> Iterator[None]:
     """Orphans become ours, who bury nobody: as with some machines' first process."""

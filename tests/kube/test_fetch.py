@@ -137,8 +137,9 @@ def test_only_the_nodes_own_files_are_taken(kube: KubeDouble, tmp_path: Path) ->
 
 
 def test_a_file_that_is_not_the_records_is_kept_and_called_so(
-    kube: KubeDouble, tmp_path: Path
+    kube: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fetch, "TRIES", 2)
     holding(kube, digest="0" * 64)
     result = run(connected(kube), tmp_path)
     assert "server.log: was not verified" in result.problems[1]
@@ -158,14 +159,18 @@ def test_a_pod_that_is_not_there_is_no_traceback(kube: KubeDouble, tmp_path: Pat
     assert "not found" in result.problems[0]
 
 
-def test_an_api_server_that_is_away_costs_no_files(kube: KubeDouble, tmp_path: Path) -> None:
-    """Longer than five tries take; what follows is the deletion of the files."""
+def test_an_api_server_that_is_away_costs_no_files(
+    kube: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than all tries take; what follows is the deletion of the files."""
+    monkeypatch.setattr(fetch, "TRIES", 2)
     holding(kube)
     api = connected(kube)
-    away = threading.Thread(target=kube.restart_api, kwargs={"downtime": 15.0})
+    away = threading.Thread(target=kube.restart_api, kwargs={"downtime": 3.0})
     away.start()
     try:
         fleet.await_(lambda: not _answers(api))
+        assert away.is_alive(), "it is away"
         found = run(api, tmp_path)
     finally:
         away.join()

@@ -31,7 +31,7 @@ def janitor(kube: KubeDouble, tmp_path: Path, token: str = "") -> Any:
     return place.tool("k8s.janitor", "--older-than", "1s", "--namespace", kube.namespace)
 
 
-def test_a_pull_that_hangs_is_named_and_the_janitor_finishes_it(
+def test_a_pull_that_hangs_is_named_and_a_janitor_that_may_finishes_it(
     kube: KubeDouble, tmp_path: Path
 ) -> None:
     done = hanging(kube, tmp_path)
@@ -42,28 +42,28 @@ def test_a_pull_that_hangs_is_named_and_the_janitor_finishes_it(
     assert f'pods/{name}-0: its container never started: Pulling image "{IMAGE}"' in left
     assert "nox -s janitor" in left
     assert fleet.leftovers(kube)
-    swept = janitor(kube, tmp_path)
-    assert (swept.returncode, "removed" in swept.stdout) == (0, True), swept.stdout + swept.stderr
-    assert fleet.leftovers(kube) == []
-
-
-def test_a_janitor_that_may_not_says_what_to_type(kube: KubeDouble, tmp_path: Path) -> None:
-    hanging(kube, tmp_path)
     role = yaml.safe_load((fleet.ROOT / "k8s" / "role.yaml").read_text())
     assert {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete"]} in role["rules"]
     role["rules"] = [rule for rule in role["rules"] if rule["verbs"] != ["delete"]]
     kube.add_token("old", "old", role, kube.namespace)
     swept = janitor(kube, tmp_path, "old")
     assert (swept.returncode, "LEFT" in swept.stdout) == (3, True), swept.stdout + swept.stderr
-    name = max((pod["metadata"]["name"] for pod in kube.pods()), key=len)
-    assert f"kubectl delete -n rec pod/{name} --grace-period=0 --force" in swept.stderr
+    pod = max((pod["metadata"]["name"] for pod in kube.pods()), key=len)
+    assert f"kubectl delete -n rec pod/{pod} --grace-period=0 --force" in swept.stderr
     assert "Traceback" not in swept.stderr
+    swept = janitor(kube, tmp_path)
+    assert (swept.returncode, "removed" in swept.stdout) == (0, True), swept.stdout + swept.stderr
+    assert fleet.leftovers(kube) == []
 
 
 def test_a_pull_that_ends_after_all_lets_deletion_end(kube: KubeDouble, tmp_path: Path) -> None:
-    hanging(kube, tmp_path)
-    kube.images[IMAGE] = Image()
-    fleet.await_(lambda: not fleet.leftovers(kube), 20, lambda: fleet.leftovers(kube))
+    kube.images[IMAGE] = Image(present=False, hangs=True)
+    with fleet.start(kube, tmp_path / "user", profile=PROFILE) as started:
+        fleet.await_(lambda: any(m == "DELETE" for m, _ in kube.api.requests), 60, started.text)
+        kube.images[IMAGE] = Image()
+        done = started.finish(120)
+    assert "nothing of mn-pair-" in done.text, done.text
+    assert fleet.leftovers(kube) == []
 
 
 def test_a_pod_whose_container_ran_is_never_forced(kube: KubeDouble, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ci.nightly.history import case_key
 from steps import validate
 
 from . import fleet
+from .conftest import Passed
 from .double import KubeDouble
 
 pytest.importorskip("kubernetes")
@@ -26,24 +28,17 @@ def test_the_hint_about_rights_is_for_rights(kube: KubeDouble, tmp_path: Path) -
     assert (done.code, "could never hold" in cause["reason"]) == (3, True), done.text
     assert "role.yaml" not in cause["hint"]
     role = {"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}
-    kube.add_token("weak", "system:serviceaccount:ci:runner", role, kube.namespace)
-    with fleet.start(kube, tmp_path / "weak", env=fleet.environment(kube, "weak")) as started:
-        done = started.finish()
-    hint = done.verdict["cause"]["hint"]
-    assert f"kubectl apply -n {kube.namespace} -f k8s/role.yaml" in hint
     bind = f"kubectl create rolebinding multinode -n {kube.namespace} --role=multinode"
-    assert f"{bind} --serviceaccount=ci:runner" in hint
     kube.add_token("human", "jane", role, kube.namespace)
     with fleet.start(kube, tmp_path / "human", env=fleet.environment(kube, "human")) as started:
         hint = started.finish().verdict["cause"]["hint"]
     assert f"{bind} --user=jane" in hint
 
 
-def test_paths_are_the_user_s(kube: KubeDouble, tmp_path: Path) -> None:
-    with fleet.start(kube, tmp_path / "user") as started:
-        done = started.finish()
+def test_paths_are_the_user_s(passed: Passed) -> None:
+    done = passed.done
     assert done.code == 0, done.text
-    case = str(tmp_path / "user" / "case.yaml")
+    case = str(done.run_dir.parent / "case.yaml")
     plan = json.loads((done.run_dir / "plan.json").read_text())
     assert (plan["case_file"], case_key(plan["case_file"])) == (case, case_key(case))
     assert f"of `{case}`" in (done.run_dir / "summary.md").read_text()
@@ -52,28 +47,13 @@ def test_paths_are_the_user_s(kube: KubeDouble, tmp_path: Path) -> None:
     assert "/multinode/bundle" not in done.text
 
 
-def test_no_file_is_listed_that_went_with_its_pod(kube: KubeDouble, tmp_path: Path) -> None:
-    with fleet.start(kube, tmp_path / "user", "--load-seconds", "6") as started:
-        started.until("started server")
-        kube.evict(max((p["metadata"]["name"] for p in kube.pods()), key=len))
-        done = started.finish()
-    assert done.code == 3, done.text
-    text = (done.run_dir / "summary.md").read_text()
-    listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `node-")]
-    assert "node-1/pod.log" in listed
-    assert [name for name in listed if not (done.run_dir / name).is_file()] == []
-
-
-def test_a_case_of_stand_ins_rehearses_on_the_cluster(kube: KubeDouble, tmp_path: Path) -> None:
-    case = f"rehearse: true\n{fleet.CASE}"
-    with fleet.start(kube, tmp_path / "user", case=case, rehearse=False) as started:
-        done = started.finish()
-    assert done.code == 0, done.text
-    assert "says 'rehearse: true': stand-ins play the engines" in done.text
-    place = fleet.Place(fleet.environment(kube), fleet.PROFILE, kube.namespace, tmp_path)
-    (tmp_path / "stand-ins.yaml").write_text(case)
-    profile = str(tmp_path / "user" / "lab.yaml")
-    made = place.tool("k8s.render", str(tmp_path / "stand-ins.yaml"), "--profile", profile)
+def test_a_case_of_stand_ins_rehearses_on_the_cluster(passed: Passed, tmp_path: Path) -> None:
+    assert passed.done.code == 0, passed.done.text
+    assert "says 'rehearse: true': stand-ins play the engines" in passed.done.text
+    env = {**os.environ, "HOME": str(tmp_path)}
+    place, user = fleet.Place(env, fleet.PROFILE, "", tmp_path), passed.done.run_dir.parent
+    words = (str(user / "case.yaml"), "--profile", str(user / "lab.yaml"))
+    made = place.tool("k8s.render", *words)
     documents = list(yaml.safe_load_all(made.stdout))
     start = next(json.loads(d["data"]["start.json"]) for d in documents if d["kind"] == "ConfigMap")
     assert start["cluster"]["rehearsal"] is not None

@@ -80,7 +80,9 @@ def judge(tmp: Path, code: int, text: str) -> None:
 def test_over_ssh(rig: Any, tmp_path: Path) -> None:
     here = fleet.environment(tmp_path)
     script = tmp_path / "set_env.sh"
-    script.write_text("".join(f"export {n}={shlex.quote(here[n])}\n" for n in BROUGHT))
+    here["MULTINODE_CACHE"] = str(tmp_path / "cache")
+    names = (*BROUGHT, "MULTINODE_CACHE")
+    script.write_text("".join(f"export {n}={shlex.quote(here[n])}\n" for n in names))
     listed = rig.hosts_file({"environment": [str(script)]})
     profile = tmp_path / "lab.yaml"
     profile.write_text(json.dumps({"image": "none", "products": PRODUCTS}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -143,6 +144,77 @@ def test_a_fleet_that_holds_nothing_fails_and_one_that_holds_all_says_so() -> No
 def test_failing_requests_bound_the_load() -> None:
     told = sought(walked(50, failing=20), entry(find=FIND))
     assert told.metrics["capacity"] < 20 and "requests failed: 1" in told.note
+
+
+def test_a_rate_at_the_end_of_its_range_is_that_end() -> None:
+    find = Find("request_rate", (parse("ttft_mean_ms <= 100"),), 1 / 7, 10 / 3)
+    asked: list[float] = []
+
+    class Walk:
+        points: ClassVar[list[Point]] = []
+        broken = None
+
+        def __init__(self, *_: object) -> None:
+            self.points.clear()
+
+        def go(self, changes: dict[str, float]) -> bool:
+            asked.append(changes["request_rate"])
+            metrics = {"ttft_mean_ms": 20.0 + changes["request_rate"]}
+            self.points.append(Point(changes, metrics, held=True))
+            return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_Walk", Walk)
+        plan = entry(find=find)
+        made = measure.measure(None, plan, SimpleNamespace(way=""), Path())  # type: ignore[arg-type]
+    assert asked[-1] == 10 / 3 and len(asked) <= 4
+    assert made.measured.metrics["capacity"] == pytest.approx(10 / 3, rel=1e-3)
+
+
+class Fake:
+    """Measurements of a client that sends a request each fifth of a second."""
+
+    way = "the caches stay warm"
+
+    def __init__(self, *told: Measurement) -> None:
+        self.found: list[Measurement] = []
+        self._told = [*told]
+
+    def take(self, places: list[Path], **_: object) -> None:
+        for place in places:
+            if self._told:
+                place.mkdir(parents=True)
+                rows = [dumps({"begun": number / 5}) + "\n" for number in range(100)]
+                (place / "requests.jsonl").write_text("".join(rows))
+                self.found.append(self._told.pop(0))
+
+
+RUN = SimpleNamespace(events=SimpleNamespace(emit=lambda *_, **__: None))
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_client_that_is_the_limit_ends_a_benchmark_that_is_judged(
+    tmp_path: Path, judged: bool
+) -> None:
+    plan = replace(entry(sweep=({"request_rate": 10.0},)), skip_gates="" if judged else "rehearsed")
+    made = measure.measure(RUN, plan, Fake(found(asked=300)), tmp_path)  # type: ignore[arg-type]
+    told = result(made, plan)
+    assert (told.status, told.fault) == (("error", "infra") if judged else ("pass", ""))
+    assert ("it is the limit here" in told.reason) == judged
+
+
+def test_a_point_that_is_measured_several_times_is_their_median(tmp_path: Path) -> None:
+    plan = entry(sweep=({"batch_size": 2},), repeat=3)
+    series = Fake(*(found(tpot_mean_ms=tpot) for tpot in (10.0, 90.0, 12.0)))
+    made = measure.measure(RUN, plan, series, tmp_path)  # type: ignore[arg-type]
+    assert made.points[0].metrics["tpot_mean_ms"] == 12
+
+
+def test_caches_that_stay_warm_end_it(tmp_path: Path) -> None:
+    plan = entry(sweep=({"batch_size": 2}, {"batch_size": 4}))
+    told = result(measure.measure(RUN, plan, Fake(found()), tmp_path), plan)  # type: ignore[arg-type]
+    assert (told.status, told.fault) == ("error", "infra")
+    assert "point 2 could not be measured like the first: the caches stay warm" in told.reason
 
 
 def test_the_output_at_the_border_is_what_is_maximised() -> None:

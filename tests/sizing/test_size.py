@@ -10,6 +10,7 @@ import yaml
 
 from ci import run as ci_run
 from ci import size
+from ci.report import html
 from steps.core.case.build import load_case
 from steps.core.record.records import BenchResult, Point
 
@@ -84,6 +85,10 @@ def test_a_sweep_measures_each_point_on_the_warm_fleet(case: Path, tmp_path: Pat
     assert [p["requests"]["asked"] for p in result["points"]] == [16, 16, 32, 32]
     lines = (tmp_path / "run/node-0/bench/00-loads/point-01/requests.jsonl").read_text()
     assert len(lines.splitlines()) == 16
+    words = [str(tmp_path / "run"), "--against", str(tmp_path / "run")]
+    assert html.main(words) == 0
+    assert "run: front" in (tmp_path / "run" / "report.html").read_text()
+    assert html.main([*words[:2], str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,24 @@ def test_one_x_axis_gaps_and_an_outlier() -> None:
     assert "<title>first</title>" in svg
     assert "<title>no &lt;answer&gt;</title>" in svg
     assert "apart: node-1 server" in svg
+
+
+def test_every_plot_is_drawn_once_and_has_few_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laying it out by drawing, or axes for each chart, would take most of a report's time."""
+    from matplotlib.figure import Figure
+
+    axes: list[int] = []
+    draw = Figure.draw
+
+    def counted(figure: Figure, renderer: object) -> None:
+        axes.append(len(figure.axes))
+        draw(figure, renderer)
+
+    monkeypatch.setattr(Figure, "draw", counted)
+    row = plots.Row("node-0", (plots.Bar(0, 2, "c", "bench", "node-0 bench"),), True)
+    chart = plots.Chart("x", (0.0, 1.0), (1.0,), (2.0,), (3.0,), ("first",))
+    plots.timeline([row], charts=[chart] * 8)
+    plots.percentiles("x", {"x": (1.0, 2.0, 3.0)}, "ms")
+    plots.latencies("x", {"x": ((0.0, 1.0), (1.0, 2.0))})
+    plots.trend("x", ((0.0, 1.0), (9e5, 2.0)), "ms")
+    assert axes == [2, 1, 1, 1]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # a leader's end takes asyncio, which nobody else needs
 
 POLL = 0.05
 #: How often a wait looks by itself where whoever brings what it waits for stirs it.
-SELDOM = 0.5
+SELDOM = 1.0
 SAY_EVERY = 10.0
 #: How often a wait looks whether the run directory can still be written.
 DISK_EVERY = 1.0

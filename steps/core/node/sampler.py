@@ -221,11 +221,11 @@ class Sampler:
 
 
 @contextlib.contextmanager
-def sampling(run: NodeRun) -> Iterator[Sampler]:
-    """Sample this node's own engines and devices meanwhile, seldom until it is told to hurry."""
+def sampling(run: NodeRun, seldom: bool = False) -> Iterator[Sampler]:
+    """Sample this node's own engines and devices meanwhile."""
     head = {"run": run.plan.run, "node": run.me.index}
     path = run.dir.path / telemetry.NAME
-    sampler = Sampler([*engines(run.me), *machine()], path, head, seldom=True)
+    sampler = Sampler([*engines(run.me), *machine()], path, head, seldom=seldom)
     sampler.start()
     run.load = sampler.load
     try:

@@ -24,7 +24,6 @@ from steps.core.plan.cluster import Cluster, Rehearsal
 from steps.core.plan.drivers import DRIVERS
 from steps.core.plan.plan import Plan, from_json
 from steps.core.plan.products import Product
-from steps.core.plan.profile import find_profile, load_profile
 from steps.core.plan.resolver import Options, resolve
 from steps.core.record.rundir import new_run_id
 
@@ -213,6 +212,8 @@ class Wishes:
             return self
         known, listed = products.of_profile({}), tuple[str, ...]()
         if self.profile:
+            from steps.core.plan.profile import find_profile, load_profile  # here: as any YAML
+
             known, listed = load_profile(find_profile(self.profile)).known_products()
         found = products.wanted(self.product, known, listed=listed)
         return replace(self, products=tuple(map(pin.pin, found)))

@@ -215,15 +215,19 @@ def wanted(
     return ordered(found.values(), known)
 
 
-def native_key(listing: str, product: Product, python: str) -> str:
+def native_key(listing: str, product: Product, where: str) -> str:
     """The key of a build.
 
     Args:
         listing: what ``git ls-tree -r`` prints of a commit.
-        python: version of the interpreter that builds.
+        where: what else a build depends on: the machine, its interpreter, its torch.
     """
-    lines = [line for line in listing.splitlines() if NATIVE.search(line.partition("\t")[2])]
-    more = [python, *product.options, *(f"{k}={v}" for k, v in sorted(product.env.items()))]
+    lines = [
+        line
+        for line in listing.splitlines()
+        if line.startswith("160000 ") or NATIVE.search(line.partition("\t")[2])
+    ]
+    more = [where, *product.options, *(f"{k}={v}" for k, v in sorted(product.env.items()))]
     return hashlib.sha256("\n".join([*lines, *more]).encode()).hexdigest()
 
 

@@ -34,6 +34,7 @@ _OURS = (
     "init.templateDir=",
     "init.defaultObjectFormat=sha1",
     "maintenance.auto=false",
+    "protocol.ext.allow=never",
     "gc.auto=0",
 )
 #: What a hook's or a bisection's environment says of another repository.

@@ -11,7 +11,7 @@ from typing import Any
 
 from steps.core.case.asked import BENCHMARK
 from steps.core.case.benchmark import UNSENT_AT_ZERO
-from steps.core.case.case import Benchmark
+from steps.core.case.case import RANDOM, Benchmark
 from steps.core.errors import Place, Severity
 from steps.core.vllm import options
 from steps.lint.fleet import Fleet
@@ -217,14 +217,14 @@ def _configurations(key: str) -> frozenset[str]:
 def spelled(fleet: Fleet) -> Iterator[Finding]:
     """AISBench has no `request_conf` or `dataset_conf` of this name (it has other ones in other
     versions: those compared here are of ais-bench-benchmark 3.1.20260630). The folder before the
-    slash may be another, or left out: it is not looked at."""
+    slash may be another, or left out: it is not looked at. `random` is of `--bench vllm-bench`."""
     for entry in fleet.case.benchmarks:
         for key, name in (
             ("request_conf", entry.request_conf),
             ("dataset_conf", entry.dataset_conf),
         ):
             last = name.strip().rsplit("/", 1)[-1]
-            if not name or last in _configurations(key):
+            if name in ("", RANDOM) or last in _configurations(key):
                 continue
             close = difflib.get_close_matches(last, sorted(_configurations(key)), 1, 0.75)
             version = options.aisbench()["version"]

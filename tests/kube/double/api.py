@@ -120,6 +120,8 @@ class Api:
             await self._core(request, user, parts[1:])
         elif parts[0] == "apis":
             await self._group(request, user, parts[1:])
+        elif parts[:2] == ["openapi", "v3"]:
+            await request.answer(200, kinds.openapi(self.kinds, "/".join(parts[2:])))
         else:
             raise errors.page_not_found()
 

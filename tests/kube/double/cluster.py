@@ -58,6 +58,7 @@ class KubeDouble:
             clients need it.
         mode: ``namespaces`` or ``rewrite`` (see ``sandbox``); None: the best this machine can do.
         port: listen here; 0: any free port.
+        proxy: whether a Service with an address of its own is reachable; pods always are.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class KubeDouble:
         tls: bool = False,
         mode: str | None = None,
         port: int = 0,
+        proxy: bool = True,
     ) -> None:
         self.directory = Path(directory).resolve()
         if " " in str(self.directory):
@@ -82,6 +84,7 @@ class KubeDouble:
         self.images: dict[str, Image] = images if images is not None else {}
         self.faults = Faults()
         self.lag = Lag()
+        self.proxy = proxy
         #: Each is called with the kind and the body of whatever is created, and may change it.
         self.webhooks: list[Callable[[str, Object], None]] = []
         self.users: dict[str, User] = {ADMIN_TOKEN: User("admin")}
@@ -161,7 +164,9 @@ class KubeDouble:
         await self.server.open()
         self.store = Store()
         self.collector = Collector(self.store, self.timing)
-        self.names = dns.Names(self.store, self.timing, self.lag, self.directory / "dns")
+        self.names = dns.Names(
+            self.store, self.timing, self.lag, self.directory / "dns", self.proxy
+        )
         site = self.directory / "site"
         site.mkdir(exist_ok=True)
         (site / "sitecustomize.py").write_text(

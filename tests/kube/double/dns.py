@@ -5,7 +5,8 @@ Enters: changes of pods and services. Leaves: a hosts file, rewritten in place. 
 A pod's name ``pod.subdomain.namespace`` exists while a headless Service called like the subdomain
 selects it and the pod is ready, or the Service publishes addresses that are not ready. It appears
 ``timing.dns`` after the address does. A Service with an address of its own resolves to the
-address of its first ready pod: there is no proxy here.
+address of its first ready pod, as if a proxy of services stood there; in a cluster without one, to
+an address of its own that nobody serves.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from .timing import Lag, Timing
 class Names:
     """The hosts file of one cluster."""
 
-    def __init__(self, store: Store, timing: Timing, lag: Lag, directory: Path) -> None:
-        self.store, self.timing, self.lag = store, timing, lag
+    def __init__(
+        self, store: Store, timing: Timing, lag: Lag, directory: Path, proxy: bool
+    ) -> None:
+        self.store, self.timing, self.lag, self.proxy = store, timing, lag, proxy
         self.hosts = directory / "hosts"
         self.resolv = directory / "resolv.conf"
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,10 @@ class Names:
                 and p["status"].get("phase") == "Running"
                 and (_is_ready(p) or (headless and spec.get("publishNotReadyAddresses")))
             ]
+            if not headless and not self.proxy:
+                own = ".".join(str(spec["clusterIP"]).split(".")[2:])
+                lines.append(f"127.254.{own} {base} {base}.svc {base}.svc.cluster.local")
+                continue
             for pod in shown:
                 address = pod["status"]["podIP"]
                 names = [base, f"{base}.svc", f"{base}.svc.cluster.local"]

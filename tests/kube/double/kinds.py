@@ -149,3 +149,28 @@ VERSION = {
     "compiler": "gc",
     "platform": "linux/amd64",
 }
+
+
+def openapi(served: list[Kind], place: str) -> dict[str, Any]:
+    """What kubectl asks before it applies: the documents there are, or one of them.
+
+    It holds no schema: only that the server checks fields by itself.
+    """
+    places = {f"apis/{k.api_version}" if k.group else "api/v1": k.api_version for k in served}
+    if not place:
+        return {"paths": {each: {"serverRelativeURL": f"/openapi/v3/{each}"} for each in places}}
+    paths = {
+        f"/{place}/{kind.plural}/{{name}}": {
+            "patch": {
+                "parameters": [{"name": "fieldValidation", "in": "query"}],
+                "x-kubernetes-group-version-kind": {
+                    "group": kind.group,
+                    "version": kind.version,
+                    "kind": kind.kind,
+                },
+            }
+        }
+        for kind in served
+        if kind.api_version == places.get(place)
+    }
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "1"}, "paths": paths}

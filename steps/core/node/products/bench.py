@@ -23,7 +23,9 @@ from steps.core.plan import clusters
 from steps.core.plan.products import Product
 from steps.core.record import evidence
 from steps.core.record.rundir import appending
-from steps.core.system import git
+from steps.core.system import git, machine
+
+PYTHON_SECONDS = 60
 
 
 @dataclass
@@ -87,6 +89,17 @@ class Bench:
         except MultinodeError as error:
             rule = rules.decide("git", error.message)
             raise self.ruled(rule, f"{rule.says}: {error.message}") from None
+
+    def abi(self) -> str:
+        """What a build depends on besides its files."""
+        found = machine.versions_of([self.python], ("torch", "torch-npu"), self.env)
+        found = {name: found[name] for name in ("torch", "torch-npu") if name in found}
+        argv = [self.python, "-c", "import sys, platform as p; print(sys.version, p.machine())"]
+        try:
+            told = subprocess.check_output(argv, env=self.env, text=True, timeout=PYTHON_SECONDS)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise self.failed("rights", f"{self.python} does not run: {error}") from None
+        return f"{self.python} {told.strip()} {found} {machine.cann()}"
 
     def note(self, text: str) -> None:
         """Say what was done."""

@@ -9,7 +9,9 @@ before is kept, and taken up when a run comes back to it.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 import tarfile
 from contextlib import suppress
 from itertools import takewhile
@@ -38,7 +40,8 @@ def place_of(product: Product, home: Path) -> tuple[Path | None, bool]:
             return theirs, False
     # What only runs from its files needs no place of its own in a Python environment.
     last = product.commit if product.install == "none" else "checkout"
-    return home / product.name / last, True
+    # A home may be one that machines share; what runs on one of them is its own.
+    return home / "hosts" / socket.gethostname() / product.name / last, True
 
 
 def make(bench: Bench, home: Path) -> tuple[Path, str]:
@@ -50,7 +53,10 @@ def make(bench: Bench, home: Path) -> tuple[Path, str]:
     if ours and not (place / ".git").exists():
         place.mkdir(parents=True, exist_ok=True)
         bench.git(place, "init", "--quiet")
-    elif not ours:
+    elif ours:  # locks of a git that was killed: nobody else is here
+        for name in ("index.lock", "shallow.lock"):
+            (place / ".git" / name).unlink(missing_ok=True)
+    else:
         head = head_of(place)
         before = head.removesuffix("-dirty")
         if head != before and bench.run.plan.cluster.backend != "k8s":
@@ -84,12 +90,16 @@ def _fetch(bench: Bench, place: Path) -> None:
 
 def _aswheel(bench: Bench, place: Path, home: Path) -> str:
     """Install the checkout as pip does; its wheel is built once a commit."""
-    folder = home / "wheels" / bench.product.name / bench.product.commit
+    key = hashlib.sha256(f"{bench.product.commit} {bench.abi()}".encode()).hexdigest()
+    folder = home / "wheels" / bench.product.name / key
     found = sorted(folder.glob("*.whl"))
     if not found:
         _submodules(bench, place)
-        argv = [bench.python, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), str(place)]
+        part = folder.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
+        argv = [bench.python, "-m", "pip", "wheel", "--no-deps", "-w", str(part), str(place)]
         bench.call("build", [*argv, *bench.product.options], place, **bench.product.env)
+        with suppress(OSError):  # another machine was faster
+            part.replace(folder)
         found = sorted(folder.glob("*.whl"))
     if not found:
         raise bench.failed("build", "its build leaves no wheel", "startup")
@@ -105,7 +115,7 @@ def _submodules(bench: Bench, place: Path) -> None:
 
 def _key(bench: Bench, place: Path, commit: str) -> str:
     listing = bench.git(place, "ls-tree", "-r", commit)
-    return native_key(listing, bench.product, bench.python)
+    return native_key(listing, bench.product, bench.abi())
 
 
 class Build:
@@ -142,7 +152,8 @@ class Build:
             pip(bench, "build", "-e", str(self.place))
             done = "built"
         write_text(self.linked, bench.python)
-        write_text(self.stamp, key)
+        # Asked again, since what it needs may have moved torch.
+        write_text(self.stamp, _key(bench, self.place, bench.product.commit))
         return done
 
     def _keep(self, key: str) -> None:
@@ -152,7 +163,7 @@ class Build:
             return
         names = self.bench.git(self.place, "ls-files", "--others", "-z").split("\0")
         names = [name for name in names if name and "__pycache__" not in name]
-        part = archive.with_suffix(f".{os.getpid()}")
+        part = archive.with_suffix(f".{socket.gethostname()}.{os.getpid()}")
         with suppress(OSError, tarfile.TarError):
             if sum((self.place / name).lstat().st_size for name in names) > MOST:
                 return

@@ -7,6 +7,7 @@ the servers' environment has the folders that a product puts in front. Touches: 
 from __future__ import annotations
 
 import fcntl
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -73,10 +74,15 @@ def _import(bench: Bench) -> None:
 def _install(bench: Bench, home: Path) -> tuple[Path | None, str]:
     """One product: where its files are, if it has any, and what was done."""
     product = bench.product
+    if product.path and product.source != "git" and not carried(product.path).exists():
+        hint = "Copy it to every node that is started by hand, or let the runner start the nodes."
+        raise bench.failed("absent", f"{product.path} is not on this node", hint=hint)
     wanted = f"{product} {product.install} {product.commit} {bench.python}"
     # What only runs from its files has a place for each commit, so that runs meet nowhere.
     name = f"{product.name}-{product.commit}" if product.install == "none" else product.name
-    if not _lock(bench, home / f"{name}.lock", wanted):
+    own = home / "hosts" / socket.gethostname()
+    own.mkdir(parents=True, exist_ok=True)
+    if not _lock(bench, own / f"{name}.lock", wanted):
         place, _ = checkout.place_of(product, home)
         return place, "another node of this machine has installed it"
     if product.source == "git":

@@ -16,6 +16,7 @@ import hmac
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,12 +24,24 @@ from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
 from steps.core.node.rendezvous.listener import Answer, Listener, refusal
-from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, STATE, Beat, Hello, State, Told
+from steps.core.node.rendezvous.messages import (
+    BEAT,
+    DONE,
+    PLAN,
+    STATE,
+    Beat,
+    Hello,
+    State,
+    Told,
+    packed,
+)
 from steps.core.record.records import Cause
 from steps.core.system import proc
 
 #: So many strangers are told of; more would be somebody who wants to fill the log.
 STRANGERS = 8
+#: Records that wait for their file at once; each may take a megabyte.
+WAITING = 16
 
 
 @dataclass
@@ -49,6 +62,7 @@ class Member:
     roll: int = 0
     broken: float = 0.0
     lost: bool = False
+    handed: bool = False
     done: bool = False
     reported: int = 0
     progress: Mapping[str, int] = field(default_factory=dict)
@@ -103,12 +117,14 @@ class Leader:
         self._on_starved = on_starved
         self.on_change: Callable[[], None] = lambda: None
         self.members: dict[int, Member] = {}
-        self.plan = ""
+        self._plan = dumps({"plan": packed("")})
         self.state = State(where=proc.here())
         self.text = dumps(asdict(self.state))
         self._changed = threading.Condition()
         self._hurried = False
         self.listener = Listener(self)
+        self._records = ThreadPoolExecutor(1, "records")
+        self._waiting: list[Member] = []
 
     # Called by the node program
 
@@ -123,6 +139,7 @@ class Leader:
     def close(self) -> None:
         """Stop listening and drop every connection."""
         self.listener.close()
+        self._records.shutdown()
 
     def tell(self, **changes: Any) -> None:
         """Change the state; everybody hears of it at once."""
@@ -130,6 +147,11 @@ class Leader:
             self.state = replace(self.state, **changes, seq=self.state.seq + 1)
             self.text = dumps(asdict(self.state))
         self.listener.release()
+
+    def plan(self, plan: str) -> None:
+        """Have the plan that everybody may ask for, and say so."""
+        self._plan = dumps({"plan": packed(plan)})
+        self.tell(planned=True)
 
     def wait(self, until: Callable[[], bool], seconds: float) -> bool:
         """Wait for something about the members; false when it is not so in the end.
@@ -189,7 +211,7 @@ class Leader:
         if path == STATE:
             return Answer(200, self.text)
         if path == PLAN:
-            return Answer(200, dumps({"plan": self.plan}))
+            return Answer(200, self._plan)
         try:
             beat = decode(Beat, loads(body))
         except ValueError as error:
@@ -207,16 +229,34 @@ class Leader:
                 return refusal(403, why)
             member = self._admit(beat, now)
         fresh = self._note(member, beat, now)
-        if path == DONE:
-            self._on_record(beat.node, beat.record)
-            member.done = True
-        if beat.roll > member.roll or fresh or member.done:
+        if path == DONE and not member.handed:
+            # Its file is written elsewhere: hundreds come at once, and others wait for an answer.
+            member.handed = True
+            self._waiting.append(member)
+            if len(self._waiting) > WAITING:
+                self._keep(member, beat.record)
+            else:
+                self._records.submit(self._keep, member, beat.record)
+        if beat.roll > member.roll or fresh:
             with self._changed:
                 member.roll = max(beat.roll, member.roll)
                 self._changed.notify_all()
         node = beat.node if beat.main else None
         hold = path == BEAT and beat.seq == self.state.seq
         return Answer(200, self.text, hold, 0 if path == DONE else node)
+
+    def _keep(self, member: Member, record: Any) -> None:
+        try:
+            self._on_record(member.node, record)
+        except RecursionError:  # how deep is too deep depends on the Python
+            pass
+        except Exception as error:
+            self.listener.complain(error, "a record")
+        finally:
+            self._waiting.remove(member)
+            with self._changed:
+                member.done = True
+                self._changed.notify_all()
 
     def _admit(self, beat: Beat, now: float) -> Member:
         member = Member(
@@ -264,7 +304,7 @@ class Leader:
     def broke(self, node: int) -> None:
         """A worker's beat connection ended without an answer taken."""
         member = self.members.get(node)
-        if member and not member.done:
+        if member and not member.handed:
             member.broken = time.monotonic()
 
     def allowed(self, authorization: str) -> bool:
@@ -294,7 +334,7 @@ class Leader:
             if missed > pace.TICK:
                 member.last += missed
                 member.broken += missed if member.broken else 0.0
-            if not (member.done or member.lost):
+            if not (member.handed or member.lost):
                 self._judge(member, now)
 
     def _judge(self, member: Member, now: float) -> None:

@@ -19,12 +19,28 @@ from typing import Any
 from steps.core.case.numbers import dumps, loads
 from steps.core.case.values import decode
 from steps.core.node.rendezvous import pace
-from steps.core.node.rendezvous.messages import BEAT, DONE, PLAN, Aged, Beat, Hello, Look, State
+from steps.core.node.rendezvous.messages import (
+    BEAT,
+    DONE,
+    PLAN,
+    Aged,
+    Beat,
+    Hello,
+    Look,
+    State,
+    unpacked,
+)
 from steps.core.system import proc
 
 
 class Refused(Exception):
     """The leader does not want this node; the text says why."""
+
+
+def _said(beat: Beat) -> dict[str, Any]:
+    """A beat as it is written; ``asdict`` alone would copy a record, and take most of its time."""
+    causes = [asdict(cause) for cause in beat.causes]
+    return {**vars(beat), "hello": asdict(beat.hello), "causes": causes}
 
 
 class Link:
@@ -100,8 +116,13 @@ class Link:
 
     def done(self, record: Any, seconds: float = 10.0) -> bool:
         """Hand the node's record over; false when the leader did not take it."""
+        try:
+            return self._done(record, seconds)
+        finally:
+            self._stop.set()  # not before: who is silent, though its record waits, is lost
+
+    def _done(self, record: Any, seconds: float) -> bool:
         began, refused_since = time.monotonic(), 0.0
-        self._stop.set()
         while (now := time.monotonic()) < began + seconds:
             # One that is lost, or was never there, gets a last chance.
             last = self._hurried.is_set() or self._lost or not self.joined.is_set()
@@ -126,7 +147,7 @@ class Link:
             OSError, ValueError, Refused: the leader does not answer, or not so.
         """
         answer = self._post(self._connect(pace.LOST_AFTER), PLAN)
-        return str(answer["plan"])
+        return unpacked(str(answer["plan"]))
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self._target, timeout=timeout)
@@ -160,7 +181,7 @@ class Link:
     def _post(
         self, connection: http.client.HTTPConnection, path: str, beat: Beat | None = None
     ) -> dict[str, Any]:
-        body = dumps(asdict(beat)) if beat else "{}"
+        body = dumps(_said(beat)) if beat else "{}"
         connection.request("POST", path, body, self._headers)
         response = connection.getresponse()
         answer = loads(response.read() or b"{}")
@@ -193,12 +214,14 @@ class Link:
                     if connection.sock is not None:
                         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 beat = self._beat(seq=self.state.seq, main=True, known=known)
-                state = decode(State, self._post(connection, BEAT, beat))
+                answer = self._post(connection, BEAT, beat)
+                # Most answers tell nothing new.
+                news = decode(State, answer) if answer.get("seq") != self.state.seq else None
                 self._heard, late, refused_since = time.monotonic(), self._clock.late(), 0.0
                 self.joined.set()
-                if state.seq != self.state.seq:
-                    self.state = state
-                    self._on_state(state)
+                if news is not None:
+                    self.state = news
+                    self._on_state(news)
             except Refused as error:
                 if not self._stop.is_set():
                     self._on_refused(str(error))

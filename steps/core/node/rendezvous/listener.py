@@ -140,9 +140,11 @@ class Listener:
         loop.close()
 
     def _complain(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.complain(context.get("exception"), context["message"])
+
+    def complain(self, error: object, where: str) -> None:
         """One line for each kind of failure of ours, however often somebody brings it about."""
-        error = context.get("exception")
-        kind = f"{type(error).__name__} in {context['message']}"
+        kind = f"{type(error).__name__} in {where}"
         if kind not in self._complained:
             self._complained.add(kind)
             door.warn(f"the rendezvous failed at a request: {kind[:200]}: {str(error)[:200]}")

@@ -140,8 +140,7 @@ class Meeting:
             cause = Cause("config", "config", str(error), phase="join", at=time.time())
             leader.tell(ended=End(cause))
             raise
-        leader.plan = to_json(plan)
-        leader.tell(planned=True)
+        leader.plan(to_json(plan))
         return plan
 
     def _ask_for_plan(self, link: Link, leader: str) -> Plan:

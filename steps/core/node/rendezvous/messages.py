@@ -6,6 +6,8 @@ Enters and leaves: values, which ``dataclasses.asdict`` writes and
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,26 @@ from steps.core.record.records import Cause
 
 #: Where a worker asks the leader.
 BEAT, DONE, STATE, PLAN = "/v1/beat", "/v1/done", "/v1/state", "/v1/plan"
+
+
+def packed(plan: str) -> str:
+    """A plan on its way: hundreds of nodes ask for it at once, and it is as long as they are many.
+
+    512 nodes of 8 processes: 6 MB, of which 0.2 MB travel to each.
+    """
+    return base64.b64encode(zlib.compress(plan.encode())).decode()
+
+
+def unpacked(text: str) -> str:
+    """The plan.
+
+    Raises:
+        ValueError: this is none.
+    """
+    try:
+        return zlib.decompress(base64.b64decode(text)).decode()
+    except zlib.error as error:
+        raise ValueError(f"no plan: {error}") from None
 
 
 @dataclass(frozen=True)
