@@ -62,7 +62,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def undrawn(env: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """The environment of a runner that has no matplotlib, whose import costs more than a node."""
-    (tmp_path / "undrawn").mkdir()
+    (tmp_path / "undrawn").mkdir(exist_ok=True)
     (tmp_path / "undrawn" / "matplotlib.py").write_text("raise ImportError\n")
     path = [str(tmp_path / "undrawn"), *filter(None, [env.get("PYTHONPATH")])]
     return {**env, "PYTHONPATH": os.pathsep.join(path)}
