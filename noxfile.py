@@ -23,6 +23,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "tests"]
 
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")  # as pip does; else each start compiles anew
+
 HERE = Path(__file__).parent
 LOCKS = HERE / "ci" / "tools" / "locks"
 
@@ -73,7 +75,7 @@ def replay(session: nox.Session) -> None:
 
 @nox.session
 def compare(session: nox.Session) -> None:
-    """Say whether a variant of a case is worse: CASE --b-set PATH=VALUE [--budget MINUTES]."""
+    """Say whether B is worse than A: CASE [--a REF] --b REF [--b-set PATH=VALUE]."""
     install(session, "node", "runner", "report", *backend_extras(session.posargs))
     run_module(session, "ci.compare.compare")
 
@@ -161,7 +163,8 @@ def e2e_k8s(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests: [PYTEST OPTIONS]."""
     install(session, "node", "runner", "report", "workflows", "k8s", "dev")
-    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+    # Tests of processes wait too: a worker more than CI has cores; whichever is done helps others.
+    session.run("python", "-m", "pytest", "-n", "3", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session

@@ -8,15 +8,14 @@ takes to start the containers; from a killed pod's death being published to the
 run being over on every other node, and to the command's end. Prints seconds.
 
 With ``--pods``: from the LeaderWorkerSet being applied to the harness running in each of so many
-pods, and the CPU seconds of a pod until then. All pods share this machine: what is theirs in
-parallel on a cluster is one after another here.
+pods. All pods share this machine: what is theirs in parallel on a cluster is one after another
+here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -82,7 +81,6 @@ def spreading(directory: Path, size: int) -> dict[str, float]:
     parts = [leader, *(worker.replace("rank 2", f"rank {2 * i}") for i in range(1, size))]
     body = "".join(parts).replace("--data-parallel-size 4", ranks)
     case = f"{head.replace('num_nodes: 2', f'num_nodes: {size}')}deployment:\n{body}"
-    before = spent()
     with (
         KubeDouble(directory / "kube") as kube,
         fleet.start(kube, directory / "user", case=f"{case}benchmarks:{tail}") as started,
@@ -93,16 +91,7 @@ def spreading(directory: Path, size: int) -> dict[str, float]:
         fleet.await_(lambda: len([*kube.directory.glob(volume)]) == size, 600, started.text)
         first = [path.read_text().partition("\n")[0] for path in kube.directory.glob(volume)]
         begun = max(json.loads(line)["time"] if line else time.time() for line in first)
-    return {
-        f"{size} pods: apply to every node's harness running": begun - applied,
-        f"{size} pods: CPU seconds a pod": (spent() - before) / size,
-    }
-
-
-def spent() -> float:
-    """CPU seconds of commands and pods that are over."""
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
+    return {f"{size} pods: apply to every node's harness running": begun - applied}
 
 
 def note_running(kube: KubeDouble, first: dict[str, float]) -> int:

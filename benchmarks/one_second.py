@@ -4,7 +4,8 @@
 
 Each figure is the median of so many runs; rows by name, default all that this machine can measure.
 "Beside" is the wall time less the second that stand-ins load and the benchmark's own. Byte code is
-there, as it is after a first call, in a directory of the benchmark's own.
+there, as it is after a first call, and no environment of tools: the rehearsal's own router is the
+proxy, as in a fresh clone.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def main() -> None:
         parser.error(f"no row {', '.join(odd)}; there are {', '.join(ROWS)}")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="one-second-") as place:
-        os.environ["PYTHONPYCACHEPREFIX"] = place
+        os.environ |= {"PYTHONPYCACHEPREFIX": place, "MULTINODE_CACHE": f"{place}/tools"}
         for name in arguments.rows or ROWS:
             found = ROWS[name](arguments.runs)
             if not found:

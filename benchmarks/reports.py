@@ -19,9 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG_BYTES = 1_000_000_000
@@ -63,17 +61,14 @@ def big_run(path: Path) -> None:
 def hour(path: Path, nodes: int = 16, ranks: int = 4, seconds: int = 3600) -> None:
     """A split fleet of ``nodes * ranks`` engines, sampled each second for an hour of load."""
     from steps.core.case.build import load_case
-    from steps.core.node.sampler import Source
     from steps.core.plan.resolver import Options, resolve
     from steps.core.record import telemetry
     from steps.core.record.records import PhaseRecord, to_dict
     from steps.core.record.rundir import write_json
-    from steps.core.vllm import metrics
     from tests.ci import runs
     from tests.core.cases import cluster_of
     from tests.core.records import records_of
     from tests.realpath import fleet
-    from tests.telemetry.fakes import page
 
     case = fleet.routing(21_000)
     groups = {"prefiller": list(range(nodes // 2)), "decoder": list(range(nodes // 2, nodes))}
@@ -90,37 +85,41 @@ def hour(path: Path, nodes: int = 16, ranks: int = 4, seconds: int = 3600) -> No
     result = runs.bench(directory="00-chat", started=1060.0, seconds=seconds - 80.0)
     run_dir = runs.make(path / "run", plan, benchmarks=(result,))
     runs.requests(run_dir.node(0).bench / "00-chat" / "requests.jsonl", 2800, 1500)
-    reader = metrics.Reader()
-    reader.read(page(1))
-    rng = random.Random(7)
+    lines = _lines_of_an_engine(seconds)
     for node in plan.nodes:
         record = records_of(plan, benchmarks=(result,))[node.index]
         assert record is not None
         phases = (PhaseRecord("load", 1000.0, 60.0), PhaseRecord("bench", 1060.0, seconds - 80.0))
         record = replace(record, phases=phases, started=1000.0, ended=1000.0 + seconds)
         write_json(run_dir.node(node.index).record, to_dict(record))
-        counts: dict[str, list[float]] = {}
-
-        def ask(name: str) -> tuple[Any, list[str]]:
-            values = counts.setdefault(name, [0.0] * len(reader.keys))  # noqa: B023
-            for place, key in enumerate(reader.keys):
-                gauge = key.split("|")[0] in ("running", "waiting", "kv_usage")
-                values[place] = rng.random() * 64 if gauge else values[place] + rng.randrange(900)
-            return reader.keys, [str(value) for value in values]
-
-        sources = [
-            Source(server.name, partial(ask, server.name))
-            for server in node.processes
-            if server.kind == "server"
-        ]
-        head = {"schema": telemetry.SCHEMA, "started": 1000.0}
+        servers = [server.name for server in node.processes if server.kind == "server"]
         with gzip.open(run_dir.node(node.index).path / telemetry.NAME, "wt", 6) as out:
-            out.write(json.dumps(head) + "\n")
-            for moment in range(seconds):
-                for source in sources:
-                    for line in source.look():
-                        told = {"t": moment, "v": {source.name: line}}
-                        out.write(json.dumps(line if isinstance(line, dict) else told) + "\n")
+            out.write(json.dumps({"schema": telemetry.SCHEMA, "started": 1000.0}) + "\n")
+            out.writelines(line.replace("SERVER", name) for line in lines for name in servers)
+
+
+def _lines_of_an_engine(seconds: int) -> list[str]:
+    """As the sampler writes them when everything that vLLM tells changes each second."""
+    from steps.core.node.sampler import Source
+    from steps.core.vllm import metrics
+    from tests.telemetry.fakes import page
+
+    reader, rng = metrics.Reader(), random.Random(7)
+    reader.read(page(1))
+    values = [0.0] * len(reader.keys)
+
+    def ask() -> tuple[tuple[str, ...], list[str]]:
+        for place, key in enumerate(reader.keys):
+            gauge = key.split("|")[0] in ("running", "waiting", "kv_usage")
+            values[place] = rng.random() if gauge else values[place] + rng.randrange(900)
+        return reader.keys, [str(value) for value in values]
+
+    source, found = Source("SERVER", ask), []
+    for moment in range(seconds):
+        for line in source.look():
+            told = line if isinstance(line, dict) else {"t": moment, "v": {"SERVER": line}}
+            found.append(json.dumps(told) + "\n")
+    return found
 
 
 def in_process(code: str) -> tuple[str, float]:

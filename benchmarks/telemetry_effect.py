@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--engines", type=int, default=16)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=48)
     arguments = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
     other = multiprocessing.Process(target=serve, args=(arguments.engines, 1, theirs))
@@ -93,7 +93,7 @@ def main() -> None:
     urls, _ = ours.recv()
     entry = plan_of().benchmarks[0]
     asked = replace(
-        entry.benchmark, num_prompts=arguments.prompts, max_out_len=64, batch_size=8, num_warmups=4,
+        entry.benchmark, num_prompts=arguments.prompts, max_out_len=32, batch_size=8, num_warmups=1,
         request_rate=0.0,
     )  # fmt: skip
     found: dict[bool, list[dict[str, float]]] = {True: [], False: []}

@@ -26,7 +26,7 @@ from ci import row
 from ci.backends import BACKENDS, Request, backend
 from ci.nightly import known
 from ci.nightly.known import Known
-from ci.report import annotate, closing, junit
+from ci.report import annotate, closing
 from ci.report.live import Live
 from steps.core import door, foreign, settings
 from steps.core.case.build import load_case
@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     asked = wishes.wishes_of(arguments, case_may_rehearse=True)
     path = wishes.find_case(asked.case)
     if asked.junit:
+        from ci.report import junit
+
         junit.check(asked.junit)
     cases = () if asked.only else row.names(path)
     if len(cases) < 2:
@@ -158,6 +160,8 @@ def _keep_products(run_dir: RunDir, asked: Wishes) -> None:
 def _collect(asked: Wishes, run_dir: RunDir) -> None:
     """Add the run's JUnit to the file that was asked for; the run is over, so no more is due."""
     if asked.junit:
+        from ci.report import junit
+
         add = partial(junit.collect, asked.junit, [run_dir.junit])
         closing.attempt(f"the JUnit in {asked.junit}", add, door.warn)
 

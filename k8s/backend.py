@@ -147,7 +147,8 @@ class Run:
             removal = threading.Thread(target=self._remove, name="delete")
             removal.start()
             self.request.ends.append(removal.join)
-        write_json(self.request.run_dir.images, self.images)
+        with contextlib.suppress(OSError):  # it explains, and decides nothing
+            write_json(self.request.run_dir.images, self.images)
         self._judge(results)
         return tuple(sorted(self.observed, key=lambda cause: cause.at))
 

@@ -113,7 +113,7 @@ def _side_by_side(paths: Sequence[Path | str], processes: int) -> list[Problem]:
     from concurrent.futures import ProcessPoolExecutor
 
     shares = [paths[at : at + SHARE] for at in range(0, len(paths), SHARE)]
-    pool = ProcessPoolExecutor(processes, initializer=_heed_no_interrupt)
+    pool = ProcessPoolExecutor(processes, initializer=_help, initargs=(os.getpid(),))
     problems: list[Problem] = []
     try:
         for told, learned in pool.map(_share, shares):
@@ -125,9 +125,14 @@ def _side_by_side(paths: Sequence[Path | str], processes: int) -> list[Problem]:
     return sort_problems(problems)
 
 
-def _heed_no_interrupt() -> None:
-    """The command itself is interrupted, and ends its helpers."""
+def _help(parent: int) -> None:
+    """A helper heeds no interrupt, its command ends it; and it never outlives that."""
+    from steps.core.system import ancestry
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ancestry.end_with_parent()
+    if os.getppid() != parent:  # it ended before that
+        os._exit(int(Exit.INTERRUPTED))
 
 
 def _share(paths: Sequence[Path | str]) -> tuple[list[Problem], tuple[tuple[str, str], ...]]:

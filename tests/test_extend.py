@@ -206,7 +206,7 @@ def python(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, *words],
         cwd=root,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(root), **env},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(root), **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -401,18 +401,20 @@ class Walk:
     def _comment(self, answer: Answer) -> str:
         """The answer for people."""
         good, bad = self._commits[0], self._commits[-1]
+        searched = foreign.code(self._failure() or self._metric())
         lines = [
-            f"bisect of {self._asked.case}, {good.short} (good) to {bad.short} (bad): "
-            f"**{answer.kind.value}**, {answer.why}",
+            f"bisect of {foreign.code(self._asked.case)}, {good.short} (good) to "
+            f"{bad.short} (bad): **{answer.kind.value}**, {answer.why}",
             "",
-            f"{len(self._seen)} starts; searched: {self._failure() or self._metric()}",
+            f"{len(self._seen)} starts; searched: {searched}",
         ]
         if answer.suspects:
             lines += ["", "| commit | odds | subject |", "|---|---|---|"]
         for k, probability in list(answer.suspects.items())[:20]:
             one = self._commits[k]
+            name = f"{one.product} {one.short}" if len(self._axis.moved) > 1 else one.short
             lines.append(
-                f"| {one.short} | {100 * probability:.1f} % | {foreign.markdown(one.subject)} |"
+                f"| {name} | {100 * probability:.1f} % | {foreign.markdown(one.subject)} |"
             )
         if answer.kind is Kind.CULPRIT and answer.share < 0.75 and not self._failure():
             lines += ["", f"It explains {100 * answer.share:.0f} % of the loss; there is another."]

@@ -34,6 +34,7 @@ from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
 from steps.core.plan import products
 from steps.core.record.rundir import new_run_id, write_json
+from steps.core.redaction import here
 
 #: Looked at unless others are named.
 USUAL = ("output_throughput", "ttft_p99_ms", "tpot_mean_ms")
@@ -118,8 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
             trial.write(case, one.settings, arguments.repeats, target, arguments.only, benchmark)
         all_starts.append(Starts(where, two, purse, arguments))
     for starts in all_starts:
-        starts.carry_out()
-        found.append(starts.conclude())
+        try:
+            starts.carry_out()
+        finally:  # what was measured is kept, whatever ended it
+            found.append(starts.conclude())
     return worst(found).value
 
 
@@ -255,7 +258,7 @@ class Starts:
             "metrics": [to_dict(one) for one in judged],
             "starts": [asdict(one) for one in self._seen],
         }
-        write_json(self._home / "compare.json", content)
+        write_json(self._home / "compare.json", here().value(content))
         closing.attempt("the page", lambda: pages.compared(self._home, content), self._say)
         for one in judged:
             self._say(line(one))

@@ -148,26 +148,3 @@ def fisher(failed_a: int, passed_a: int, failed_b: int, passed_b: int) -> float:
     seen = weight(failed_a)
     rest = range(max(0, all_a - (everything - failed)), min(failed, all_a) + 1)
     return sum(weight(k) for k in rest if weight(k) <= seen) / math.comb(everything, all_a)
-
-
-def repeats(starts: Sequence[Sequence[float]], start: float, repeat: float, most: int = 8) -> int:
-    """How often to measure within one start, so that a budget tells most.
-
-    The spread between starts is not averaged away by repeats, the spread within one is: the
-    cheapest sum is at sqrt(within / between x cost of a start / cost of a repeat), as in
-    two-stage sampling (Cochran 1977, 10.6).
-
-    Args:
-        starts: the repeats of each start so far.
-        start, repeat: what each costs, in one unit.
-    """
-    inner = [values for values in starts if len(values) > 1]
-    if not inner or len(starts) < 2 or repeat <= 0:
-        return min(2, most)
-    within = math.fsum(map(squares, inner)) / sum(len(values) - 1 for values in inner)
-    means = [fmean(values) for values in starts]
-    share = fmean(1 / len(values) for values in starts)
-    between = max(squares(means) / (len(means) - 1) - within * share, within / 100)
-    if between <= 0:
-        return 1
-    return max(1, min(most, round(math.sqrt(within / between * start / repeat))))

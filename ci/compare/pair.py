@@ -110,7 +110,10 @@ class Pair:
         return (0, 1, 1, 0)[len(seen) % 4]
 
     def finding(self, seen: Sequence[Started]) -> Finding:
-        """The worst of all metrics and of the failures."""
+        """The worst of all metrics and of the failures; unknown after too few starts."""
+        counts = Counter(one.variant for one in seen)
+        if min(counts[0], counts[1]) < self.starts[0]:
+            return Finding.UNKNOWN
         return worst(one.finding for one in self.judged(seen))
 
     def judged(self, seen: Sequence[Started]) -> list[Judged]:

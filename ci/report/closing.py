@@ -19,10 +19,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ci.nightly import history, known, trend
+from ci.nightly import history, known
 from ci.nightly.known import Known
-from ci.report import junit
-from steps import report
 from steps.core import door, foreign, settings
 from steps.core.case.case import Case
 from steps.core.errors import Exit, MultinodeError
@@ -62,7 +60,9 @@ class Warmer:
 
 
 def _warm() -> None:
-    from ci.report import html
+    from ci.nightly import trend  # noqa: F401
+    from ci.report import html, junit  # noqa: F401
+    from steps import report  # noqa: F401
 
     with contextlib.suppress(ImportError):
         html.warm()
@@ -74,6 +74,10 @@ def settle(
     run_dir: RunDir, case: Case, observed: Sequence[Cause], issues: Sequence[Known], say: Say
 ) -> tuple[Verdict, int]:
     """Make everything of a run that had a plan; its verdict and the exit code."""
+    from ci.nightly import trend  # here: a run begins without them
+    from ci.report import junit
+    from steps import report
+
     store, past = _history(case, say)
     over = report.judge(run_dir, observed)
     plan, verdict, records = over.plan, over.verdict, over.records
@@ -100,6 +104,8 @@ def settle(
 
 def planless(run_dir: RunDir, verdict: Verdict) -> None:
     """Make everything of a run that never had a plan."""
+    from ci.report import junit
+
     verdict = here().value(verdict)
     write_text(run_dir.junit, junit.xml(None, verdict))
     write_json(run_dir.verdict, verdict.to_dict())

@@ -12,14 +12,17 @@ the client's own means leave out what failed.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steps.bench_drivers import Job, Measurement, Sample, generation, hub, smoke
 from steps.bench_drivers.aisbench import material
+from steps.bench_drivers.aisbench.pace import Pace
 from steps.bench_drivers.client_program import blame, judge, killed, run_tool
 from steps.bench_drivers.stream import clean
 from steps.core import settings
@@ -34,7 +37,8 @@ PROCESS, CLIENT = "bench", "vllm bench serve"
 RESULT = "vllm-bench.json"
 #: Requests where the case does not say how many, and vLLM's own length of a prompt.
 PROMPTS, INPUT = 100, 1024
-TEXT_KEPT = 400
+TEXT_KEPT, BLANK = 400, "(blank)"
+_BAR = re.compile(r"(\d{1,9})/(\d{1,9}) \[")
 
 
 def problems(run: NodeRun, entry: BenchmarkPlan) -> Iterator[str]:
@@ -63,6 +67,9 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         tokenizer = material.found_tokenizer(run.plan, benchmark, hub.Hub.of(settings.read()))
     except hub.NotHere as error:
         return Measurement(error=str(error), fault="infra")
+    asked = benchmark.num_prompts or PROMPTS
+    bar = partial(counted, asked=asked, width=benchmark.batch_size)
+    pace = Pace(run, benchmark, asked, log, CLIENT, bar)
     try:
         status = run_tool(
             run,
@@ -72,6 +79,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             env=_environment(run, job),
             what=lambda: f"{benchmark.name}: {CLIENT}, whose log ends: {evidence.last_line(log)}",
             blame=lambda: blame(run, job, PROCESS),
+            tell=pace.tell,
         )
     except OSError as error:
         return Measurement(error=f"{program} cannot be started: {error}", fault="infra")
@@ -88,6 +96,15 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         ended = Check("exit code of the client", "fail", f"{CLIENT} {status}")
         measured = replace(measured, checks=(*measured.checks, ended))
     return judge(run, job, measured, status, log, CLIENT)
+
+
+def counted(text: str, asked: int, width: int) -> tuple[int, int, int]:
+    """Requests that were sent, that failed, that ended, by the last of its bars; zeros before it.
+
+    It does not tell what it has sent: all that may be in flight is taken to be.
+    """
+    done = [int(bar[1]) for bar in _BAR.finditer(text) if int(bar[2]) == asked]
+    return (min(done[-1] + width, asked), 0, done[-1]) if done else (0, 0, 0)
 
 
 def words(job: Job, tokenizer: Path, place: Path) -> Iterator[str]:
@@ -192,6 +209,8 @@ def _samples(data: Mapping[str, Any]) -> Iterator[Sample]:
         ttft = finite(data["ttfts"][index], least=0)
         gaps = [finite(gap, least=0) for gap in data["itls"][index]]
         said = str(data["errors"][index] or "").strip().splitlines()
+        tokens = whole(data["output_lens"][index])
+        text = clean(str(data["generated_texts"][index]))[:TEXT_KEPT]
         yield Sample(
             index,
             begun=begun[index] - first,
@@ -199,7 +218,8 @@ def _samples(data: Mapping[str, Any]) -> Iterator[Sample]:
             e2el=ttft + math.fsum(gaps),
             itl=gaps,
             input_tokens=whole(data["input_lens"][index]),
-            output_tokens=whole(data["output_lens"][index]),
-            text=clean(str(data["generated_texts"][index]))[:TEXT_KEPT],
+            output_tokens=tokens,
+            # Random words may be answered by blanks; their tokens were counted all the same.
+            text=text if text.strip() or not tokens else BLANK,
             error=clean(said[-1])[:TEXT_KEPT] if said else "",
         )

@@ -18,6 +18,7 @@ from steps.bench_drivers import caches, practice, smoke
 from steps.core.plan.plan import Access, Plan, Process
 from tests.bench import ais, engine
 from tests.bench.conftest import Bench
+from tests.faults.rehearse import undrawn
 
 ROOT = Path(__file__).parents[2]
 CASE = """\
@@ -85,7 +86,8 @@ def run(
             sys.executable, "-m", "ci.run", str(tmp_path / "case.yaml"), "--on", "local",
             "--bench", driver, "--run-dir", str(tmp_path / "run"),
         ],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=undrawn(env, tmp_path),
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
     [found] = verdict["benchmarks"]

@@ -68,7 +68,7 @@ STAND_IN = """\
         "ttfts": [0.1 if ok else 0.0 for ok in good],
         "itls": [[0.01] * (length - 1) if ok else [] for ok in good],
         "start_times": [1000.0 + number / 10 for number in range(count)],
-        "generated_texts": ["words" if ok else "" for ok in good],
+        "generated_texts": [knobs.get("says", "words") if ok else "" for ok in good],
         "errors": errors,
     }}
     if "lacks" in knobs:
@@ -120,6 +120,12 @@ def test_numbers_come_from_the_requests_and_every_one_is_kept(bench: Bench, meas
     assert found.metrics["ttft_p99_ms"] == 100 and found.metrics["tpot_mean_ms"] == 10
     rows = [json.loads(line) for line in (bench.place / "requests.jsonl").open()]
     assert len(rows) == 16 and rows[3]["begun"] == pytest.approx(0.3)
+
+
+def test_blanks_that_were_counted_are_an_answer_and_none_is_not(measure: Run) -> None:
+    assert measure("says=").requests["ok"] == 16
+    found = measure("says= short=16")
+    assert found.requests["empty"] == 16 and found.fault == "functional"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +193,13 @@ def test_problems_are_known_before_anything_starts(bench: Bench) -> None:
     told = " ".join(vllm_bench.problems(bench.run, perf))
     assert "not on the leader's PATH" in told and "needs the tokenizer" in told
     assert "measures performance" in " ".join(vllm_bench.problems(bench.run, acc))
+
+
+def test_its_bar_tells_how_it_goes_on() -> None:
+    bar = " 50%|█████     | 8/16 [00:53<00:03,  3.77s/it]"
+    assert vllm_bench.counted(f"INFO 3/4 [x\r{bar}", 16, 4) == (12, 0, 8)
+    assert vllm_bench.counted(bar.replace("8/16", "15/16"), 16, 4) == (16, 0, 15)
+    assert vllm_bench.counted("INFO loading 1/2 [", 16, 4) == (0, 0, 0)
 
 
 def test_only_random_prompts_are_held_against_gates() -> None:

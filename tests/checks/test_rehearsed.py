@@ -53,7 +53,7 @@ def case(**more: Any) -> dict[str, Any]:
 def run(tmp: Path, data: dict[str, Any], *options: str) -> Outcome:
     path = tmp / "case.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
-    found = rehearse(str(path), tmp, *options)
+    found = rehearse(str(path), tmp, *options, draw=False)
     assert left_of(found, tmp) == []
     return found
 

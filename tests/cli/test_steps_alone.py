@@ -20,7 +20,7 @@ from steps.core.record import telemetry
 from tests.cli.byhand import Hand, outline
 from tests.core.cases import ROOT
 from tests.core.waiting import alive, eventually
-from tests.faults.rehearse import rehearse
+from tests.faults.rehearse import Outcome, rehearse
 from tests.realpath import fleet
 from tests.realpath.test_local import INSTALL, notes
 
@@ -52,7 +52,7 @@ def test_each_step_alone(hand: Hand, tmp_path: Path, case: str) -> None:
     assert hand("collect") == 0, hand.said
     assert hand("report") == 0, hand.said
     assert hand.left() == []
-    whole = rehearse(case, tmp_path)
+    whole = rehearse(case, tmp_path, draw=False)
     assert outline(hand.json("verdict.json")) == outline(whole.verdict)
     phases = {phase["name"] for phase in hand.json("verdict.json")["phases"]}
     assert {"preflight", "load", "probe", "bench", "proof", "stop", "collect"} <= phases
@@ -290,7 +290,7 @@ def test_a_signal_that_a_fault_asks_for_is_sent_in_a_row(
         f"fault {fault}: signal to pid"
         in hand.said + (hand.run / "node-0/keeper-serve.log").read_text()
     )
-    whole = rehearse(QUICKSTART, tmp_path, *words)
+    whole = rehearse(QUICKSTART, tmp_path, *words, draw=False)
     assert outline(hand.json("verdict.json"))["cause"] == outline(whole.verdict)["cause"]
     assert hand.left() == []
 
@@ -422,9 +422,11 @@ def test_another_plan_in_the_directory(hand: Hand, tmp_path: Path) -> None:
     assert "is of another plan" in hand.said
 
 
-def test_a_run_that_is_over_is_no_place_for_steps(hand: Hand, tmp_path: Path) -> None:
-    whole = rehearse(QUICKSTART, tmp_path)
-    assert hand("bench", "--run-dir", str(whole.path)) == 2, hand.said
+def test_a_run_that_is_over_is_no_place_for_steps(
+    hand: Hand, passed: Outcome, tmp_path: Path
+) -> None:
+    whole = shutil.copytree(passed.path, tmp_path / "run")
+    assert hand("bench", "--run-dir", str(whole)) == 2, hand.said
     assert "is the record of a run that is over" in hand.said
 
 

@@ -127,6 +127,33 @@ def test_what_cannot_be_installed_is_left_out(search: Callable[..., int], tmp_pa
     assert told(tmp_path)["out"] == [8, 9]
 
 
+def test_what_the_nodes_cannot_install_is_started_once(
+    search: Callable[..., int], tmp_path: Path
+) -> None:
+    """Another start would change nothing, while other failures get three."""
+    history = steps(16, 9, "100", "80")
+    for number, text in ((7, "crash of something else"), (8, "startup install node: pip")):
+        history[number] = {"words": text}
+    history[9] = {"words": "80"}
+
+    def start(case: Path, number: int, words: object, directory: Path, env: object) -> Started:
+        directory.with_suffix(".log").touch()
+        said = (directory.parent / "product" / "words").read_text()
+        if not said.isdecimal():
+            return Started(number, failure=said)
+        return Started(number, {"chat output_throughput": (float(said) * next(NOISE),)})
+
+    assert search(product(tmp_path, history), start=start) == 5
+    kept = told(tmp_path)
+    assert sorted(culprits(tmp_path)) == [f"change {n} | <b>" for n in (7, 8, 9)]
+    assert (kept["out"], kept["unclear"]) == ([8], [7])
+    counts = [[one["variant"] for one in kept["starts"]].count(k) for k in (7, 8)]
+    assert counts == [3, 1]
+    assert f"git bisect skip {kept['commits'][7]['sha']}" in (
+        (tmp_path / "out" / "bisect.log").read_text()
+    )
+
+
 def test_an_unchanged_build_is_not_made_again_and_a_failed_one_is_forgotten(
     search: Callable[..., int], tmp_path: Path
 ) -> None:

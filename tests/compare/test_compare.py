@@ -94,6 +94,20 @@ def test_what_the_infrastructure_fails_is_made_again(words: Words, tmp_path: Pat
     assert [one["variant"] for one in starts[:4]] == [0, 1, 1, 0]
 
 
+def test_what_an_interrupt_leaves_is_kept(words: Words, tmp_path: Path) -> None:
+    start, count = made_up((100, 90)), itertools.count()
+
+    def stopped(*given: object) -> Started:
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return start(*given)
+
+    assert words((0, 0), start=stopped) == 130
+    starts = told(tmp_path)["starts"]
+    assert isinstance(starts, list)
+    assert (len(starts), told(tmp_path)["finding"]) == (5, "unknown")
+
+
 def test_infrastructure_that_fails_always_ends_it(words: Words) -> None:
     assert words((0, 0), start=lambda *_: None) == 3
 

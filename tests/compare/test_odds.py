@@ -86,13 +86,3 @@ def test_values_without_spread() -> None:
 def test_too_little_is_said(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="two values"):
         odds.effect(a, b)
-
-
-def test_repeats_follow_what_varies() -> None:
-    rng = random.Random(4)
-    noisy_starts = [[m + rng.gauss(0, 0.1) for _ in range(4)] for m in (10, 12, 9, 11)]
-    noisy_repeats = [[10 + rng.gauss(0, 1) for _ in range(4)] for _ in range(4)]
-    assert odds.repeats(noisy_starts, start=20, repeat=2) == 1
-    assert odds.repeats(noisy_repeats, start=20, repeat=2) >= 4
-    assert odds.repeats([[1.0]], start=20, repeat=2) == 2
-    assert odds.repeats([[5.0, 5.0], [5.0, 5.0]], start=20, repeat=2) == 1

@@ -11,6 +11,7 @@ import pytest
 
 from steps.core.plan.direct import exempt
 from tests.core.cases import ROOT
+from tests.faults.rehearse import undrawn
 
 HOSTS = ("10.0.0.1", "[fd00::2]", "leader.rack")
 
@@ -44,7 +45,7 @@ def test_a_proxy_of_the_machine_keeps_no_run_from_its_own_servers(
         [sys.executable, "-m", "ci.run", "configs/quickstart.yaml", "--rehearse",
          "--timeout", "load=20", "--run-dir", str(tmp_path / "run")],
         cwd=ROOT,
-        env={**os.environ, name: "http://127.0.0.1:9", "no_proxy": "10.0.0.0/8"},
+        env=undrawn({**os.environ, name: "http://127.0.0.1:9", "no_proxy": "10.0.0.0/8"}, tmp_path),
         capture_output=True,
         text=True,
         check=False,

@@ -208,3 +208,16 @@ def test_a_baseline_that_is_no_number_passes_no_gate(baseline: float) -> None:
 def test_a_gates_number_is_finite() -> None:
     with pytest.raises(ValueError, match="expected a number"):
         gates.parse(f"ttft_p99_ms <= {'9' * 100}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e999", "[1,-1E0400]", "9" * 301, f"[1,2,{'9' * 301}]", '{"a": [1' + "0" * 400 + "]}", "NaN"],
+)
+def test_what_no_number_can_be_is_refused_wherever_it_stands(text: str) -> None:
+    with pytest.raises(numbers.Refused):
+        numbers.loads(text)
+
+
+def test_large_numbers_that_a_float_has_are_read() -> None:
+    assert numbers.loads(f"[1e20, {'9' * 250}, 1.5e-3]") == [1e20, int("9" * 250), 0.0015]

@@ -6,10 +6,13 @@ import re
 from typing import Any
 
 import pytest
+from cerberus import SchemaError
 
+from steps.core.case import check, fields
 from steps.core.case.case import seconds
 from steps.core.case.check import unread
 from steps.core.errors import CaseError, Problem
+from steps.core.plan import profile  # noqa: F401 - adds a form
 from tests.core.cases import MOONCAKE, ROUTING, SPLIT, case_of
 
 
@@ -227,3 +230,11 @@ def test_missing_keys_are_told_in_one_order() -> None:
     missing = [problem.field for problem in problems("deployment: []\n") if problem.rule == "MN004"]
     assert len(missing) > 3
     assert missing == sorted(missing)
+
+
+@pytest.mark.parametrize("form", sorted(fields.FORMS))
+def test_every_form_is_one_that_cerberus_knows(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check._CaseValidator, "_valid_schemas", set())
+    check._CaseValidator(fields.FORMS[form])
+    with pytest.raises(SchemaError):
+        check._CaseValidator({**fields.FORMS[form], "a": {"no_such_rule": 1}})

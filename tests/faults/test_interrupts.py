@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from steps.core.system.guard import marked
-from tests.faults.rehearse import ROOT, Outcome, command, environment, left_of
+from tests.faults.rehearse import ROOT, Outcome, command, environment, left_of, undrawn
 
 NODES = (0, 1)
 
@@ -28,7 +28,7 @@ class Going:
             self.popen = subprocess.Popen(
                 command("quickstart.yaml", self.path, *options),
                 cwd=ROOT,
-                env=environment(tmp_path),
+                env=undrawn(environment(tmp_path), tmp_path),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

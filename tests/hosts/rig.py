@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.core.plan import clusters
+from tests.faults.rehearse import undrawn
 
 PORT = 2222
 #: Of the hosts: the system's own, which lacks most of what the node program needs.
@@ -219,13 +220,19 @@ class Rig:
         return {**keep, "HOME": str(self.home), "CI": "1", "MULTINODE_CACHE": cache}
 
     def run(
-        self, case: Path, *more: str, hosts: Path | None = None, env: dict[str, str] | None = None
+        self,
+        case: Path,
+        *more: str,
+        hosts: Path | None = None,
+        env: dict[str, str] | None = None,
+        draw: bool = False,
     ) -> Run:
         """Start a run from this machine."""
         run_dir = self.root / f"run-{time.monotonic_ns()}"
         argv = [sys.executable, "-m", "ci.run", str(case), "--on", "hosts", "--rehearse"]
         argv += ["--hosts", str(hosts or self.hosts_file()), "--run-dir", str(run_dir), *more]
-        return Run(argv, run_dir, {**self.environment(), **(env or {})})
+        whole = {**self.environment(), **(env or {})}
+        return Run(argv, run_dir, whole if draw else undrawn(whole, self.root))
 
     def programs(self) -> list[Program]:
         """What runs on the hosts besides sshd, as it was when it was looked at."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ TOKEN = "0123456789abcdefSECRETfedcba987654"
 
 
 def test_a_run_passes_and_leaves_nothing(rig: Rig, case: Path) -> None:
-    run = rig.run(case)
+    run = rig.run(case, draw=True)
     assert run.end() == 0, run.text
     assert run.verdict["verdict"] == "pass"
+    assert (run.dir / "report.html").exists() == bool(find_spec("matplotlib"))
     for index in (0, 1):
         node = run.dir / f"node-{index}"
         assert json.loads((node / "record.json").read_text())["node"] == index

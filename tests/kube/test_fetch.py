@@ -137,8 +137,9 @@ def test_only_the_nodes_own_files_are_taken(kube: KubeDouble, tmp_path: Path) ->
 
 
 def test_a_file_that_is_not_the_records_is_kept_and_called_so(
-    kube: KubeDouble, tmp_path: Path
+    kube: KubeDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fetch, "TRIES", 2)
     holding(kube, digest="0" * 64)
     result = run(connected(kube), tmp_path)
     assert "server.log: was not verified" in result.problems[1]
@@ -169,6 +170,7 @@ def test_an_api_server_that_is_away_costs_no_files(
     away.start()
     try:
         fleet.await_(lambda: not _answers(api))
+        assert away.is_alive(), "it is away"
         found = run(api, tmp_path)
     finally:
         away.join()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,9 +20,11 @@ from steps.core import redaction
 from steps.core.case.excerpt import render, render_all, summary
 from steps.core.case.fields import FIELDS
 from steps.core.errors import Place, Problem, Severity, sort_problems
+from steps.core.system import ancestry
 from steps.lint import formats, jsonschema
 from steps.lint.examples import BASES, PARALLEL, text_of
 from steps.validate import main, validate
+from tests.core.waiting import alive, eventually
 from tests.lint.edits import parallel
 
 RPC = ("--data-parallel-rpc-port 13389\n", "--data-parallel-rpc-port 13390\n")
@@ -278,3 +283,25 @@ def test_many_files_are_validated_side_by_side(
     monkeypatch.setattr(validation.os, "cpu_count", lambda: 2)
     assert validation.validate(paths) == alone
     assert "xkcd" not in redaction.here().text("x Zq95xkcd77kk y"), "the helpers learned it"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux ends them")
+def test_helpers_end_with_a_killed_command(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.yaml").write_text(PARALLEL)
+    argv = [sys.executable, "-m", "steps.validate", str(tmp_path)]
+    command = subprocess.Popen(argv, stdout=subprocess.DEVNULL, start_new_session=True)
+    helpers: list[int] = []
+
+    def started() -> bool:
+        helpers[:] = ancestry.children(command.pid)
+        return len(helpers) > 1 or command.poll() is not None
+
+    try:
+        eventually(started, 60)
+    finally:
+        command.kill()
+        command.wait()
+    if (os.cpu_count() or 1) > 1:
+        assert len(helpers) > 1
+    eventually(lambda: not any(map(alive, helpers)), 20)

@@ -16,6 +16,7 @@ from steps import prove
 from steps.core.case.build import load_case
 from steps.core.plan import clusters
 from steps.core.plan.resolver import Options, resolve
+from tests.faults.rehearse import undrawn
 
 ROOT = Path(__file__).parents[2]
 PROXY = Path(__file__).with_name("one_sided.py")
@@ -63,7 +64,7 @@ def rehearse(folder: Path, proxy: str, **env: str) -> tuple[int, dict[str, Any],
     done = subprocess.run(
         [sys.executable, "-m", "ci.run", str(case), *options],
         cwd=ROOT,
-        env={**os.environ, **env},
+        env=undrawn({**os.environ, **env}, folder),
         capture_output=True,
         text=True,
         timeout=100,

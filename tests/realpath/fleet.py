@@ -19,7 +19,7 @@ import yaml
 
 from steps.core.plan.clusters import free_network
 from tests import engine
-from tests.faults.rehearse import ROOT, Outcome, left_of
+from tests.faults.rehearse import ROOT, Outcome, left_of, undrawn
 
 HERE = Path(engine.__file__).parent
 PROXY = HERE / "proxy.py"
@@ -168,14 +168,16 @@ def written(tmp: Path, data: Case) -> Path:
     return path
 
 
-def local(tmp: Path, data: Case, *options: str, seconds: float = 100, **env: str) -> Outcome:
+def local(
+    tmp: Path, data: Case, *options: str, seconds: float = 100, draw: bool = False, **env: str
+) -> Outcome:
     """``--on local`` to its end; nothing may be left."""
-    path = tmp / "run"
+    path, whole = tmp / "run", environment(tmp, **env)
     argv = [sys.executable, "-m", "ci.run", str(written(tmp, data)), "--on", "local"]
     done = subprocess.run(
         [*argv, "--run-dir", str(path), *options],
         cwd=ROOT,
-        env=environment(tmp, **env),
+        env=whole if draw else undrawn(whole, tmp),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

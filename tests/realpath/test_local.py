@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ def living(words: str) -> list[int]:
 @pytest.mark.parametrize("shape", [case, split], ids=["group", "split"])
 def test_a_fleet_passes_and_its_gates_are_judged(shape, nodes, tmp_path):
     gates = ["success_ratio == 1", "output_throughput > 0.1"]
-    found = local(tmp_path, shape(nodes, benchmarks=bench(gates=gates)))
+    found = local(tmp_path, shape(nodes, benchmarks=bench(gates=gates)), draw=nodes == 2)
     assert (found.code, found.verdict["verdict"]) == (0, "pass"), found.output
+    assert (found.path / "report.html").exists() == (nodes == 2 and bool(find_spec("matplotlib")))
     [result] = found.verdict["benchmarks"]
     assert result["driver"] == "aisbench"
     assert [gate["passed"] for gate in result["gates"]] == [True, True]

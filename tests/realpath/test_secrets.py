@@ -178,7 +178,7 @@ def test_no_secret_leaves_a_run(tmp_path: Path) -> None:
     assert len(table.cores) >= 40
     assert len(FORMS) == 7
     data = telling(table, tmp_path)
-    found = local(tmp_path, data, "--verbose", **table.runner)
+    found = local(tmp_path, data, "--verbose", draw=True, **table.runner)
     assert found.code == 1, found.output[-3000:]
     env = environment(tmp_path, **table.runner)
     leaks = list(table.leaks("console", found.output.encode()))
@@ -275,7 +275,7 @@ def test_a_run_without_secrets_has_no_mask(tmp_path: Path) -> None:
         "OTHER_TOKEN": "crash",
         "A_PWD": "pass",
     }
-    found = local(tmp_path, data, "--bench", "smoke", **words)
+    found = local(tmp_path, data, "--bench", "smoke", draw=True, **words)
     assert found.code == 0, found.output[-3000:]
     for file in files(found.path):
         assert MASK not in file.read_text(errors="replace"), file

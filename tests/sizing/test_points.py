@@ -171,6 +171,52 @@ def test_a_rate_at_the_end_of_its_range_is_that_end() -> None:
     assert made.measured.metrics["capacity"] == pytest.approx(10 / 3, rel=1e-3)
 
 
+class Fake:
+    """Measurements of a client that sends a request each fifth of a second."""
+
+    way = "the caches stay warm"
+
+    def __init__(self, *told: Measurement) -> None:
+        self.found: list[Measurement] = []
+        self._told = [*told]
+
+    def take(self, places: list[Path], **_: object) -> None:
+        for place in places:
+            if self._told:
+                place.mkdir(parents=True)
+                rows = [dumps({"begun": number / 5}) + "\n" for number in range(100)]
+                (place / "requests.jsonl").write_text("".join(rows))
+                self.found.append(self._told.pop(0))
+
+
+RUN = SimpleNamespace(events=SimpleNamespace(emit=lambda *_, **__: None))
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_client_that_is_the_limit_ends_a_benchmark_that_is_judged(
+    tmp_path: Path, judged: bool
+) -> None:
+    plan = replace(entry(sweep=({"request_rate": 10.0},)), skip_gates="" if judged else "rehearsed")
+    made = measure.measure(RUN, plan, Fake(found(asked=300)), tmp_path)  # type: ignore[arg-type]
+    told = result(made, plan)
+    assert (told.status, told.fault) == (("error", "infra") if judged else ("pass", ""))
+    assert ("it is the limit here" in told.reason) == judged
+
+
+def test_a_point_that_is_measured_several_times_is_their_median(tmp_path: Path) -> None:
+    plan = entry(sweep=({"batch_size": 2},), repeat=3)
+    series = Fake(*(found(tpot_mean_ms=tpot) for tpot in (10.0, 90.0, 12.0)))
+    made = measure.measure(RUN, plan, series, tmp_path)  # type: ignore[arg-type]
+    assert made.points[0].metrics["tpot_mean_ms"] == 12
+
+
+def test_caches_that_stay_warm_end_it(tmp_path: Path) -> None:
+    plan = entry(sweep=({"batch_size": 2}, {"batch_size": 4}))
+    told = result(measure.measure(RUN, plan, Fake(found()), tmp_path), plan)  # type: ignore[arg-type]
+    assert (told.status, told.fault) == ("error", "infra")
+    assert "point 2 could not be measured like the first: the caches stay warm" in told.reason
+
+
 def test_the_output_at_the_border_is_what_is_maximised() -> None:
     find = replace(FIND, maximise="output_throughput")
     told = sought(walked(20.5), entry(find=find), find)

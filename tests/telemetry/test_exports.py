@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.rehearse import ROOT, rehearse
+from tests.faults.rehearse import ROOT, Outcome
 
 SAMPLE = re.compile(r'([a-z_0-9]+)\{(?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+\} -?[0-9.e+-]+')
 
 
-def test_both_exports_of_a_rehearsal(tmp_path: Path) -> None:
-    found = rehearse("quickstart.yaml", tmp_path)
-    argv = [sys.executable, "-m", "ci.report.exports", str(found.path)]
+def test_both_exports_of_a_rehearsal(passed: Outcome, tmp_path: Path) -> None:
+    path = shutil.copytree(passed.path, tmp_path / "run")
+    argv = [sys.executable, "-m", "ci.report.exports", str(path)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == [str(found.path / n) for n in ("metrics.txt", "trace.json")]
+    assert done.stdout.split() == [str(path / n) for n in ("metrics.txt", "trace.json")]
 
-    *lines, end = (found.path / "metrics.txt").read_text().splitlines()
+    *lines, end = (path / "metrics.txt").read_text().splitlines()
     assert end == "# EOF"
     families: list[str] = []
     for line in lines:
@@ -32,7 +33,7 @@ def test_both_exports_of_a_rehearsal(tmp_path: Path) -> None:
     assert len(families) == len(set(families))
     assert {"multinode_output_throughput", "multinode_run_passed"} <= set(families)
 
-    trace = json.loads((found.path / "trace.json").read_text())["traceEvents"]
+    trace = json.loads((path / "trace.json").read_text())["traceEvents"]
     kinds = Counter(event["ph"] for event in trace)
     assert kinds["b"] == kinds["e"] == 24
     assert kinds["C"] > 6

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from steps.bench_drivers import stuck
@@ -25,9 +26,21 @@ _COUNTS = re.compile(r"POST=(\d{1,9})\b.*?FAIL=(\d{1,9})\b.*?FIN(?:ISH)?=(\d{1,9
 
 
 class Pace:
-    """Follows one AISBench; ``asked`` 0 where the size of its data set is not known."""
+    """Follows one AISBench, or another client whose log ``counts`` reads.
 
-    def __init__(self, run: NodeRun, benchmark: Benchmark, asked: int, log: Path) -> None:
+    ``asked`` is 0 where the size of its data set is not known.
+    """
+
+    def __init__(
+        self,
+        run: NodeRun,
+        benchmark: Benchmark,
+        asked: int,
+        log: Path,
+        client: str = "AISBench",
+        counts: Callable[[str], tuple[int, int, int]] | None = None,
+    ) -> None:
+        self._client, self._read = client, counts or read
         self._run, self._benchmark, self._asked, self._log = run, benchmark, asked, log
         self._watch = Watch(run, benchmark.name)
         self._seen: tuple[int, ...] = ()
@@ -41,7 +54,7 @@ class Pace:
         """
         if not self._watch.due():
             return
-        found = read(tail(self._log))
+        found = self._read(tail(self._log))
         now = time.monotonic()
         if found != self._seen:
             self._seen, self._moved = found, now
@@ -56,8 +69,8 @@ class Pace:
         if sent > done and quiet > limit:
             reason = (
                 f"{self._benchmark.name}: {sent - done:,} of {asked or sent:,} requests are stuck: "
-                f"neither AISBench's counts nor any engine's figures have moved for {quiet:.0f} s, "
-                f"while {done:,} have been answered"
+                f"neither {self._client}'s counts nor any engine's figures have moved for "
+                f"{quiet:.0f} s, while {done:,} have been answered"
             )
             raise StepFailed(stuck.cause(self._run, reason, first=True))
 

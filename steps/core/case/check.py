@@ -71,7 +71,7 @@ class _CaseValidator(Validator):  # type: ignore[misc]
     """Cerberus with the number types that authors really write."""
 
     _errors: Any
-
+    _valid_schemas = fields.Valid()
     types_mapping: ClassVar[dict[str, Any]] = {
         **{name: kind for name, kind in Validator.types_mapping.items() if name != "number"},
         "strict_integer": TypeDefinition("strict_integer", (int,), (bool,)),

@@ -101,8 +101,9 @@ def loads(text: str | bytes) -> Any:
     Raises:
         ValueError: it is no JSON, has ``NaN`` or too large a number, or is nested too deeply.
     """
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
     try:
-        return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        return (_DECODER if _small(text) else _STRICT).decode(text)
     except RecursionError:
         raise Refused("nested too deeply") from None
 
@@ -133,7 +134,14 @@ def _int(text: str) -> int:
     return int(text)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
+def _small(text: str) -> bool:
+    """Whether no number in it can be too large: it is then read at full speed."""
+    return max(map(len, text.split(","))) < 200 and not _EXPONENT.search(text)
+
+
+_EXPONENT = re.compile(r"[eE][+-]?0*[1-9]\d\d")
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
 
 
 def shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from steps.core.system.proc import PROC, Stat, stat_of
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: Seconds that killed processes may take to be gone; those of an engine free a lot.
 GONE_SECONDS = 20.0
 
@@ -42,8 +42,17 @@ class Kin:
 
 def adopt() -> bool:
     """From now on orphans below this program become its children; False where that cannot be."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> bool:
+    """From now on this process is killed when its parent ends; False where that cannot be."""
+    return _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> bool:
     try:
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
     except (OSError, AttributeError, TypeError):
         return False
 

@@ -190,6 +190,11 @@ class Server:
     async def close(self) -> None:
         """Stop listening and cut every connection."""
         if self._server is not None:
+            # What was accepted in this moment gets its task first: asyncio would forget it, open.
+            for listening in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            for _ in range(5):
+                await asyncio.sleep(0)
             self._server.close()
             self._server = None
         for task in list(self._tasks):

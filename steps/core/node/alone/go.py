@@ -21,7 +21,6 @@ from steps.core.node.alone import holding
 from steps.core.node.alone.faults import Aim
 from steps.core.node.alone.holding import HOLDING, Hold, Taken
 from steps.core.node.noderun import NodeRun, RunEnded, StepFailed, marker
-from steps.core.node.sampler import sampling
 from steps.core.plan import faults
 from steps.core.plan.faults import Signal
 from steps.core.plan.plan import LEADER, TOOL, Plan
@@ -167,7 +166,12 @@ class Go:
             if step.needs:
                 self._look_for_fleet()
                 threading.Thread(target=self._watch, args=(over,), daemon=True).start()
-            with sampling(run) if "server" in step.kinds else contextlib.nullcontext():
+            if "server" in step.kinds:
+                from steps.core.node.sampler import sampling  # here: other steps do without
+
+                with sampling(run):
+                    why = self._do(up)
+            else:
                 why = self._do(up)
         except StepFailed as failure:
             run.add_cause(failure.cause)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steps.core.case.numbers import is_finite, loads
+from steps.core.case.numbers import LIMIT, is_finite, loads
 from steps.core.record.rundir import read_bounded
 
 SCHEMA, NAME = 1, "telemetry.jsonl.gz"
@@ -26,6 +26,8 @@ MACHINE = "machine"
 #: Unpacked bytes of a file that are read.
 MOST_BYTES = 512 << 20
 Span = tuple[float, float]
+#: Times of a series' changes, and its values from then on.
+Series = tuple["array[float]", "array[float]"]
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Track:
     """
 
     seen: array[float] = field(default_factory=lambda: array("d"))
-    series: dict[str, tuple[array[float], array[float]]] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
 
     def engines(self) -> list[str]:
         """Its engines, by their label."""
@@ -73,7 +75,7 @@ class Track:
 def read(path: Path, most: int = MOST_BYTES) -> dict[str, Track]:
     """The tracks of a node; empty without a file, a beginning where its end is missing."""
     tracks: dict[str, Track] = {}
-    keys: dict[str, list[str]] = {}
+    places: dict[str, list[Series | None]] = {}
     started = 0.0
     for line in _lines(path, most):
         try:
@@ -81,27 +83,37 @@ def read(path: Path, most: int = MOST_BYTES) -> dict[str, Track]:
             if "schema" in found:
                 if found["schema"] != SCHEMA:
                     return {}
-                started, keys = float(found["started"]), {}
+                started, places = float(found["started"]), {}
             elif "keys" in found:
-                keys[str(found["s"])] = [str(key) for key in found["keys"]]
-                tracks.setdefault(str(found["s"]), Track())
+                series = tracks.setdefault(str(found["s"]), Track()).series
+                places[str(found["s"])] = [
+                    series.setdefault(key, (array("d"), array("d")))
+                    if key.count("|") == 2
+                    else None
+                    for key in map(str, found["keys"])
+                ]
             else:
                 for name, pairs in found["v"].items():
-                    _add(tracks[name], keys[name], started + float(found["t"]), pairs)
+                    _add(tracks[name], places[name], started + float(found["t"]), pairs)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             continue  # a torn line, or one of nobody's; those beside it count
+    for track in tracks.values():
+        track.series = {key: series for key, series in track.series.items() if series[0]}
     return tracks
 
 
-def _add(track: Track, keys: Sequence[str], moment: float, pairs: Sequence[Any]) -> None:
+def _add(
+    track: Track, places: Sequence[Series | None], moment: float, pairs: Sequence[Any]
+) -> None:
+    """Millions of values: nothing is looked up for each."""
     if not is_finite(moment) or (track.seen and moment < track.seen[-1]):
         return
     track.seen.append(moment)
     for place, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if is_finite(value) and keys[place].count("|") == 2:
-            times, values = track.series.setdefault(keys[place], (array("d"), array("d")))
-            times.append(moment)
-            values.append(value)
+        series = places[place]
+        if series is not None and -LIMIT <= value <= LIMIT:
+            series[0].append(moment)
+            series[1].append(value)
 
 
 def _lines(path: Path, most: int) -> Iterator[str]:
