@@ -55,6 +55,7 @@ PLACES = {
     "plan.Plan.installs": "test_local.py::test_a_worker_s_install_that_fails",
     "install.left_out": "test_products.py::test_two_nodes_run_the_commit",
     "sizing.beside": "test_fronts.py::test_only_a_run_of_the_same_kind_is_laid_beside",
+    "sizing._asked": "test_fronts.py::test_only_a_run_of_the_same_kind_is_laid_beside",
     "budgets.of": "test_the_case_s_own_budgets_count",
     "bundle.make": "test_a_bundle_without_stand_ins",
     "wishes.Wishes.check_faults": "test_commands.py::test_a_wrong_command_line_of_a_run",
