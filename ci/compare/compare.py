@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             starts.carry_out()
         finally:  # what was measured is kept, whatever ended it
-            found.append(starts.conclude())
+            if starts.told:
+                found.append(starts.conclude())
     return worst(found).value
 
 
@@ -184,6 +185,12 @@ class Starts:
         only = ("--only", arguments.only) if arguments.only else ()
         self._words = [[*only, *pinned(one, arguments.more)] for one in two.variants]
         self._seen: list[Started] = []
+        self._over = False
+
+    @property
+    def told(self) -> bool:
+        """Whether there is something to say: it went to its end, or something was measured."""
+        return self._over or bool(self._seen)
 
     @property
     def pair(self) -> Pair:
@@ -235,6 +242,7 @@ class Starts:
             if one.values and (absent := self._lacking([*one.values])):
                 has = ", ".join(dict.fromkeys(name.split()[-1] for name in one.values))
                 raise UsageError(f"the case does not measure {absent[0]}", f"It measures: {has}.")
+        self._over = True
 
     def _values(self, one: Started) -> str:
         told = [f"{name} {sum(v) / len(v):.6g}" for name, v in one.values.items()]
@@ -263,10 +271,11 @@ class Starts:
         for one in judged:
             self._say(line(one))
         a, b = (foreign.line(one.name) for one in self._variants)
+        when = "within the budget" if self._over else "so soon"
         words = {
             Finding.NO_WORSE: f"{b} is no worse than {a}",
             Finding.WORSE: f"{b} is worse than {a}",
-            Finding.UNKNOWN: f"cannot tell within the budget whether {b} is worse than {a}",
+            Finding.UNKNOWN: f"cannot tell {when} whether {b} is worse than {a}",
         }
         spent = f"({len(self._seen)} starts, {self._purse.total:.1f} device minutes)"
         self._say(f"{words[finding]} {spent}")

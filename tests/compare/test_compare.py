@@ -330,13 +330,24 @@ def test_a_signal_ends_a_start_whose_child_knows_none_yet(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_between_starts_interrupts(words: Words, number: signal.Signals) -> None:
-    def start(*_: object) -> None:
-        os.kill(os.getpid(), number)
+@pytest.mark.parametrize("measured", [0, 1])
+def test_a_signal_between_starts_interrupts(
+    words: Words, number: signal.Signals, measured: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, left = made_up((100, 100)), [True] * measured
+
+    def start(*given: object) -> Started:
+        if not left:
+            os.kill(os.getpid(), number)
+        left.pop()
+        return usual(*given)
 
     before = signal.getsignal(number)
     assert words((0, 0), start=start) == 130
     assert signal.getsignal(number) == before
+    told = capsys.readouterr().out
+    assert "budget" not in told
+    assert ("cannot tell so soon" in told) is bool(measured)
 
 
 def test_a_rehearsed_comparison_says_so(
