@@ -28,7 +28,7 @@ from ci.compare.pair import Finding, Judged, Pair, Started, worst
 from ci.report import closing
 from steps.core import door, foreign
 from steps.core.case.build import load_case
-from steps.core.case.case import Against, Variant
+from steps.core.case.case import Against, Case, Variant
 from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
@@ -117,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         for one in two.variants:
             target = where / f"{one.name}.yaml"
             trial.write(case, one.settings, arguments.repeats, target, arguments.only, benchmark)
+            if not two.gates and not arguments.metric:
+                _measures(load_case(target, only=arguments.only))
         all_starts.append(Starts(where, two, purse, arguments))
     for starts in all_starts:
         try:
@@ -153,6 +155,14 @@ def comparisons(case: Path, arguments: argparse.Namespace) -> list[Two]:
     ]
     first, *rest = listed.values()
     return every or [Two((first, one)) for one in rest]
+
+
+def _measures(case: Case) -> None:
+    """Refuse a case of which the usual metrics are not known, before a fleet is started for it."""
+    if not any(entry.case_type == "performance" for entry in case.benchmarks):
+        raise UsageError(
+            "the case measures no performance", "Say what to compare, such as --metric accuracy."
+        )
 
 
 def pinned(variant: Variant, more: Sequence[str]) -> list[str]:
@@ -211,7 +221,7 @@ class Starts:
     def _lacking(self, measured: Sequence[str]) -> list[str]:
         """Metrics without which nothing can be said, and that no start has measured."""
         there = {*measured, *(name.split()[-1] for name in measured)}
-        wanted = self._asked or ([] if there else USUAL[:1])
+        wanted = self._asked or ([] if there & {*USUAL} else USUAL[:1])
         return [metric for metric in wanted if metric not in there]
 
     def carry_out(self) -> None:

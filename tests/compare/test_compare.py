@@ -381,6 +381,30 @@ def test_a_metric_that_the_case_does_not_measure_is_said_after_one_start(
     assert "does not measure accuracy" in capsys.readouterr().err
 
 
+def test_a_case_that_measures_none_of_the_usual_is_said_after_one_start(
+    words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It went on to the last start, and then could not tell."""
+    count = itertools.count(1)
+
+    def start(case: Path, number: int, *_: object) -> Started:
+        next(count)
+        return Started(number, {"gsm8k accuracy": (90.0,)})
+
+    assert words((0, 0), start=start) == 2
+    assert next(count) == 2
+    assert "does not measure output_throughput" in capsys.readouterr().err
+
+
+def test_a_case_of_accuracy_alone_is_refused_before_any_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "start", lambda *_: pytest.fail("started"))
+    argv = ["DeepSeek-V3.yaml", "--b-set", "env_common.X=1", "--dir", str(tmp_path / "out")]
+    assert compare.main(argv) == 2
+    assert "measures no performance" in capsys.readouterr().err
+
+
 SEVERAL = """
 test_cases:
   - name: one
@@ -407,6 +431,7 @@ def test_of_several_cases_one_is_changed_and_started(
     case = tmp_path / "several.yaml"
     case.write_text(SEVERAL)
     argv = [str(case), "--b-set", "model=org/other", "--dir", str(tmp_path / "out")]
+    argv += ["--metric", "output_throughput"]  # they list no benchmark
     assert compare.main([*argv, "--on", "local"]) == 2  # which of them?
     assert compare.main([*argv, "--on", "local", "--only", "two"]) == 0
     path, words = given[1]
