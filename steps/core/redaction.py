@@ -155,7 +155,8 @@ def _found(match: re.Match[str]) -> str:
         return ""
     group = "value" if groups["value"] is not None else "bare"
     if group == "bare" and groups.get("sign") == "=" and _CODE.fullmatch(match[group]):
-        return ""
+        variable = (name or "").rpartition(".")[2].isupper()  # of an environment, as a rule
+        return group if variable and match[group].isidentifier() else ""
     return "" if _PLAIN.fullmatch(match[group].strip("\"' ")) else group
 
 

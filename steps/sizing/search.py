@@ -115,13 +115,13 @@ class Search:
         return self._fit(best)
 
     def _known(self, seen: Sequence[Seen], border: Border) -> bool:
-        """Whether the interval is as narrow as was asked, and the border was looked at twice."""
+        """Whether the interval is as narrow as was asked, and the border was looked at again."""
         ends = ((border.above, self.high), (border.below, self.low))
         if any(odds > 0.975 and any(one.load == end for one in seen) for odds, end in ends):
             return True
         near = sum(abs(math.log(one.load / border.best)) <= AGAIN for one in seen)
         same = self.whole and int(border.low) == int(border.high)
-        return near >= 2 and (border.doubt <= 0.8 * self.tolerance or same)
+        return near >= 3 and (border.doubt <= 0.8 * self.tolerance or same)
 
     def border(self, seen: Sequence[Seen]) -> Border:
         """Where the border is, from every measurement."""

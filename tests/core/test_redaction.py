@@ -378,3 +378,16 @@ def test_no_command_is_left_alone_that_holds_a_secret(way, monkeypatch):
                 patch.setattr(redaction, "_may_hold", lambda _: True)
                 whole.study(command)
             assert quick.learned == whole.learned, command
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("env_common.HF_TOKEN=hf_abc_short", True),
+        ("HF_TOKEN=hf_abc_short", True),
+        ("token=token_of_that", False),
+        ("env.HF_TOKEN=$(cat/run/token)", False),
+    ],
+)
+def test_a_variable_s_value_may_look_like_a_name(text, hidden):
+    assert (MASK in Redactor().text(text)) == hidden
