@@ -26,6 +26,7 @@ import yaml
 from ci import run as ci_run
 from steps.bench_drivers.caches import RESETS
 from steps.core import door, foreign
+from steps.core.case import gates
 from steps.core.case.build import load_case
 from steps.core.errors import UsageError
 from steps.core.node import wishes
@@ -47,7 +48,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--maximise", choices=MAXIMISED, default="batch_size")
     parser.add_argument("--within", default="", metavar="LOW,HIGH", help="the range of loads")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="default 0.05")
+    parser.add_argument("--tolerance", type=door.at_least(0.01), default=0.05, help="default 0.05")
     parser.add_argument("--benchmark", default="", metavar="NAME", help="default: the first")
     parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     parser.add_argument("--dir", type=Path, help="default: runs/size-<id>")
@@ -57,6 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Search, and propose what was found."""
     if not arguments.slo:
         raise UsageError("no limit is given", "Give one: --slo 'tpot_p99_ms<=50'.")
+    for limit in arguments.slo:
+        try:
+            gates.parse(limit)
+        except ValueError as error:
+            raise UsageError(f"--slo: found {limit[:80]!r}, {error}") from None
     path = wishes.find_case(arguments.case)
     load_case(path, only=arguments.only)  # which names each mistake, and bounds what is read below
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))

@@ -22,7 +22,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,18 +68,25 @@ def _options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     parser.add_argument("--metric", default="", help="default: output_throughput of the first")
     parser.add_argument("--bin", help="a folder of each checkout, first on PATH; default: bin")
-    parser.add_argument("--install-minutes", type=float, default=60.0, help="its limit")
-    parser.add_argument("--repeats", type=int, default=2, help="measurements on each warm fleet")
-    parser.add_argument("--starts", type=int, default=60, help="how many at most")
-    parser.add_argument("--budget", type=float, help="in device minutes; default: no limit")
+    for name, least, kind, default, text in (
+        ("install-minutes", 0.01, float, 60.0, "its limit"),
+        ("repeats", 1, int, 2, "measurements on each warm fleet"),
+        ("starts", 1, int, 60, "how many at most"),
+    ):
+        number = door.at_least(least, kind)
+        parser.add_argument(f"--{name}", type=number, default=default, help=text)
+    parser.add_argument(
+        "--budget", type=door.at_least(0.01), help="in device minutes; default: no limit"
+    )
     parser.add_argument("--history", default="", help="nights; default: $MULTINODE_HISTORY")
     parser.add_argument("--dir", type=Path, help="default: runs/bisect-<case and both ends>")
 
 
+@trial.stoppable()
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what was found."""
     case = wishes.find_case(arguments.case)
-    if arguments.metric and arguments.metric.split()[-1] not in METRICS:
+    if arguments.metric and arguments.metric.rpartition(" ")[2] not in METRICS:
         raise UsageError(f"--metric: {arguments.metric!r} is unknown", f"One of {list(METRICS)}.")
     where = arguments.history or settings.read().history
     past: list[Result] = []
@@ -148,7 +154,8 @@ class Walk:
         self._commits, self._past = line.commits, past
         names = [one for one in line.moved if one.repository]
         single = names[0].name if len(names) == 1 else ""
-        self._install = axis.named("--install", arguments.install, single)
+        installs = axis.named("--install", arguments.install, single)
+        self._install = {name: commits.words(text) for name, text in installs.items()}
         self._clones = {
             one.name: commits.Clone(home / _folder(one.name), one.repository)
             for one in names
@@ -275,8 +282,7 @@ class Walk:
             self._built.pop(name, None)
             clone.clean()
             log = self._home / f"install-{commit.short}.txt"
-            words = shlex.split(self._install[name])
-            if not clone.install(words, log, self._asked.install_minutes * 60):
+            if not clone.install(self._install[name], log, self._asked.install_minutes * 60):
                 self._say(f"  {commit.short} cannot be installed ({log}); it is left out")
                 return False
             self._built[name] = native

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -97,6 +98,21 @@ def _log(repository: Path, first: str, last: str, product: str) -> list[Commit]:
         touched = [name for name in files if name]
         harmless = bool(touched) and all(_HARMLESS.search(name) for name in touched)
         found.append(Commit(sha, subject, UNLIKELY if harmless else 1.0, product))
+    return found
+
+
+def words(command: str) -> list[str]:
+    """The words of a command that installs.
+
+    Raises:
+        UsageError: a quote is open, or there is no word.
+    """
+    try:
+        found = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--install: {command!r}: {error}", "Close the quote.") from None
+    if not found:
+        raise UsageError("--install: found no command", "Such as 'pip install -e .'.")
     return found
 
 

@@ -32,6 +32,7 @@ from steps.core.case.case import Against, Variant
 from steps.core.case.gates import METRICS
 from steps.core.errors import InfraError, UsageError
 from steps.core.node import wishes
+from steps.core.plan import products
 from steps.core.record.rundir import new_run_id, write_json
 from steps.core.redaction import here
 
@@ -61,10 +62,16 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help=f"METRIC, or one benchmark's: 'BENCHMARK METRIC'; default: {USUAL}",
     )
-    parser.add_argument("--margin", type=float, default=2.0, help="a loss that matters, in percent")
-    parser.add_argument("--starts", type=int, default=10, help="of each variant at most")
-    parser.add_argument("--repeats", type=int, default=2, help="measurements on each warm fleet")
-    parser.add_argument("--budget", type=float, help="in device minutes; default: no limit")
+    for name, least, kind, default, text in (
+        ("margin", 0, float, 2.0, "a loss that matters, in percent"),
+        ("starts", 3, int, 10, "of each variant at most"),
+        ("repeats", 1, int, 2, "measurements on each warm fleet"),
+    ):
+        number = door.at_least(least, kind)
+        parser.add_argument(f"--{name}", type=number, default=default, help=text)
+    parser.add_argument(
+        "--budget", type=door.at_least(0.01), help="in device minutes; default: no limit"
+    )
     parser.add_argument("--dir", type=Path, help="default: runs/compare-<id>")
 
 
@@ -85,12 +92,11 @@ class Two:
         return f"{self.variants[1].name}-against-{self.variants[0].name}"
 
 
+@trial.stoppable()
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and say what was found."""
     case = wishes.find_case(arguments.case)
     every = comparisons(case, arguments)
-    if arguments.starts < 3 or arguments.repeats < 1:
-        raise UsageError("--starts: expected at least 3, --repeats at least 1")
     unknown = [one for one in arguments.metric if one.rpartition(" ")[2] not in METRICS]
     if unknown:
         raise UsageError(
@@ -116,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             starts.carry_out()
         finally:  # what was measured is kept, whatever ended it
-            found.append(starts.conclude())
+            if starts.told:
+                found.append(starts.conclude())
     return worst(found).value
 
 
@@ -148,6 +155,23 @@ def comparisons(case: Path, arguments: argparse.Namespace) -> list[Two]:
     return every or [Two((first, one)) for one in rest]
 
 
+def pinned(variant: Variant, more: Sequence[str]) -> list[str]:
+    """Options of ``ci.run`` for a variant: every start of it gets the commits of now.
+
+    Raises:
+        UsageError: there is no such product or reference; nothing was started yet.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--product", action="append", default=[])
+    given, words = parser.parse_known_args(more)
+    asked = wishes.Wishes(product=(*given.product, *variant.products), profile=given.profile)
+    words += ["--profile", given.profile] if given.profile else []
+    for product in asked.with_products().products:
+        words += ["--product", f"{product.name}={products.entry(product)['ref']}"]
+    return words + (["--image", variant.image] if variant.image else [])
+
+
 class Starts:
     """The starts of one comparison, one after another."""
 
@@ -158,8 +182,15 @@ class Starts:
         self._asked: list[str] = [gate.metric for gate in two.gates] or arguments.metric
         self._margin, self._most = arguments.margin / 100, arguments.starts
         self._purse = purse
-        self._words = [*(("--only", arguments.only) if arguments.only else ()), *arguments.more]
+        only = ("--only", arguments.only) if arguments.only else ()
+        self._words = [[*only, *pinned(one, arguments.more)] for one in two.variants]
         self._seen: list[Started] = []
+        self._over = False
+
+    @property
+    def told(self) -> bool:
+        """Whether there is something to say: it went to its end, or something was measured."""
+        return self._over or bool(self._seen)
 
     @property
     def pair(self) -> Pair:
@@ -191,10 +222,10 @@ class Starts:
             number += 1
             variant = self._variants[turn]
             directory = self._home / f"{number:02d}-{variant.name}"
-            words = [*self._words, *(w for p in variant.products for w in ("--product", p))]
-            words += ["--image", variant.image] if variant.image else []
             began = time.monotonic()
-            one = trial.start(self._home / f"{variant.name}.yaml", turn, words, directory)
+            one = trial.start(
+                self._home / f"{variant.name}.yaml", turn, self._words[turn], directory
+            )
             self._purse.pay(directory, time.monotonic() - began)
             if one is None:
                 unfit += 1
@@ -211,6 +242,7 @@ class Starts:
             if one.values and (absent := self._lacking([*one.values])):
                 has = ", ".join(dict.fromkeys(name.split()[-1] for name in one.values))
                 raise UsageError(f"the case does not measure {absent[0]}", f"It measures: {has}.")
+        self._over = True
 
     def _values(self, one: Started) -> str:
         told = [f"{name} {sum(v) / len(v):.6g}" for name, v in one.values.items()]
@@ -239,14 +271,16 @@ class Starts:
         for one in judged:
             self._say(line(one))
         a, b = (foreign.line(one.name) for one in self._variants)
+        when = "within the budget" if self._over else "so soon"
         words = {
             Finding.NO_WORSE: f"{b} is no worse than {a}",
             Finding.WORSE: f"{b} is worse than {a}",
-            Finding.UNKNOWN: f"cannot tell within the budget whether {b} is worse than {a}",
+            Finding.UNKNOWN: f"cannot tell {when} whether {b} is worse than {a}",
         }
-        self._say(
-            f"{words[finding]} ({len(self._seen)} starts, {self._purse.total:.1f} device minutes)"
-        )
+        spent = f"({len(self._seen)} starts, {self._purse.total:.1f} device minutes)"
+        self._say(f"{words[finding]} {spent}")
+        if any(trial.rehearsed(self._home / one.run) for one in self._seen):
+            self._say("rehearsed: stand-ins played the engines, which says nothing of a product")
         return finding
 
     def _say(self, text: str) -> None:

@@ -6,11 +6,12 @@ showed. Touches: starts ``ci.run``, which leaves a run directory.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,25 @@ def write(
     load_case(target, only=only)
 
 
+def stop(_number: int) -> None:
+    """End as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stoppable(act: Callable[[int], None] = stop) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do this, so that neither leaves a fleet or an installation behind."""
+    before = {
+        number: signal.signal(number, lambda got, _: act(got))
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def start(
     case: Path,
     number: int,
@@ -122,14 +142,21 @@ def start(
     # A changed case is none of the case's nights.
     env = {**settings.inherited(), "MULTINODE_HISTORY": "", **(env or {})}
     argv = [sys.executable, "-m", "ci.run", str(case), *words, "--run-dir", str(directory)]
-    with log.open("wb") as output:
-        child = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env)
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        try:
-            code = _wait(child)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    if code == Exit.INTERRUPTED:
+    asked: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int) -> None:
+        asked.append(number)
+        for child in children:
+            child.terminate()
+
+    with log.open("wb") as output, stoppable(pass_on):
+        children.append(subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env))
+        if asked:  # before there was a child to pass it on to
+            children[0].terminate()
+        code = _wait(children[0], asked)
+    # A child that is still being loaded dies of the signal, with a code of its own.
+    if asked or code == Exit.INTERRUPTED:
         raise KeyboardInterrupt
     if code == Exit.USAGE:
         tail = log.read_text(encoding="utf-8", errors="replace").strip()[-600:]
@@ -144,18 +171,24 @@ def reason(directory: Path) -> str:
     return foreign.line((cause or {}).get("reason", "it left no verdict"))[:300]
 
 
+def rehearsed(directory: Path) -> bool:
+    """Whether stand-ins played the engines of a run."""
+    verdict = read_json(RunDir(directory).verdict)
+    return isinstance(verdict, dict) and verdict.get("rehearsed") is True
+
+
 def uninstalled(one: Started) -> bool:
     """Whether the product could not even be installed, which another start would not change."""
     return one.failure.split(" ")[1:2] == ["install"]
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
+def _wait(child: subprocess.Popen[bytes], asked: list[int]) -> int:
     """The exit code; Ctrl-C reaches the child by itself, which stops its fleet first."""
     while True:
         try:
             return child.wait()
         except KeyboardInterrupt:
-            continue
+            asked.append(signal.SIGINT)
 
 
 def seen(number: int, directory: Path) -> Started | None:

@@ -190,8 +190,12 @@ def of_run(
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", help="a case: a path, or a name in configs/")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="its run")
-    parser.add_argument("--minutes", type=float, default=0.0, help="device minutes; 0: off")
-    parser.add_argument("--days", type=float, default=3.0, help="how old a good run may be")
+    parser.add_argument(
+        "--minutes", type=door.at_least(0), default=0.0, help="device minutes; 0: off"
+    )
+    parser.add_argument(
+        "--days", type=door.at_least(0), default=3.0, help="how old a good run may be"
+    )
     parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
 
 

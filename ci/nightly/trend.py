@@ -225,7 +225,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What trend and baseline share."""
     parser.add_argument("--only", default="", metavar="NAME", help="of a file of several cases")
     parser.add_argument("--store", default="", help="default: $MULTINODE_HISTORY")
-    parser.add_argument("--last", type=int, default=60, help="runs to look at; default 60")
+    parser.add_argument(
+        "--last", type=door.at_least(1, int), default=60, help="runs to look at; default 60"
+    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ci.tools import plots
 from ci.tools.plots import Dot, Loads
 from steps.core.case.numbers import Refused
+from steps.core.errors import UsageError
 from steps.core.record import outcome
 from steps.core.record.outcome import Finished
 from steps.core.record.records import BenchResult, Point, bench_from
@@ -40,12 +41,18 @@ def devices_of(plan: Any) -> int:
 
 
 def beside(over: Finished, against: Path | None = None) -> list[Other]:
-    """The last good run of the same case, and the one that was asked for."""
-    if not any(result.points for result in over.verdict.benchmarks):
-        return []
-    found = []
+    """The last good run of the same case, and the one that was asked for.
+
+    Raises:
+        UsageError: nothing of what was asked for can be laid beside.
+    """
+    names = [result.name for result in over.verdict.benchmarks if result.points]
     if against is not None:
-        found.append(_other(RunDir(against), against.name))
+        found = [_asked(over, RunDir(against), names)]
+    elif names:
+        found = []
+    else:
+        return []
     for path in _earlier(over.run_dir.path)[:LOOKED]:
         verdict = read_json(path / "verdict.json")
         if not isinstance(verdict, dict) or verdict.get("run") == over.verdict.run:
@@ -59,6 +66,21 @@ def beside(over: Finished, against: Path | None = None) -> list[Other]:
                     found.append(other)
                     break
     return found
+
+
+def _asked(over: Finished, run_dir: RunDir, names: Sequence[str]) -> Other:
+    """A run that somebody named, with what it does not share with this one in its label."""
+    hint = "Both runs need a benchmark of one name with a sweep or a search."
+    if not names:
+        raise UsageError(f"--against: {over.run_dir.path} itself has no loads", hint)
+    other = _other(run_dir, run_dir.path.name)
+    if not any(other.points.get(name) for name in names):
+        raise UsageError(f"--against: {run_dir.path} has no loads of {', '.join(names)}", hint)
+    plan = outcome.plan_of(run_dir)
+    facts = [plan.model] if plan.model != over.plan.model else []
+    facts += ["rehearsed"] if plan.rehearsed and not over.plan.rehearsed else []
+    facts += ["not rehearsed"] if over.plan.rehearsed and not plan.rehearsed else []
+    return replace(other, label=f"{other.label} ({', '.join(facts)})") if facts else other
 
 
 def _earlier(path: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import select
@@ -82,6 +83,19 @@ class Verb:
 
 def no_options(_parser: argparse.ArgumentParser) -> None:
     """For a command that takes none."""
+
+
+def at_least(least: float, kind: Callable[[str], float] = float) -> Callable[[str], float]:
+    """The type of an option: a number, and not nan or endless, which no comparison refuses."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not least <= value < math.inf:
+            wanted = f"a number of at least {least:g}"
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected {wanted}")
+        return value
+
+    return number
 
 
 def warn(text: str) -> None:

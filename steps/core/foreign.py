@@ -50,7 +50,9 @@ def line(text: object) -> str:
 def block(text: object) -> str:
     """A message as it is printed: its further lines are indented, and none is an order."""
     first, *rest = plain(str(text)).split("\n")
-    further = (f"{_INDENT}{printed(each.removeprefix(_INDENT))}" for each in rest)
+    # Lines that stand in already, such as a hint's, keep their columns: they may be YAML.
+    inner = len(_INDENT) if all(each.startswith(_INDENT) for each in rest) else 0
+    further = (f"{_INDENT}{printed(each[inner:])}" for each in rest)
     return "\n".join([first.replace("##[", "## ["), *further])
 
 

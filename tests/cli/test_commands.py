@@ -139,6 +139,7 @@ def test_a_refused_case_leaves_a_report_for_ci(call: Call, tmp_path: Path, name:
         (("{case}", "--rehearse", "--timeout", "load=soon"), "soon"),
         (("{case}", "--rehearse", "--timeout", "load=-1"), "-1"),
         (("{case}", "--rehearse", "--timeout", "load=1e9"), "1e9"),
+        (("{case}", "--rehearse", "--image", ""), "found '', expected REPOSITORY:TAG"),
         (("{case}", "--rehearse", "--network", "300.1"), "0 to 255"),
         (("{case}", "--rehearse", "--network", "here"), "two numbers"),
         (("{case}", "--rehearse", "--load-seconds", "nan"), "seconds from 0"),

@@ -340,6 +340,9 @@ def reads_words(case: Path, number: int, words: object, directory: Path, env: ob
         (["--good", "image=a"], "one end is missing"),
         (["--good", "main~2", "--only", "x"], "holds one case"),
         ([], "has none"),
+        (["--good", "main~2", "--install", "pip 'x"], "No closing quotation"),
+        (["--good", "main~2", "--install", " "], "found no command"),
+        (["--good", "main~2", "--metric", " "], "is unknown"),
     ],
 )
 def test_ends_that_do_not_fit_are_refused(
@@ -349,6 +352,14 @@ def test_ends_that_do_not_fit_are_refused(
     argv = ["quickstart.yaml", "--repository", str(repository), "--dir", str(tmp_path / "out")]
     assert bisect.main([*argv, *more]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--budget=nan", "--starts=0", "--repeats=0",
+                                    "--install-minutes=nan"])  # fmt: skip
+def test_numbers_that_bound_nothing_are_refused(option: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bisect.main(["quickstart.yaml", option])
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +19,12 @@ from ci.compare import compare, trial
 from ci.compare.pair import Started
 from steps.core.case.build import load_case
 from steps.core.errors import CaseError, UsageError
+from steps.core.node.products import pin
 from steps.core.node.wishes import CONFIGS
+from steps.core.plan.products import KNOWN, Product
 from steps.core.record import outcome
 from steps.core.record.rundir import RunDir
+from tests.core.waiting import alive, eventually
 
 Words = Callable[..., int]
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995)
@@ -115,10 +124,8 @@ def test_a_variant_that_crashes_is_worse(words: Words, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        ("--starts", "2"),
         ("--metric", "speed"),
         ("--metric", "none output_throughput"),
-        ("--repeats", "0"),
         ("--b-set", "nonsense"),
         ("--b-set", "deployment.7.server_cmd=x"),
         ("--b-set", "no.such=1"),
@@ -129,6 +136,23 @@ def test_a_variant_that_crashes_is_worse(words: Words, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_compared_is_refused(words: Words, more: tuple[str, ...]) -> None:
     assert words((100, 100), *more) == 2
+
+
+@pytest.mark.parametrize(
+    "option", ["--margin=nan", "--margin=-5", "--budget=nan", "--budget=-1", "--budget=0",
+               "--starts=2", "--repeats=0", "--budget=inf"],
+)  # fmt: skip
+def test_a_number_that_no_comparison_would_refuse_is_refused(
+    words: Words, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        words((100, 100), option)
+    assert ended.value.code == 2
+    name, _, value = option.partition("=")
+    assert f"argument {name}: found '{value}', expected a number of at least" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_equal_variants_are_refused(words: Words) -> None:
@@ -203,6 +227,7 @@ def test_variants_of_a_case_are_held_against_each_other(
         values = {"chat output_throughput": (speed,), "chat ttft_p99_ms": (1 / speed,)}
         return Started(number, {**values, "chat tpot_mean_ms": (speed,)})
 
+    monkeypatch.setattr(pin, "pin", lambda product: replace(product, commit="5" * 40))
     monkeypatch.setattr(trial, "start", start)
     case = tmp_path / "case.yaml"
     case.write_text((CONFIGS / "quickstart.yaml").read_text() + VARIANTS)
@@ -212,7 +237,8 @@ def test_variants_of_a_case_are_held_against_each_other(
     assert (words, envs["VLLM_USE_V2"]) == (["--on", "k8s"], "1")
     assert "VLLM_USE_V2" not in given["v2-against-v1", "v1"][1]
     words, envs = given["v3-against-v2", "v3"]
-    assert words[2:] == ["--product", "vllm-ascend=pr/12", "--image", "image:3"]
+    place = f"vllm-ascend={KNOWN['vllm-ascend'].repository}@{'5' * 40}"
+    assert words[2:] == ["--product", place, "--image", "image:3"]
     content = json.loads((tmp_path / "out" / "v3-against-v2" / "compare.json").read_text())
     assert [one["name"] for one in content["metrics"]] == ["failures", "chat output_throughput"]
 
@@ -253,13 +279,90 @@ def test_references_and_images_are_products_of_the_runs(
         return Started(number, {"chat output_throughput": (100.0 - 20 * number + next(small),)})
 
     small = itertools.cycle((0.1, 0.2, 0.3))
+    looked = []
+
+    def pin_now(product: Product) -> Product:
+        looked.append(product.ref)
+        return replace(product, commit=f"{len(looked)}" * 40) if product.repository else product
+
     monkeypatch.setattr(trial, "start", start)
+    monkeypatch.setattr(pin, "pin", pin_now)
     argv = ["quickstart.yaml", "--a", "v0.30.0", "--b", "main", "--b", "vllm=pip:0.33"]
     argv += ["--b", "image=new", "--dir", str(tmp_path / "out"), "--on", "k8s"]
     assert compare.main(argv) == 1
-    assert given[0] == ["--on", "k8s", "--product", "vllm-ascend=v0.30.0"]
-    assert given[1][2:6] == ["--product", "vllm-ascend=main", "--product", "vllm=pip:0.33"]
+    place = f"vllm-ascend={KNOWN['vllm-ascend'].repository}@"
+    assert given[0] == ["--on", "k8s", "--product", place + "1" * 40]
+    assert given[1][2:6] == ["--product", "vllm=pip:0.33", "--product", place + "3" * 40]
     assert given[1][6:] == ["--image", "new"]
+    assert looked == ["v0.30.0", "0.33", "main"]  # once: a branch may move while they take turns
+
+
+def test_a_reference_that_is_not_there_is_said_before_anything_starts(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path / "r"], check=True)
+    assert words((100, 100), "--b", f"vllm={tmp_path}/r@nowhere") == 2
+    told = capsys.readouterr()
+    assert "has no commit 'nowhere'" in told.err
+    assert "runs in" not in told.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_start_whose_child_knows_none_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It dies with a code that is not "interrupted", which was taken for the infrastructure's."""
+    ready, child = tmp_path / "ready", tmp_path / "child"
+    child.write_text(f"#!/bin/sh\necho $$ > {ready}.new && mv {ready}.new {ready}\nexec sleep 60\n")
+    child.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(child))
+
+    def stop() -> None:
+        eventually(ready.is_file)
+        os.kill(os.getpid(), number)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(KeyboardInterrupt):
+        trial.start(tmp_path / "A.yaml", 0, [], tmp_path / "01-A")
+    stopping.join()
+    assert not alive(int(ready.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("measured", [0, 1])
+def test_a_signal_between_starts_interrupts(
+    words: Words, number: signal.Signals, measured: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, left = made_up((100, 100)), [True] * measured
+
+    def start(*given: object) -> Started:
+        if not left:
+            os.kill(os.getpid(), number)
+        left.pop()
+        return usual(*given)
+
+    before = signal.getsignal(number)
+    assert words((0, 0), start=start) == 130
+    assert signal.getsignal(number) == before
+    told = capsys.readouterr().out
+    assert "budget" not in told
+    assert ("cannot tell so soon" in told) is bool(measured)
+
+
+def test_a_rehearsed_comparison_says_so(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = made_up((100, 100))
+
+    def rehearsed(case: Path, number: int, words: object, directory: Path) -> Started:
+        directory.mkdir(exist_ok=True)
+        RunDir(directory).verdict.write_text(json.dumps({"rehearsed": asked}))
+        return replace(start(case, number, words, directory), run=directory.name)
+
+    for asked in (True, False):
+        assert words((0, 0), "--dir", str(tmp_path / str(asked)), start=rehearsed) == 0
+        assert ("says nothing of a product" in capsys.readouterr().out) is asked
 
 
 def test_of_a_metric_of_one_benchmark_only_that_is_measured(words: Words, tmp_path: Path) -> None:

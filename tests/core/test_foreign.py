@@ -17,6 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from ci.backends import Request
 from ci.nightly import history
@@ -90,6 +91,14 @@ def test_a_stream_obeys_nothing() -> None:
     assert foreign.plain("\x1b[36m(EngineCore pid=1)\x1b[0m up\r\nß→😀\t.") == (
         "(EngineCore pid=1) up\nß→😀\t."
     )
+
+
+def test_a_block_keeps_the_columns_of_what_it_shows() -> None:
+    """A YAML that one copies from a terminal is one."""
+    shown = {"benchmarks": {"chat": {"find": {"within": [1, 64]}}}}
+    text = foreign.block("Proposed:\n" + yaml.safe_dump(shown))
+    assert yaml.safe_load(text.partition("\n")[2]) == shown
+    assert foreign.block("error: x\n    hint\n      more") == "error: x\n    hint\n      more"
 
 
 @pytest.mark.parametrize(

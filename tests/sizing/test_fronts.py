@@ -12,10 +12,12 @@ import pytest
 
 from ci.report import sizing
 from steps.core.case.build import load_case
+from steps.core.errors import UsageError
 from steps.core.plan import clusters
 from steps.core.plan.cluster import Rehearsal
 from steps.core.plan.plan import to_json
 from steps.core.plan.resolver import Options, resolve
+from steps.core.record import outcome
 from steps.core.record.records import BenchResult, Point
 from steps.core.record.rundir import RunDir
 from steps.core.record.verdict import Verdict
@@ -57,6 +59,25 @@ def test_only_a_run_of_the_same_kind_is_laid_beside(tmp_path: Path, rehearsed: b
     assert last.label == "last good run, good" and last.points["chat"] == POINTS
     asked, _ = sizing.beside(over, tmp_path / "failed")
     assert asked.label == "failed"
+    asked, _ = sizing.beside(over, tmp_path / "other")
+    assert asked.label == f"other ({'not ' * rehearsed}rehearsed)"
+
+
+def test_a_run_that_was_asked_for_is_laid_beside_or_refused(tmp_path: Path) -> None:
+    over = finished(tmp_path / "now", 500, rehearsed=True)
+    finished(tmp_path / "other", 300, rehearsed=True)
+    plan, verdict = tmp_path / "other" / "plan.json", tmp_path / "other" / "verdict.json"
+    plan.write_text(plan.read_text().replace(over.plan.model, "org/another"))
+    assert sizing.beside(over, tmp_path / "other")[0].label == "other (org/another)"
+    verdict.write_text(verdict.read_text().replace('"chat"', '"talk"'))
+    with pytest.raises(UsageError, match="other has no loads of chat"):
+        sizing.beside(over, tmp_path / "other")
+    over.verdict = replace(over.verdict, benchmarks=())
+    with pytest.raises(UsageError, match="now itself has no loads"):
+        sizing.beside(over, tmp_path / "other")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match=r"none.plan\.json"):
+        outcome.plan_of(RunDir(tmp_path / "none"))
 
 
 def test_the_front_is_drawn_with_that_of_other_runs(tmp_path: Path) -> None:

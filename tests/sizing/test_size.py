@@ -95,7 +95,7 @@ def test_a_sweep_measures_each_point_on_the_warm_fleet(case: Path, tmp_path: Pat
     ("words", "said"),
     [
         ([], "no limit is given"),
-        (["--slo", "tpot<=50"], "unknown metric 'tpot'"),
+        (["--slo", "tpot<=50"], "--slo: found 'tpot<=50', unknown metric 'tpot'"),
         (["--slo", "tpot_p99_ms<=50", "--within", "8"], "expected LOW,HIGH"),
         (["--slo", "tpot_p99_ms<=50", "--within", "8,4"], "lower first"),
         (["--slo", "tpot_p99_ms<=50", "--benchmark", "acc"], "measures no performance"),

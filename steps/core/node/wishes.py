@@ -92,10 +92,17 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         help="test this state of a product: a branch, tag, commit, pr/N, URL@REF, pip:VERSION, "
         "wheel:PATH, dir:PATH",
     )  # fmt: skip
-    shape.add_argument("--image", default="", help="with --on k8s: instead of the profile's")
+    shape.add_argument("--image", type=_image, help="with --on k8s: instead of the profile's")
     shape.add_argument(
         "--network", type=_network, default="", help="loopback network, such as 71.9"
     )
+
+
+def _image(text: str) -> str:
+    """A reference of an image; an empty variable of a shell would mean the profile's."""
+    if not re.fullmatch(r"\S+", text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected REPOSITORY:TAG or @DIGEST")
+    return text
 
 
 def _network(text: str) -> str:

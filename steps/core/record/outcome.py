@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from steps.core.errors import InfraError
+from steps.core.errors import InfraError, UsageError
 from steps.core.plan.plan import Plan, from_json
 from steps.core.record import devicetime, records, telemetry
 from steps.core.record.events import RUNNER, read_events
@@ -82,14 +82,14 @@ def plan_of(run_dir: RunDir) -> Plan:
     """The plan of a run directory.
 
     Raises:
-        InfraError: it has none, or none of this version.
+        UsageError: it is the directory of no run.
+        InfraError: its plan cannot be read, or is none of this version.
     """
     try:
         return from_json(read_bounded(run_dir.plan).decode())
     except OSError as error:
-        raise InfraError(
-            f"{run_dir.plan}: {error.strerror}", "Name a run directory with --run-dir."
-        ) from None
+        kind = UsageError if isinstance(error, FileNotFoundError) else InfraError
+        raise kind(f"{run_dir.plan}: {error.strerror}", "Name the directory of a run.") from None
     except ValueError as error:
         raise InfraError(f"{run_dir.plan}: {error}") from None
 

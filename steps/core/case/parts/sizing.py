@@ -107,8 +107,10 @@ def find(entry: Mapping[str, Any], wrong: Wrong) -> Find | None:
         except ValueError as error:
             wrong(f"found {cut(text, 80)!r}, {error}", "", "find", "subject_to", at)
             continue
-        more_is_better = gates.METRICS[limit.metric][1] and limit.metric != "success_ratio"
-        if limit.of_baseline or more_is_better or limit.metric == "duration_ms":
+        share = limit.metric == "success_ratio"
+        more_is_better = gates.METRICS[limit.metric][1] and not share
+        odd = more_is_better or limit.metric == "duration_ms" or limit.of_baseline
+        if odd or limit.op[0] not in (">=" if share else "<"):
             message = f"found {cut(text, 80)!r}, which is not surely broken by more load"
             hint = "Limit a time, such as 'tpot_p99_ms <= 50'."
             wrong(message, hint, "find", "subject_to", at)
