@@ -18,6 +18,8 @@ from typing import Any
 from steps.core.system.guard import marked
 
 ROOT = Path(__file__).resolve().parents[2]
+#: What Python says of a package that is not installed.
+ABSENT = "raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')\n"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def undrawn(env: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """The environment of a runner that has no matplotlib, whose import costs more than a node."""
     (tmp_path / "undrawn").mkdir(exist_ok=True)
-    (tmp_path / "undrawn" / "matplotlib.py").write_text("raise ImportError\n")
+    (tmp_path / "undrawn" / "matplotlib.py").write_text(ABSENT)
     path = [str(tmp_path / "undrawn"), *filter(None, [env.get("PYTHONPATH")])]
     return {**env, "PYTHONPATH": os.pathsep.join(path)}
 

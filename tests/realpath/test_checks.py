@@ -50,7 +50,8 @@ def picture(tmp) -> None:
 
 def test_every_check_is_made_and_nothing_is_skipped(tmp_path):
     picture(tmp_path)
-    found = local(tmp_path, asked())
+    # So slow that the first answers of two benchmarks are alike on a busy machine too.
+    found = local(tmp_path, asked(knobs="ttft=0.1"))
     assert (found.code, found.verdict["verdict"]) == (0, "pass"), found.output
     statuses = {name: check["status"] for name, check in told(found).items()}
     assert set(statuses.values()) == {"pass"}, statuses
