@@ -191,7 +191,7 @@ def test_what_a_run_says_of_itself(tmp_path):
 
 
 def test_a_run_is_replayed(tmp_path):
-    first = fleet.local(tmp_path, fleet.case(1), "--bench", "smoke")
+    first = fleet.local(tmp_path, fleet.case(1), "--bench", "smoke", draw=True)
     words = list(replay.options(loaded(first), first.path / "case.yaml"))
     assert words[:2] == ["--on", "local"]
     assert "--rehearse" not in words
