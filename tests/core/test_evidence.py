@@ -208,9 +208,15 @@ def test_every_pattern_is_linear_in_its_own_prefix(name: str) -> None:
     for end in range(1, len(example) + 1, max(1, len(example) // 12)):
         seed = example[:end]
         small, large = (seed * (size // len(seed)) for size in (25_000, 500_000))
-        few = seconds_of(lambda: list(pattern.finditer(small)))  # noqa: B023
-        many = seconds_of(lambda: list(pattern.finditer(large)))  # noqa: B023
-        assert many < max(80 * few, 0.25), f"{seed!r}: {few:.3f} s of 25 kB, {many:.3f} s of 500"
+        took = []
+        for _ in range(4):  # other programs cost this one time too; a quadratic one stays slow
+            few = seconds_of(lambda: list(pattern.finditer(small)))  # noqa: B023
+            many = seconds_of(lambda: list(pattern.finditer(large)))  # noqa: B023
+            took.append(f"{few:.3f} s of 25 kB, {many:.3f} s of 500")
+            if many < max(80 * few, 0.35):
+                break
+        else:
+            pytest.fail(f"{seed!r}: {took}")
 
 
 def test_a_line_of_dashes_is_read_at_once() -> None:
