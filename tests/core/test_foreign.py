@@ -290,8 +290,8 @@ def test_a_run_whose_engine_is_hostile(tmp_path: Path, crash: str) -> None:
     knobs = f"says={tmp_path / 'says'}{crash}"
     summary = tmp_path / "github.md"
     found = fleet.local(
-        tmp_path, fleet.case(1, {0: knobs}), "--verbose", GITHUB_ACTIONS="true", CI="true",
-        GITHUB_STEP_SUMMARY=str(summary), PYTHONIOENCODING="utf-8",
+        tmp_path, fleet.case(1, {0: knobs}), "--verbose", draw=True, GITHUB_ACTIONS="true",
+        CI="true", GITHUB_STEP_SUMMARY=str(summary), PYTHONIOENCODING="utf-8",
     )  # fmt: skip
     assert found.code == bool(crash), found.output
     assert "[node-0/server]" in found.output

@@ -739,7 +739,7 @@ def test_who_waits_to_hand_its_record_over_is_not_lost(
 ) -> None:
     made = fleet(2)
     link = made.worker(1)
-    eventually(lambda: made.leader.joined() == [1])
+    eventually(link.joined.is_set)
     post, began = link._post, time.monotonic()
 
     def busy(connection: Any, path: str, beat: Any = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -62,12 +63,13 @@ def test_nobody_sees_the_token(rig: Rig, case: Path) -> None:
     for program in rig.programs():
         assert TOKEN.encode() not in program.cmdline + program.environ
     for host in rig.hosts:
-        files = [path for path in host.disk.rglob("*") if path.is_file()]
-        assert files
-        for path in files:
-            assert TOKEN.encode() not in path.read_bytes(), path
-            assert path.stat().st_mode & 0o077 == 0, path
-        assert all(p.stat().st_mode & 0o077 == 0 for p in host.disk.rglob("*") if p.is_dir())
+        seen = 0
+        for path in host.disk.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # byte code is renamed when it is whole
+                assert path.stat().st_mode & 0o077 == 0, path
+                assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+                seen += path.is_file()
+        assert seen
     assert run.end() == 0, run.text
     for path in run.dir.rglob("*"):
         if path.is_file():
