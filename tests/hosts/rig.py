@@ -161,6 +161,7 @@ class Rig:
         self.root = root
         self.home = root / "home"
         self.space = root / "space"
+        self._runs: list[Run] = []
         self.network = clusters.free_network(PORT)
         ssh = self.home / ".ssh"
         ssh.mkdir(parents=True, mode=0o700)
@@ -232,7 +233,8 @@ class Rig:
         argv = [sys.executable, "-m", "ci.run", str(case), "--on", "hosts", "--rehearse"]
         argv += ["--hosts", str(hosts or self.hosts_file()), "--run-dir", str(run_dir), *more]
         whole = {**self.environment(), **(env or {})}
-        return Run(argv, run_dir, whole if draw else undrawn(whole, self.root))
+        self._runs.append(Run(argv, run_dir, whole if draw else undrawn(whole, self.root)))
+        return self._runs[-1]
 
     def programs(self) -> list[Program]:
         """What runs on the hosts besides sshd, as it was when it was looked at."""
@@ -259,7 +261,12 @@ class Rig:
         return [*map(str, found), *files]
 
     def wipe(self) -> None:
-        """Empty the hosts' disks and end what runs there."""
+        """Empty the hosts' disks and end what runs there, runners of a failed test among it."""
+        for run in self._runs:
+            if run.popen.poll() is None:
+                os.killpg(run.popen.pid, signal.SIGKILL)
+                run.popen.wait()
+        self._runs.clear()
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -23,10 +23,11 @@ _PREFIX = "mn-ssh-"
 #: ``RemoteCommand`` and ``Include`` need it.
 MINIMUM = (7, 6)
 #: Before the user's own configuration, as a file, since ssh hands that on to a jump host's ssh:
-#: nobody can be asked, nothing is forwarded, only known host keys count.
+#: nobody can be asked, nothing is forwarded, only known host keys count, and none is added.
 _CONFIG = """\
 BatchMode yes
 StrictHostKeyChecking yes
+UpdateHostKeys no
 LogLevel ERROR
 ClearAllForwardings yes
 ForwardAgent no
