@@ -171,7 +171,7 @@ def pinned(variant: Variant, more: Sequence[str]) -> list[str]:
     Raises:
         UsageError: there is no such product or reference; nothing was started yet.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = door.passing()
     parser.add_argument("--profile", default="")
     parser.add_argument("--product", action="append", default=[])
     given, words = parser.parse_known_args(more)

@@ -81,6 +81,11 @@ class Verb:
         return guarded(lambda: self.work(arguments))
 
 
+def passing() -> argparse.ArgumentParser:
+    """For some of the options that a verb passes on; ``parse_known_args`` leaves the others."""
+    return argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+
+
 def no_options(_parser: argparse.ArgumentParser) -> None:
     """For a command that takes none."""
 

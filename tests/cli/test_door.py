@@ -384,7 +384,7 @@ def test_a_result_is_kept_afterwards(
         "run-1"
     ]
     assert "run-1, quickstart" in capsys.readouterr().out
-    assert history.main([str(tmp_path), "--store", str(store)]) == Exit.INFRA
+    assert history.main([str(tmp_path), "--store", str(store)]) == Exit.USAGE
 
 
 def test_every_command_goes_through_the_door() -> None:

@@ -388,7 +388,7 @@ def test_no_plan(hand: Hand) -> None:
         assert hand(step) == 2, hand.said
         assert "invoke plan --case" in hand.said or "--case" in hand.said
     for step in ("status", "stop"):
-        assert hand(step) == 3, hand.said
+        assert hand(step) == 2, hand.said
         assert "plan.json" in hand.said
 
 

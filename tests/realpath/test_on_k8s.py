@@ -46,7 +46,8 @@ def run(
     (tmp / "lab.yaml").write_text(f"{PROFILE}mounts: {json.dumps(listed)}\n{profile}")
     argv = [sys.executable, "-m", verb[0], str(fleet.written(tmp, data)), "--on", "k8s"]
     argv += ["--profile", str(tmp / "lab.yaml"), verb[1], str(tmp / "run"), *words]
-    brought = {name: here[name].replace(str(fleet.ROOT), "/engine") for name in BROUGHT}
+    # Not the root: what nox has installed is below it too.
+    brought = {n: here[n].replace(str(fleet.HERE), "/engine/tests/engine") for n in BROUGHT}
     brought["MULTINODE_CACHE"] = "/tmp/multinode-cache"
     image = Image(env=brought)
     with KubeDouble(tmp / "kube", timing=QUICK, images={"registry.local/py:1": image}) as kube:

@@ -14,7 +14,7 @@ from tests.realpath.fleet import HERE, case, cause, checks, local
 
 SCRIPT = f"""#!/usr/bin/env -S {sys.executable} -SE
 import sys
-sys.path[:0] = [{str(HERE.parents[1])!r}]
+sys.path[:0] = ['WHERE']
 from tests.engine.vllm import main
 print("engine WHICH", flush=True)
 sys.exit(main(sys.argv[1:]))
@@ -40,7 +40,7 @@ def repository(tmp: Path, *states: str, engine: str = "") -> tuple[Path, list[st
     for state in states:
         program = place / "bin" / "vllm"
         text = SCRIPT.replace("WHICH", state)
-        program.write_text(text.replace(str(HERE.parents[1]), engine) if engine else text)
+        program.write_text(text.replace("WHERE", engine or str(HERE.parents[1])))
         program.chmod(0o755)
         git(place, "add", "--all")
         git(place, "commit", "--quiet", "--allow-empty", "-m", state)
