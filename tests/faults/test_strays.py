@@ -16,7 +16,7 @@ from steps.core.record.rundir import read_json
 from steps.core.system import ancestry
 from tests.core import strays
 from tests.core.cases import ROOT
-from tests.core.waiting import eventually
+from tests.core.waiting import alive, eventually
 from tests.faults.rehearse import command
 
 
@@ -105,6 +105,7 @@ def test_a_step_run_alone_that_is_killed_leaves_nothing(place: Path) -> None:
     eventually(lambda: not ancestry.kin_of(own))
     eventually(lambda: not strays.alive(roster), 15)
     eventually(lambda: not list((place / "t").iterdir()))
+    eventually(lambda: not alive(guard))  # else it writes while the place is removed
 
 
 def _names_guard(pid: int) -> bool:
