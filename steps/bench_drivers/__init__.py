@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from steps.bench_drivers import caches
 from steps.core.case.case import Benchmark
-from steps.core.case.numbers import is_finite
+from steps.core.case.numbers import dumps, is_finite
 from steps.core.node.noderun import NodeRun
 from steps.core.plan.drivers import DRIVERS, Driver
 from steps.core.plan.plan import BenchmarkPlan, Endpoint
@@ -93,6 +93,12 @@ class Sample:
         if self.output_tokens < 2:
             return None
         return (self.e2el - self.ttft) / (self.output_tokens - 1)
+
+
+def write_requests(path: Path, samples: Iterable[Sample]) -> None:
+    """Keep the requests of a load, a line of JSON each."""
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(dumps(vars(sample)) + "\n" for sample in samples)
 
 
 class Implementation(Protocol):

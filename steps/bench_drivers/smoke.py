@@ -21,11 +21,10 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from steps.bench_drivers import Job, Measurement, Sample, generation, stuck
+from steps.bench_drivers import Job, Measurement, Sample, generation, stuck, write_requests
 from steps.bench_drivers.progress import Counts, Watch
 from steps.bench_drivers.stream import BadAnswer, Chunked, Events, chunk, clean, is_done
 from steps.core.case.numbers import dumps
@@ -94,9 +93,8 @@ def measure(run: NodeRun, job: Job) -> Measurement:
             with contextlib.suppress(RuntimeError):  # it ends just now
                 loop.call_soon_threadsafe(load.cancel)
         thread.join(2)
-        with (job.directory / "requests.jsonl").open("w", encoding="utf-8") as out:
-            for sample in sorted(load.samples, key=lambda sample: sample.index):
-                out.write(dumps(asdict(sample)) + "\n")
+        ordered = sorted(load.samples, key=lambda sample: sample.index)
+        write_requests(job.directory / "requests.jsonl", ordered)
     took = time.monotonic() - load.began
     result = box[0]
     if isinstance(result, BaseException):

@@ -15,12 +15,20 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from steps.bench_drivers import Job, Measurement, Sample, generation, hub, smoke
+from steps.bench_drivers import (
+    Job,
+    Measurement,
+    Sample,
+    generation,
+    hub,
+    smoke,
+    write_requests,
+)
 from steps.bench_drivers.aisbench import material
 from steps.bench_drivers.aisbench.pace import Pace
 from steps.bench_drivers.client_program import blame, judge, killed, run_tool
@@ -90,8 +98,7 @@ def measure(run: NodeRun, job: Job) -> Measurement:
         left = Check("result of the client", "fail", f"{RESULT} is not there")
         return judge(run, job, Measurement(checks=(left,)), status, log, CLIENT)
     measured, samples = found
-    with (place / "requests.jsonl").open("w", encoding="utf-8") as out:
-        out.writelines(dumps(asdict(sample)) + "\n" for sample in samples)
+    write_requests(place / "requests.jsonl", samples)
     if status.code:
         ended = Check("exit code of the client", "fail", f"{CLIENT} {status}")
         measured = replace(measured, checks=(*measured.checks, ended))

@@ -19,16 +19,17 @@ import sqlite3
 import statistics
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from steps import bench_drivers
 from steps.bench_drivers import Measurement, Sample
 from steps.core import foreign
 from steps.core.case.case import Benchmark
-from steps.core.case.numbers import Refused, dumps, finite, is_finite, loads, whole
+from steps.core.case.numbers import Refused, finite, is_finite, loads, whole
 from steps.core.record.records import Check
 
 _ROWS = {"E2EL": "e2el", "TTFT": "ttft", "TPOT": "tpot", "ITL": "itl"}
@@ -393,10 +394,8 @@ def _score(run: _Run, averaged: bool) -> tuple[float | None, str]:
 
 
 def write_requests(path: Path, rows: Iterable[Sample]) -> None:
-    """One JSON line a request, in the smoke driver's shape; long texts are shortened."""
-    with path.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(dumps({**vars(row), "text": row.text[:TEXT_KEPT]}) + "\n")
+    """Keep the requests; long texts are shortened."""
+    bench_drivers.write_requests(path, (replace(row, text=row.text[:TEXT_KEPT]) for row in rows))
 
 
 def _asked(run: _Run, found: int) -> Check:
