@@ -35,7 +35,7 @@ def commit_of(result: Result, product: str) -> str:
 def comparable(results: Sequence[Result], rehearsed: bool) -> list[Result]:
     """The nights that were played as these starts are, on the newest one's cluster, told alike."""
     found = [one for one in results if one.rehearsed == rehearsed]
-    return [n for n in found if (n.cluster, n.asked) == (found[-1].cluster, found[-1].asked)]
+    return [one for one in found if one.compares(found[-1])]
 
 
 def last_good(results: Iterable[Result], product: str) -> str:

@@ -98,6 +98,11 @@ class Result:
         told = ((name, self.versions[f"{name}-commit"]) for name in named or usual[:1])
         return ", ".join(f"{name} {short(commit)}" for name, commit in told)
 
+    def compares(self, other: Result) -> bool:
+        """Whether both are of one kind: the cluster, what was to be tested, rehearsed or not."""
+        mine, theirs = ((r.cluster, r.asked, r.rehearsed) for r in (self, other))
+        return mine == theirs
+
 
 def short(commit: str) -> str:
     """A commit as people write it, with what stands behind it."""

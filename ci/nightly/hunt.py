@@ -72,11 +72,7 @@ def decide(
     """
     for why in _not_at_all(bad, known_issue, limits):
         return Decision(why)
-    alike = [
-        one
-        for one in past
-        if (one.cluster, one.asked) == (bad.cluster, bad.asked) and not one.rehearsed
-    ]
+    alike = [one for one in past if one.compares(bad)]
     good = next((one for one in reversed(alike) if one.verdict == "pass"), None)
     if good is None:
         return Decision("no run of it has passed on this cluster")

@@ -54,8 +54,7 @@ def series(results: Sequence[Result], benchmark: str, metric: str) -> list[Point
     return [
         Point(r.time, r.benchmarks[benchmark][metric], r.run, r.commit, r.versions)
         for r in real
-        if (r.cluster, r.asked) == (real[-1].cluster, real[-1].asked)
-        and r.drivers.get(benchmark) == real[-1].drivers.get(benchmark)
+        if r.compares(real[-1]) and r.drivers.get(benchmark) == real[-1].drivers.get(benchmark)
     ]
 
 

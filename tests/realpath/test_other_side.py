@@ -114,7 +114,6 @@ PLACES = {
     "bisect.run": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
     "nights.comparable": "test_bisect.py::test_nights_of_the_history_shorten_the_search",
     "backend.run": "test_on_k8s.py::test_a_fleet_passes_without_the_tag",
-    "hunt.decide": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "hunt._not_at_all": "test_hunt.py::test_the_first_red_night_after_a_good_one_is_searched",
     "trend._measured": "test_local.py::test_what_counts_goes_into_the_history",
     "trend.text": "test_local.py::test_what_counts_goes_into_the_history",
