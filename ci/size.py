@@ -24,14 +24,14 @@ from typing import Any
 import yaml
 
 from ci import run as ci_run
+from ci.tools import casefile
 from steps.bench_drivers.caches import RESETS
 from steps.core import door, foreign
 from steps.core.case import gates
-from steps.core.case.build import load_case
 from steps.core.errors import UsageError
 from steps.core.node import wishes
 from steps.core.record.records import BenchResult, bench_from
-from steps.core.record.rundir import RunDir, new_run_id, read_json, write_text
+from steps.core.record.rundir import RunDir, new_run_id, read_json
 from steps.core.redaction import here
 
 MAXIMISED = ("batch_size", "request_rate", "output_throughput")
@@ -64,9 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise UsageError(f"--slo: found {limit[:80]!r}, {error}") from None
     path = wishes.find_case(arguments.case)
-    load_case(path, only=arguments.only)  # which names each mistake, and bounds what is read below
-    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    case = _within(content, arguments.only)
+    content, case = casefile.opened(path, arguments.only)
     name, entry = chosen(case.get("benchmarks") or {}, arguments.benchmark)
     wanted = {
         "maximise": arguments.maximise,
@@ -80,31 +78,19 @@ def run(arguments: argparse.Namespace) -> int:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     door.keep_in(home)
     case["benchmarks"] = {name: {**_bare(entry), "find": wanted}}
-    where = case.setdefault("envs" if arguments.only else "env_common", {}) or {}
-    case["envs" if arguments.only else "env_common"] = {RESETS: 1, **where}
+    envs = "env_common" if case is content else "envs"
+    case[envs] = {RESETS: 1, **(case.get(envs) or {})}
     made = home / "case.yaml"
-    _write(made, content)
-    load_case(made, only=arguments.only)
+    casefile.written(made, content, arguments.only)
     words = [str(made), *(["--only", arguments.only] if arguments.only else [])]
     code = ci_run.main([*words, "--run-dir", str(home / "run"), *arguments.more])
     result = found(home / "run", name)
     if result is None or "capacity" not in result.metrics:
         return code
     case["benchmarks"] = proposed(name, entry, wanted, result)
-    _write(home / "proposal.yaml", content)
-    load_case(home / "proposal.yaml", only=arguments.only)
+    casefile.written(home / "proposal.yaml", content, arguments.only)
     _tell(result, case["benchmarks"], home / "proposal.yaml")
     return code
-
-
-def _within(content: Any, only: str) -> Any:
-    """The mapping that holds the case's keys."""
-    if "test_cases" not in content:
-        return content
-    entries = {str(entry["name"]): entry for entry in content["test_cases"]}
-    if only not in entries:
-        raise UsageError("the file holds several cases", f"Name one: --only {', '.join(entries)}.")
-    return entries[only]
 
 
 def chosen(benchmarks: Mapping[str, Any], wanted: str) -> tuple[str, dict[str, Any]]:
@@ -141,10 +127,6 @@ def _range(text: str, maximised: str, entry: Mapping[str, Any]) -> list[float]:
 
 def _bare(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in entry.items() if k not in JUDGES and not k.endswith("_threshold")}
-
-
-def _write(path: Path, content: Any) -> None:
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=4096))
 
 
 def found(directory: Path, name: str) -> BenchResult | None:

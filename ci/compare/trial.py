@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ci.compare.pair import Started
+from ci.tools import casefile
 from steps.core import foreign, settings
-from steps.core.case.build import cases_in, load_case
 from steps.core.case.parts import variants
-from steps.core.case.source import load_yaml
 from steps.core.errors import Exit, MultinodeError, UsageError
 from steps.core.record import outcome
-from steps.core.record.rundir import RunDir, read_json, write_text
+from steps.core.record.rundir import RunDir, read_json
 
 #: Verdicts that say something of the product; a missed limit was measured all the same.
 MEASURED = ("pass", "performance")
@@ -81,11 +78,8 @@ def write(
         UsageError: a setting does not fit the case.
         CaseError: what it makes is no case.
     """
-    load_case(case, only=only)  # which names each mistake, and bounds what is read below
-    whole = yaml.safe_load(case.read_text(encoding="utf-8-sig"))
-    several = whole.get("test_cases")
-    at = [*cases_in(load_yaml(case))].index(only) if several and only else 0
-    content = variants.changed(several[at] if several else whole, settings)
+    whole, own = casefile.opened(case, only)
+    content = variants.changed(own, settings)
     content.pop("variants", None)
     every = content.get("benchmarks") or {}
     if benchmark:
@@ -95,11 +89,9 @@ def write(
     for entry in every.values():
         if isinstance(entry, dict) and repeats > 1:
             entry["repeat"] = repeats
-    if several:
-        several[at] = content
-    made = whole if several else content
-    write_text(target, yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=4096))
-    load_case(target, only=only)
+    own.clear()
+    own.update(content)
+    casefile.written(target, whole, only)
 
 
 def stop(_number: int) -> None:
