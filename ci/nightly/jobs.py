@@ -28,57 +28,52 @@ _OUTPUTS = """\
       @-count: ${{ steps.matrix.outputs.@-count }}
       @-parallel: ${{ steps.matrix.outputs.@-parallel }}
 """
-_NIGHTLY = """\
+#: The job of a SoC; ``&`` is the job that says which cases it has.
+_JOB = """\
   @:
-    needs: plan
-    if: needs.plan.outputs.@-count != '0'
+    needs: &
+    if: needs.&.outputs.@-count != '0'
     strategy:
       fail-fast: false
-      max-parallel: ${{ fromJSON(needs.plan.outputs.@-parallel) }}
-      matrix: ${{ fromJSON(needs.plan.outputs.@) }}
+      max-parallel: ${{ fromJSON(needs.&.outputs.@-parallel) }}
+      matrix: ${{ fromJSON(needs.&.outputs.@) }}
     name: ${{ matrix.name }}
-    uses: ./.github/workflows/_case.yaml # zizmor: ignore[self-repository] older runners
+"""
+_CASE = """\
     with:
       name: ${{ matrix.name }}
       case: ${{ matrix.case }}
       profile: ${{ matrix.profile }}
       runner: ${{ toJSON(matrix.runner) }}
       minutes: ${{ matrix.minutes }}
-      cadence: ${{ matrix.cadence }}
-      ref: ${{ inputs.ref }} # a commit given by hand may be one of a pull request
+"""
+_SECRETS = """\
     secrets:
       kubeconfig-b64: ${{ secrets.KUBECONFIG_%_B64 }}
 """
-_COMMAND = """\
-  @:
-    needs: ask
-    if: needs.ask.outputs.@-count != '0'
-    strategy:
-      fail-fast: false
-      max-parallel: ${{ fromJSON(needs.ask.outputs.@-parallel) }}
-      matrix: ${{ fromJSON(needs.ask.outputs.@) }}
-    name: ${{ matrix.name }}
+_NIGHTLY = f"""\
+{_JOB.replace("&", "plan")}\
+    uses: ./.github/workflows/_case.yaml # zizmor: ignore[self-repository] older runners
+{_CASE}\
+      cadence: ${{{{ matrix.cadence }}}}
+      ref: ${{{{ inputs.ref }}}} # a commit given by hand may be one of a pull request
+{_SECRETS}"""
+_COMMAND = f"""\
+{_JOB.replace("&", "ask")}\
     # A newer comment on the same request takes the machines over from an older one.
     concurrency:
-      group: command-${{ github.event.issue.number }}-${{ matrix.name }}
+      group: command-${{{{ github.event.issue.number }}}}-${{{{ matrix.name }}}}
       cancel-in-progress: true
     permissions:
       contents: read # the harness
     uses: ./.github/workflows/_multinode.yaml # zizmor: ignore[self-repository] older runners
-    with:
-      name: ${{ matrix.name }}
-      case: ${{ matrix.case }}
-      profile: ${{ matrix.profile }}
-      runner: ${{ toJSON(matrix.runner) }}
-      minutes: ${{ matrix.minutes }}
-      session: ${{ needs.ask.outputs.session }}
-      words: ${{ needs.ask.outputs.words }}
-      repository: ${{ needs.ask.outputs.repository }}
-      ref: ${{ needs.ask.outputs.ref }}
-      pull: ${{ needs.ask.outputs.pull }}
-    secrets:
-      kubeconfig-b64: ${{ secrets.KUBECONFIG_%_B64 }}
-"""
+{_CASE}\
+      session: ${{{{ needs.ask.outputs.session }}}}
+      words: ${{{{ needs.ask.outputs.words }}}}
+      repository: ${{{{ needs.ask.outputs.repository }}}}
+      ref: ${{{{ needs.ask.outputs.ref }}}}
+      pull: ${{{{ needs.ask.outputs.pull }}}}
+{_SECRETS}"""
 _NEED = """\
       - @
 """
