@@ -273,16 +273,10 @@ def everything(
     run_dir: Path,
     python: str,
     deadline: Callable[[], float],
-    ready: Callable[[int], None] = lambda node: None,
 ) -> list[Fetched]:
-    """Fetch from several pods at once.
-
-    Args:
-        ready: called first for each node; returns when its files are worth fetching.
-    """
+    """Fetch from several pods at once."""
 
     def one(node: int) -> Fetched:
-        ready(node)
         made = Fetch(api, namespace, pods[node], node, run_dir, python, deadline)
         try:
             return made.run()

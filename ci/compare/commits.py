@@ -51,7 +51,8 @@ def between(repository: Path, good: str, bad: str, product: str = "") -> list[Co
     """
     if not repository.is_dir():
         raise UsageError(f"--repository: {repository} is no directory", "Name a git checkout.")
-    first, last = (resolve(repository, name, ref) for name, ref in (("good", good), ("bad", bad)))
+    first = pin.commit_in(repository, good, "--good")
+    last = pin.commit_in(repository, bad, "--bad")
     if git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
         raise UsageError(
             f"{repository} is a shallow clone: its history is cut off",
@@ -72,18 +73,6 @@ def between(repository: Path, good: str, bad: str, product: str = "") -> list[Co
         )
     old = git(repository, "log", "-1", "--format=%s", first).strip()
     return [Commit(first, old, 1.0, product), *_log(repository, first, last, product)]
-
-
-def resolve(repository: Path, name: str, ref: str) -> str:
-    """The commit of a reference.
-
-    Args:
-        name: of the option that gave it.
-
-    Raises:
-        UsageError: there is none.
-    """
-    return pin.commit_in(repository, ref, f"--{name}")
 
 
 def _log(repository: Path, first: str, last: str, product: str) -> list[Commit]:

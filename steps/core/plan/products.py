@@ -2,7 +2,7 @@
 
 Enters: ``--product NAME=REF``, ``products:`` of a profile. Leaves: :class:`Product` values, or what
 is wrong with the words. Touches nothing; which commit a reference means is looked up by
-``steps.core.node.pinning``.
+``steps.core.node.products.pin``.
 
 REF is a branch, tag or commit of the product's repository, ``URL@REF``, ``pr/123``,
 ``pip:VERSION``, ``wheel:PATH``, ``dir:PATH``, or ``image``: what the image holds.
