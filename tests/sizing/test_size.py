@@ -11,8 +11,10 @@ import yaml
 from ci import run as ci_run
 from ci import size
 from ci.report import html
+from ci.tools import casefile
 from steps.core.case.build import load_case
 from steps.core.record.records import BenchResult, Point
+from tests.ci.test_row import FILE
 
 CASE = """\
 test_name: sized
@@ -123,3 +125,14 @@ def test_the_proposal_keeps_a_load_that_surely_holds() -> None:
     result = BenchResult("c", "d", "performance", "pass", metrics=metrics, points=points)
     made = size.proposed("c", {}, {**wanted, "maximise": "output_throughput"}, result)
     assert made["c"]["batch_size"] == 32
+
+
+def test_of_two_cases_with_one_name_the_second_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(FILE.replace("name: second", 'name: "first one"'))
+    whole, own = casefile.opened(path, "first one-2")
+    assert own is whole["test_cases"][1]
+    own["prompts"] = ["c"]
+    casefile.written(tmp_path / "made.yaml", whole, "first one-2")
+    again, _ = casefile.opened(tmp_path / "made.yaml", "first one-2")
+    assert [entry.get("prompts") for entry in again["test_cases"]] == [None, ["c"]]
