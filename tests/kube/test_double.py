@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import socket
+import subprocess
 import tarfile
 import threading
 import time
@@ -21,7 +22,7 @@ import pytest
 from tests.core.waiting import alive
 
 from . import fleet
-from .double import Image, KubeDouble, Timing
+from .double import Image, KubeDouble, Timing, sandbox
 from .test_fetch import connected
 from .test_replay import ask, run, until
 
@@ -449,3 +450,11 @@ def test_tls_and_the_open_paths(tmp_path: Path) -> None:
         trust = ssl.create_default_context(cadata=kube.ca)
         with urllib.request.urlopen(kube.url + "/readyz", context=trust, timeout=5) as answer:
             assert answer.read() == b"ok"
+
+
+def test_a_process_may_end_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory was there when it was listed, and is not when it is read."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    assert sandbox.below(gone.pid) == []

@@ -29,6 +29,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -453,12 +454,18 @@ def below(pid: int) -> list[int]:
     """All that descends from a process, nearest first."""
     found, pending = [], [pid]
     while pending:
-        for task in Path(f"/proc/{pending.pop(0)}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                children = [int(child) for child in task.read_text().split()]
-                pending += children
-                found += children
+        children = list(_children(pending.pop(0)))
+        pending += children
+        found += children
     return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    """The children of a process and of its threads, any of which may end meanwhile."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                yield from map(int, (task / "children").read_text().split())
 
 
 def memory_hog(process: Process, limit: float) -> int:
